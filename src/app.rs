@@ -1,0 +1,163 @@
+//! Wiring: builds the store, the upstreams, the mirror and the server from the configuration, owns their tasks, and drains.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::mirror::{Mirror, Registries, Registry};
+use crate::server;
+use crate::store::{self, Store};
+use crate::upstream::Upstream;
+
+/// A running larder. To be ended with [`App::stop`]; dropped, its tasks go on.
+pub struct App {
+    address: SocketAddr,
+    store: Store,
+    stop: CancellationToken,
+    running: JoinHandle<Drained>,
+}
+
+/// What a stop had to cut off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Drained {
+    pub connections: usize,
+    pub fills: usize,
+}
+
+/// Why larder does not start. Nothing has been changed.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("{0}")]
+    Upstream(String),
+    #[error("cannot listen on {address}: {error}; give another address as server.listen")]
+    Listen { address: SocketAddr, error: std::io::Error },
+    #[error(transparent)]
+    Cache(#[from] store::OpenError),
+}
+
+/// `[log]`
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogOptions {
+    /// How log lines are written: `text` or `json`.
+    pub format: LogFormat,
+    /// The least that is logged: `error`, `warn`, `info`, `debug`, `trace`. Requests are logged at `info`.
+    pub level: LogLevel,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    Error,
+    Warn,
+    #[default]
+    Info,
+    Debug,
+    Trace,
+}
+
+const UPKEEP: Duration = Duration::from_mins(1);
+/// How long fills and the store may take to put down what they have. A hung disk must not hold the process.
+const LAST_WRITES: Duration = Duration::from_secs(5);
+
+// === impl App ===
+
+impl App {
+    /// Starts larder. It serves when this returns.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start(config: Config, clock: Clock) -> Result<Self, StartError> {
+        let registries = registries(&config, &clock).map_err(StartError::Upstream)?;
+        let address = config.server.listen;
+        let listen = |error| StartError::Listen { address, error };
+        let listener = TcpListener::bind(address).await.map_err(listen)?;
+        let address = listener.local_addr().map_err(listen)?;
+        let store = Store::open(&config.cache, clock.clone()).await?;
+        let mirror = Mirror::new(config.mirror, store.clone(), registries, clock.clone());
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(run(listener, config.server, mirror, store.clone(), clock, stop.clone()));
+        Ok(Self { address, store, stop, running })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Stops listening, lets answers under way end, stops fills, and writes down what only memory knows.
+    pub async fn stop(self) -> Drained {
+        self.stop.cancel();
+        self.running.await.unwrap_or_default()
+    }
+}
+
+async fn run(
+    listener: TcpListener,
+    options: server::Options,
+    mirror: Mirror,
+    store: Store,
+    clock: Clock,
+    stop: CancellationToken,
+) -> Drained {
+    let upkeep = tokio::spawn(upkeep(store.clone(), stop.clone()));
+    let connections = server::serve(listener, &options, mirror.clone(), clock, stop.cancelled_owned()).await;
+    let fills = mirror.stop(LAST_WRITES).await;
+    let _ = upkeep.await;
+    if tokio::time::timeout(LAST_WRITES, store.close()).await.is_err() {
+        tracing::error!("the disk does not answer; the next start looks at every file");
+    }
+    Drained { connections, fills }
+}
+
+async fn upkeep(store: Store, stop: CancellationToken) {
+    let mut due = tokio::time::interval(UPKEEP);
+    due.tick().await;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = due.tick() => store.upkeep().await,
+        }
+    }
+}
+
+fn registries(config: &Config, clock: &Clock) -> Result<Registries, String> {
+    let mut all = Vec::new();
+    for (name, options) in &config.upstream {
+        // Also a sealed larder says what is wrong with its configuration.
+        let upstream = Upstream::new(name, options, clock.clone())?;
+        let upstream = if config.mirror.offline { Upstream::offline(name, clock.clone()) } else { upstream };
+        all.push((name, options, Arc::new(Registry { upstream, tag_ttl: options.tag_ttl })));
+    }
+    let default = all.iter().find(|(name, ..)| **name == config.mirror.default_upstream);
+    let (.., default) = default.ok_or("mirror.default_upstream is no upstream")?;
+    let mut registries = Registries::new(Arc::clone(default));
+    for (name, options, registry) in &all {
+        for name in std::iter::once(*name).chain(&options.aliases) {
+            registries.add_name(name, registry);
+        }
+        options.hosts.iter().for_each(|host| registries.add_host(host, registry));
+    }
+    Ok(registries)
+}

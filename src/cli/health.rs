@@ -1,0 +1,33 @@
+//! `larder health`: for a container without a shell.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+
+/// Ask a running larder whether it answers; exit code 0 if so.
+#[derive(Args)]
+pub(super) struct Health {
+    /// Where it listens.
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:5000")]
+    url: String,
+}
+
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+// === impl Health ===
+
+impl Health {
+    pub(super) fn run(self) -> Result<ExitCode, String> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
+        runtime.block_on(async {
+            let url = format!("{}/v2/", self.url.trim_end_matches('/'));
+            let client = reqwest::Client::builder().no_proxy().timeout(TIMEOUT).build().map_err(|error| error.to_string())?;
+            let response = client.get(&url).send().await.map_err(|error| format!("{url} does not answer: {error}"))?;
+            match response.status().as_u16() {
+                200 => Ok(ExitCode::SUCCESS),
+                status => Err(format!("{url} answers {status}")),
+            }
+        })
+    }
+}

@@ -1,0 +1,116 @@
+//! `larder serve`
+
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use crate::app::{App, Drained, LogFormat, LogLevel, LogOptions};
+use crate::clock::Clock;
+use crate::config::Config;
+
+/// Run the mirror.
+#[derive(Args)]
+pub(super) struct Serve {
+    /// The configuration file; without it, everything is at its default.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// One option, over the file and the environment: `server.listen=0.0.0.0:5000`.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+// === impl Serve ===
+
+impl Serve {
+    pub(super) fn run(self) -> Result<ExitCode, String> {
+        let config = Config::load(self.config.as_deref(), std::env::vars(), &self.set).map_err(|error| error.to_string())?;
+        log(&config.log);
+        allow_many_files();
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| error.to_string())?;
+        let outcome = runtime.block_on(serve(config));
+        // A hung disk or a resolver that does not answer must not hold the process.
+        runtime.shutdown_background();
+        outcome
+    }
+}
+
+async fn serve(config: Config) -> Result<ExitCode, String> {
+    let failed = |error: std::io::Error| error.to_string();
+    let (mut terminate, mut interrupt) =
+        (signal(SignalKind::terminate()).map_err(failed)?, signal(SignalKind::interrupt()).map_err(failed)?);
+    let greeting = Greeting::of(&config);
+    let app = App::start(config, Clock::system()).await.map_err(|error| error.to_string())?;
+    greeting.print(&app);
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping; a second signal stops at once");
+    let drained = tokio::select! {
+        drained = app.stop() => drained,
+        _ = terminate.recv() => return Ok(ExitCode::FAILURE),
+        _ = interrupt.recv() => return Ok(ExitCode::FAILURE),
+    };
+    if drained == Drained::default() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let Drained { connections, fills } = drained;
+    tracing::warn!(connections, fills, "stopped before these had ended");
+    Ok(ExitCode::FAILURE)
+}
+
+/// What an operator wants to see first.
+struct Greeting {
+    dir: PathBuf,
+    max_size: String,
+    upstreams: String,
+}
+
+impl Greeting {
+    fn of(config: &Config) -> Self {
+        let default = &config.mirror.default_upstream;
+        let others = config.upstream.keys().filter(|name| *name != default);
+        let upstreams: Vec<&str> = std::iter::once(default).chain(others).map(String::as_str).collect();
+        Self { dir: config.cache.dir.clone(), max_size: config.cache.max_size.to_string(), upstreams: upstreams.join(", ") }
+    }
+
+    #[expect(clippy::print_stdout, reason = "this is for whoever started larder; the log goes to stderr")]
+    fn print(&self, app: &App) {
+        let address = app.address();
+        println!("larder listens on http://{address} and caches up to {} in {}", self.max_size, self.dir.display());
+        println!("It mirrors {}", self.upstreams);
+        println!("Docker: put {{\"registry-mirrors\": [\"http://{address}\"]}} into /etc/docker/daemon.json");
+    }
+}
+
+/// To stderr; levels of single parts may be given in `RUST_LOG`.
+fn log(options: &LogOptions) {
+    let level = match options.level {
+        LogLevel::Error => "error",
+        LogLevel::Warn => "warn",
+        LogLevel::Info => "info",
+        LogLevel::Debug => "debug",
+        LogLevel::Trace => "trace",
+    };
+    // At debug and below, libraries would tell of every header, credentials among them.
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(format!("warn,larder={level},access={level}")));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match options.format {
+        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+}
+
+/// Every connection and every open blob is a descriptor; the usual limit of 1,024 is a heritage of `select`.
+fn allow_many_files() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+        tracing::warn!(%error, "the limit of open files cannot be raised");
+    }
+}

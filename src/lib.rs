@@ -1,0 +1,36 @@
+//! larder: a pull-through caching mirror for container registries.
+//!
+//! # Floors
+//!
+//! A file uses what is on floors below its own, never above; `tests/it/layers.rs` holds everyone to it.
+//!
+//! ```text
+//! floor 4   cli  app  config         wiring; may use all below
+//! floor 3   server                   HTTP in: parse, ask the mirror, respond; connections, drain
+//! floor 2   mirror                   the pull-through policy: who answers, how fresh, one fill per digest
+//! floor 1   store      upstream      mechanisms, which never use each other
+//! floor 0   oci  clock  flight       words and small tools: no I/O
+//! ```
+//!
+//! # A hit
+//!
+//! `server::handler` parses the request into an `oci::Route` and asks `mirror::blob`. The repository has been proven to hold
+//! the digest, so it takes the blob from `store`, and `server::respond` streams what its `BlobReader` reads from the file.
+//!
+//! # A miss
+//!
+//! `mirror::blob` starts a `mirror::fill`, a task of its own. It asks `upstream` and pushes what comes into a
+//! `store::BlobWriter`, which hashes and writes it and says how far it has come. Every client, whether it came first or
+//! joined at the end, reads the growing file, up to the tail: that is withheld until the digest is verified. Then the file
+//! is synced and renamed, and the next request is a hit. Clients may leave as they please; the fill is nobody's.
+
+pub mod app;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod flight;
+pub mod mirror;
+pub mod oci;
+pub mod server;
+pub mod store;
+pub mod upstream;

@@ -1,0 +1,165 @@
+//! Blobs: from the cache, from a fill, or by a new one; and who may have them.
+
+use crate::oci::Digest;
+use crate::store::{self, Growth, Proof};
+
+use super::body::{self, ByteStream};
+use super::fill::Interest;
+use super::{Mirror, Origin, Refusal, Served};
+
+/// A blob that can be read, whole or in parts.
+pub struct Blob {
+    pub served: Served,
+    digest: Digest,
+    source: Source,
+}
+
+enum Source {
+    Cache(store::Blob),
+    Fill(Growth, Interest),
+}
+
+/// What HEAD tells of a blob.
+pub struct BlobSize {
+    pub served: Served,
+    /// `None`: the upstream does not say.
+    pub size: Option<u64>,
+}
+
+// === impl Mirror ===
+
+impl Mirror {
+    /// The blob `digest` of a repository. On a miss this returns as soon as the upstream has begun to answer.
+    ///
+    /// Cancel safe: a fill that was begun goes on.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub async fn blob(&self, origin: &Origin, digest: &Digest) -> Result<Blob, Refusal> {
+        loop {
+            let mut proven = self.is_proven(origin, digest);
+            if self.0.store.size(digest).is_some() || proven {
+                let mut served = if origin.is_offline() { Served::Offline } else { Served::Hit };
+                if !proven {
+                    self.prove_blob(origin, digest).await?;
+                    (proven, served) = (true, Served::Revalidated);
+                }
+                if let Some(blob) = self.0.store.get(digest).await {
+                    return Ok(Blob { served, digest: digest.clone(), source: Source::Cache(blob) });
+                }
+            }
+            self.check_missing(&origin.repository, &digest.to_string())?;
+            let Some((interest, started)) = self.join_fill(origin, digest) else { continue };
+            let own = interest.origin().repository == origin.repository;
+            if !own && !proven {
+                // The bytes come by another repository; the right to them does not.
+                self.prove_blob(origin, digest).await?;
+            }
+            match interest.begun().await {
+                Ok(begun) => {
+                    let served = match begun.bypass {
+                        Some(why) => Served::Bypass(why),
+                        None if started => Served::Miss,
+                        None => Served::Joined,
+                    };
+                    return Ok(Blob { served, digest: digest.clone(), source: Source::Fill(begun.growth, interest) });
+                }
+                Err(refusal) if own => return Err(refusal),
+                // Another repository's upstream failed; as soon as its fill is off the list, it is for ours.
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    }
+
+    /// The size of a blob, without fetching it.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub async fn blob_size(&self, origin: &Origin, digest: &Digest) -> Result<BlobSize, Refusal> {
+        let held = self.0.store.size(digest);
+        if held.is_some() && self.is_proven(origin, digest) {
+            self.0.store.touch(digest);
+            let served = if origin.is_offline() { Served::Offline } else { Served::Hit };
+            return Ok(BlobSize { served, size: held });
+        }
+        self.check_missing(&origin.repository, &digest.to_string())?;
+        if self.is_proven(origin, digest) {
+            let size = self.0.store.proof(&origin.repository, digest).map(|proof| proof.size);
+            return Ok(BlobSize { served: Served::Hit, size });
+        }
+        self.prove_blob(origin, digest).await?;
+        let size = held.or_else(|| self.0.store.proof(&origin.repository, digest).map(|proof| proof.size));
+        Ok(BlobSize { served: if held.is_some() { Served::Revalidated } else { Served::Miss }, size })
+    }
+
+    /// Whether the upstream once answered for this blob in this repository. That it is a manifest there says nothing.
+    fn is_proven(&self, origin: &Origin, digest: &Digest) -> bool {
+        self.0.store.proof(&origin.repository, digest).is_some_and(|proof| proof.media_type.is_none())
+    }
+
+    /// Asks the upstream whether the repository has the blob.
+    async fn prove_blob(&self, origin: &Origin, digest: &Digest) -> Result<(), Refusal> {
+        self.check_missing(&origin.repository, &digest.to_string())?;
+        let (mirror, origin, digest) = (self.clone(), origin.clone(), digest.clone());
+        let key = (origin.repository.clone(), digest.clone());
+        let proven = self.0.proofs.join(key, || async move {
+            match origin.upstream().head_blob(&origin.repository.name, &digest).await {
+                Ok(found) => {
+                    if let Some(size) = mirror.0.store.size(&digest).or(found.size) {
+                        mirror.0.store.set_proof(&origin.repository, &digest, Proof { size, media_type: None });
+                    }
+                    Ok(())
+                }
+                Err(error) => {
+                    mirror.note_missing(&origin.repository, &digest.to_string(), &error);
+                    Err(error.into())
+                }
+            }
+        });
+        proven.await?
+    }
+}
+
+// === impl Blob ===
+
+impl Blob {
+    /// In bytes. Waits for the end of a blob whose upstream does not say its size; `None` if that end never comes.
+    ///
+    /// Cancel safe.
+    pub async fn size(&self) -> Option<u64> {
+        match &self.source {
+            Source::Cache(blob) => Some(blob.size()),
+            Source::Fill(growth, _) => growth.size().await,
+        }
+    }
+
+    /// The size, if it is known by now.
+    #[must_use]
+    pub fn known_size(&self) -> Option<u64> {
+        match &self.source {
+            Source::Cache(blob) => Some(blob.size()),
+            Source::Fill(growth, _) => growth.known_size(),
+        }
+    }
+
+    /// The bytes `start..end` of a blob whose size is `size`.
+    #[must_use]
+    pub fn read(&self, start: u64, end: u64, size: u64) -> ByteStream {
+        match &self.source {
+            Source::Cache(blob) => body::from_store(blob.read(start..end)),
+            Source::Fill(growth, interest) => body::growing(growth, (start, end), size, &self.digest, interest.clone()),
+        }
+    }
+
+    /// All bytes, of a blob whose size may not be known.
+    #[must_use]
+    pub fn read_all(&self) -> ByteStream {
+        match (&self.source, self.known_size()) {
+            (Source::Fill(growth, interest), None) => body::whole(growth, interest.clone()),
+            (_, size) => {
+                let size = size.unwrap_or_default();
+                self.read(0, size, size)
+            }
+        }
+    }
+}

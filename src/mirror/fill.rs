@@ -1,0 +1,341 @@
+//! Fills: one per digest, however many clients; it outlives them all.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
+
+use crate::oci::Digest;
+use crate::store::{BlobWriter, Finished, Growth, Proof};
+use crate::upstream::{self, BlobAnswer, Body, Span};
+
+use super::{Mirror, Origin, Refusal};
+
+/// The fills under way.
+pub(super) struct Fills {
+    running: Mutex<HashMap<Digest, Arc<Fill>>>,
+    /// Permits to go on for nobody.
+    orphans: Arc<Semaphore>,
+}
+
+/// The transfer of one blob into the store.
+pub(super) struct Fill {
+    /// Whose upstream is asked.
+    pub(super) origin: Origin,
+    digest: Digest,
+    head: watch::Sender<Head>,
+    wanted_by: AtomicUsize,
+    /// Told when the last of them has left.
+    abandoned: Notify,
+}
+
+/// What is known at the beginning of a fill.
+#[derive(Clone)]
+enum Head {
+    Waiting,
+    Begun(Begun),
+    Failed(Refusal),
+}
+
+/// A fill whose upstream has answered.
+#[derive(Clone)]
+pub(super) struct Begun {
+    pub(super) growth: Growth,
+    /// Why it goes past the cache, if it does.
+    pub(super) bypass: Option<String>,
+}
+
+/// Someone wants the blob. While nobody does, the fill is an orphan.
+pub(super) struct Interest(Arc<Fill>);
+
+/// Takes the fill off the list however it ends, and tells all who still wait for its beginning.
+struct Landing {
+    mirror: Mirror,
+    fill: Arc<Fill>,
+}
+
+/// How a stretch of transfer ended.
+enum Stretch {
+    Complete,
+    Broken(upstream::Error),
+    /// Nobody wants it, or larder stops.
+    Stopped,
+}
+
+/// A broken transfer is taken up again as often as it has brought this much since the last time.
+const PROGRESS: u64 = 1 << 20;
+/// Without progress, so often.
+const TRIES: u32 = 5;
+/// Before the first byte, so often: a client waits, and has other registries to ask.
+const FIRST_TRIES: u32 = 2;
+
+// === impl Fills ===
+
+impl Fills {
+    pub(super) fn new(orphans: usize) -> Self {
+        Self { running: Mutex::default(), orphans: Arc::new(Semaphore::new(orphans)) }
+    }
+
+    pub(super) fn running(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Arc<Fill>>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Mirror ===
+
+impl Mirror {
+    /// Joins the fill of `digest`, or starts one on behalf of `origin`. `None`: the blob has just come into the cache. The
+    /// flag tells whether it was started.
+    pub(super) fn join_fill(&self, origin: &Origin, digest: &Digest) -> Option<(Interest, bool)> {
+        let mut running = self.0.fills.running();
+        if let Some(fill) = running.get(digest) {
+            return Some((Interest::of(fill), false));
+        }
+        // A fill leaves the list after its blob has come in, so that looking here, under the lock, misses none.
+        if self.0.store.size(digest).is_some() {
+            return None;
+        }
+        let fill = Arc::new(Fill {
+            origin: origin.clone(),
+            digest: digest.clone(),
+            head: watch::Sender::new(Head::Waiting),
+            wanted_by: AtomicUsize::new(0),
+            abandoned: Notify::new(),
+        });
+        running.insert(digest.clone(), Arc::clone(&fill));
+        let interest = Interest::of(&fill);
+        let landing = Landing { mirror: self.clone(), fill };
+        self.0.tasks.spawn(async move { landing.mirror.run_fill(&landing.fill).await });
+        Some((interest, true))
+    }
+
+    async fn run_fill(&self, fill: &Arc<Fill>) {
+        let mut writer = self.0.store.begin(fill.digest.clone()).await;
+        let mut body = match self.begin_fill(fill, &mut writer).await {
+            Ok(body) => body,
+            Err(error) => {
+                self.note_missing(&fill.origin.repository, &fill.digest.to_string(), &error);
+                fill.head.send_replace(Head::Failed(error.into()));
+                return writer.suspend(false).await;
+            }
+        };
+        let mut tries = 0;
+        loop {
+            let before = writer.accepted();
+            match self.transfer(fill, &mut writer, body).await {
+                Stretch::Complete => return self.finish_fill(fill, writer).await,
+                Stretch::Stopped => {
+                    tracing::info!(digest = %fill.digest, at = writer.accepted(), "a fill stops; its partial file is kept");
+                    return writer.suspend(self.0.stopping.is_cancelled()).await;
+                }
+                Stretch::Broken(error) => {
+                    tries = if writer.accepted() - before >= PROGRESS { 0 } else { tries + 1 };
+                    tracing::warn!(digest = %fill.digest, at = writer.accepted(), %error, "a transfer broke");
+                }
+            }
+            body = loop {
+                match self.resume(fill, &mut writer, tries).await {
+                    Ok(resumed) => break resumed,
+                    Err(error) if tries >= TRIES || error.is_definitive() || self.0.stopping.is_cancelled() => {
+                        tracing::error!(digest = %fill.digest, at = writer.accepted(), %error, "a fill is given up");
+                        return writer.suspend(false).await;
+                    }
+                    Err(_) => tries += 1,
+                }
+            };
+        }
+    }
+
+    /// Asks for the blob, from where an earlier fill stopped, and tells those who wait how large it is.
+    async fn begin_fill(&self, fill: &Arc<Fill>, writer: &mut BlobWriter) -> Result<Body, upstream::Error> {
+        // The last byte is asked for again: the upstream's answer to it proves that the repository has the blob.
+        let start = writer.accepted().saturating_sub(1);
+        let span = (start > 0).then_some(Span { start, end: None });
+        let mut tries = 0;
+        let answer = loop {
+            match fill.ask(span).await {
+                Err(upstream::Error::Unsupported(416)) if span.is_some() => break fill.ask(None).await?,
+                Err(upstream::Error::Unavailable { timed_out: false, .. }) if tries < FIRST_TRIES => {
+                    pause(tries).await;
+                    tries += 1;
+                }
+                answer => break answer?,
+            }
+        };
+        let BlobAnswer { offset, size, mut body } = answer;
+        if writer.accepted() > 0 {
+            if offset == start && start > 0 {
+                body = skip(body, 1, writer).await?;
+            } else {
+                writer.restart().await;
+            }
+        }
+        if let Some(size) = size {
+            let proof = Proof { size, media_type: None };
+            self.0.store.set_proof(&fill.origin.repository, &fill.digest, proof);
+            writer.expect(size).await;
+        }
+        let bypass = writer.bypassed().map(ToString::to_string);
+        fill.head.send_replace(Head::Begun(Begun { growth: writer.growth(), bypass }));
+        Ok(body)
+    }
+
+    /// Moves bytes from `body` to `writer` until one of them ends.
+    async fn transfer(&self, fill: &Arc<Fill>, writer: &mut BlobWriter, mut body: Body) -> Stretch {
+        let mut permit = None;
+        loop {
+            if !self.may_go_on(fill, writer, &mut permit) {
+                return Stretch::Stopped;
+            }
+            tokio::select! {
+                () = self.0.stopping.cancelled() => return Stretch::Stopped,
+                () = fill.abandoned.notified() => {}
+                () = writer.progress(), if writer.is_busy() => {}
+                chunk = body.chunk(), if !writer.is_full() => match chunk {
+                    Ok(Some(bytes)) => writer.push(bytes),
+                    Ok(None) if writer.is_short() => {
+                        return Stretch::Broken(upstream::Error::Unavailable {
+                            why: "the body ended early".into(),
+                            timed_out: false,
+                        });
+                    }
+                    Ok(None) => return Stretch::Complete,
+                    Err(error) => return Stretch::Broken(error),
+                },
+            }
+        }
+    }
+
+    /// Whoever wants a blob keeps its fill going. Without anyone, a few go on if not much is missing.
+    fn may_go_on(&self, fill: &Fill, writer: &BlobWriter, permit: &mut Option<OwnedSemaphorePermit>) -> bool {
+        if fill.wanted_by.load(Ordering::Relaxed) > 0 {
+            *permit = None;
+            return true;
+        }
+        if writer.bypassed().is_some() || writer.missing().is_some_and(|bytes| bytes > self.0.options.orphan_bytes.as_u64()) {
+            return false;
+        }
+        if permit.is_none() {
+            *permit = Arc::clone(&self.0.fills.orphans).try_acquire_owned().ok();
+        }
+        permit.is_some()
+    }
+
+    async fn resume(&self, fill: &Arc<Fill>, writer: &mut BlobWriter, tries: u32) -> Result<Body, upstream::Error> {
+        if tries > 0 {
+            tokio::select! {
+                () = pause(tries) => {}
+                () = self.0.stopping.cancelled() => return Err(upstream::Error::Offline),
+            }
+        }
+        let at = writer.accepted();
+        let answer = fill.ask(Some(Span { start: at, end: None })).await?;
+        match answer.offset {
+            offset if offset == at => Ok(answer.body),
+            // It ignores ranges. Should the bytes passed over differ from those we have, the digest will tell.
+            _ => skip(answer.body, at, writer).await,
+        }
+    }
+
+    async fn finish_fill(&self, fill: &Arc<Fill>, writer: BlobWriter) {
+        let size = writer.accepted();
+        match writer.finish().await {
+            Finished::Kept => {
+                let proof = Proof { size, media_type: None };
+                self.0.store.set_proof(&fill.origin.repository, &fill.digest, proof);
+            }
+            Finished::Passed(why) => tracing::warn!(digest = %fill.digest, %why, "a blob was passed on and not kept"),
+            Finished::Mismatch => {
+                let upstream = &fill.origin.repository.upstream;
+                tracing::error!(%upstream, repository = %fill.origin.repository.name, digest = %fill.digest, size,
+                    "the upstream sent other bytes than the digest promises; nothing of them is kept");
+            }
+        }
+    }
+}
+
+/// Passes over `bytes` of `body`. What comes with the last of them is pushed.
+async fn skip(mut body: Body, mut bytes: u64, writer: &mut BlobWriter) -> Result<Body, upstream::Error> {
+    while bytes > 0 {
+        let Some(mut chunk) = body.chunk().await? else {
+            return Err(upstream::Error::Unavailable { why: "the body ended early".into(), timed_out: false });
+        };
+        let passed = chunk.len().min(usize::try_from(bytes).unwrap_or(usize::MAX));
+        let rest = chunk.split_off(passed);
+        bytes -= passed as u64;
+        if !rest.is_empty() {
+            writer.push(rest);
+        }
+    }
+    Ok(body)
+}
+
+/// Waits longer each time, and not as long as everyone else.
+async fn pause(tries: u32) {
+    let longest = Duration::from_millis(200 << tries.min(5)).min(Duration::from_secs(5));
+    let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().subsec_nanos();
+    tokio::time::sleep(longest / 2 + longest / 2 * (nanos % 1000) / 1000).await;
+}
+
+// === impl Fill ===
+
+impl Fill {
+    async fn ask(&self, span: Option<Span>) -> Result<BlobAnswer, upstream::Error> {
+        self.origin.upstream().blob(&self.origin.repository.name, &self.digest, span).await
+    }
+}
+
+// === impl Interest ===
+
+impl Interest {
+    fn of(fill: &Arc<Fill>) -> Self {
+        fill.wanted_by.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(fill))
+    }
+
+    pub(super) fn origin(&self) -> &Origin {
+        &self.0.origin
+    }
+
+    /// Waits until the upstream has answered.
+    ///
+    /// Cancel safe.
+    pub(super) async fn begun(&self) -> Result<Begun, Refusal> {
+        let mut head = self.0.head.subscribe();
+        let head = head.wait_for(|head| !matches!(head, Head::Waiting)).await.map_err(|_| Refusal::Interrupted)?;
+        match &*head {
+            Head::Begun(begun) => Ok(begun.clone()),
+            Head::Failed(refusal) => Err(refusal.clone()),
+            Head::Waiting => Err(Refusal::Interrupted),
+        }
+    }
+}
+
+impl Clone for Interest {
+    fn clone(&self) -> Self {
+        Self::of(&self.0)
+    }
+}
+
+impl Drop for Interest {
+    fn drop(&mut self) {
+        if self.0.wanted_by.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.0.abandoned.notify_one();
+        }
+    }
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        self.mirror.0.fills.running().remove(&self.fill.digest);
+        self.fill.head.send_if_modified(|head| {
+            let waiting = matches!(head, Head::Waiting);
+            if waiting {
+                *head = Head::Failed(Refusal::Interrupted);
+            }
+            waiting
+        });
+    }
+}

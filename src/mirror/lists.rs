@@ -1,0 +1,197 @@
+//! Lists that only the upstream knows: the tags of a repository, the referrers of a digest.
+
+use bytes::Bytes;
+
+use crate::clock::Timestamp;
+use crate::oci::{self, Accept, Digest, INDEX_TYPE, Page, Reference, Tag};
+use crate::upstream;
+
+use super::{Mirror, Origin, Refusal, Served};
+
+/// A page of tags.
+pub struct TagList {
+    pub served: Served,
+    pub tags: Vec<String>,
+    pub next: Option<Page>,
+}
+
+/// An index of what refers to a digest.
+pub struct Referrers {
+    pub served: Served,
+    pub index: Bytes,
+    /// Only what has the artifact type that was asked for is in it.
+    pub filtered: bool,
+}
+
+/// A list as the upstream gave it.
+#[derive(Clone)]
+pub(super) struct Cached {
+    at: Timestamp,
+    list: List,
+}
+
+#[derive(Clone)]
+enum List {
+    Tags(Vec<String>, Option<Page>),
+    Referrers(Bytes),
+}
+
+/// The longest page that is asked for; some registries refuse longer ones.
+const LONGEST_PAGE: u64 = 1000;
+
+// === impl Mirror ===
+
+impl Mirror {
+    /// The tags of a repository. Always asked upstream, as a cache knows only what was pulled; an old list stands in when the
+    /// upstream fails.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub async fn tag_list(&self, origin: &Origin, page: &Page) -> Result<TagList, Refusal> {
+        if page.n == Some(0) {
+            return Ok(TagList { served: Served::Hit, tags: Vec::new(), next: None });
+        }
+        let page = Page { n: page.n.map(|n| n.min(LONGEST_PAGE)), ..page.clone() };
+        let key = format!("tags {} {page:?}", origin.repository);
+        let (asking, asked) = (origin.clone(), page.clone());
+        let list = self.list(origin, key, false, |mirror| async move {
+            let answer = asking.upstream().tags(&asking.repository.name, &asked).await?;
+            let (tags, next) = cut(answer.tags, answer.next, &asked);
+            Ok(Cached { at: mirror.0.clock.now(), list: List::Tags(tags, next) })
+        });
+        match list.await? {
+            (served, List::Tags(tags, next)) => Ok(TagList { served, tags, next }),
+            (_, List::Referrers(_)) => Err(Refusal::Interrupted),
+        }
+    }
+
+    /// What refers to `digest`: by the referrers API, or where there is none by the tag that stands in for it.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub async fn referrers(&self, origin: &Origin, digest: &Digest, artifact_type: Option<&str>) -> Result<Referrers, Refusal> {
+        let key = format!("referrers {} {digest}", origin.repository);
+        let (asking, asked) = (origin.clone(), digest.clone());
+        let list = self.list(origin, key, true, |mirror| async move {
+            let index = match asking.upstream().referrers(&asking.repository.name, &asked).await? {
+                Some(index) => index,
+                None => mirror.referrers_by_tag(&asking, &asked).await?,
+            };
+            Ok(Cached { at: mirror.0.clock.now(), list: List::Referrers(index) })
+        });
+        let (served, index) = match list.await {
+            Ok((served, List::Referrers(index))) => (served, index),
+            Ok((_, List::Tags(..))) => return Err(Refusal::Interrupted),
+            Err(Refusal::Upstream(upstream::Error::Offline)) => (Served::Offline, self.referrers_by_tag(origin, digest).await?),
+            Err(refusal) => return Err(refusal),
+        };
+        match artifact_type {
+            None => Ok(Referrers { served, index, filtered: false }),
+            Some(artifact_type) => {
+                let index = oci::filter_referrers(&index, artifact_type).map_err(|bad| Refusal::WrongContent(bad.to_string()))?;
+                Ok(Referrers { served, index: index.into(), filtered: true })
+            }
+        }
+    }
+
+    async fn referrers_by_tag(&self, origin: &Origin, digest: &Digest) -> Result<Bytes, Refusal> {
+        let tag = Reference::Tag(Tag::of_referrers(digest));
+        // Boxed: a manifest's future holds this one where it is a list.
+        let index = Box::pin(self.manifest(origin, &tag, &Accept::anything())).await;
+        match index {
+            Ok(manifest) if manifest.media_type == INDEX_TYPE => Ok(manifest.bytes),
+            Ok(_) => Ok(no_referrers()),
+            Err(Refusal::Upstream(error)) if error.is_definitive() || error == upstream::Error::Offline => Ok(no_referrers()),
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    /// Asks for a list, once for all who wait. `fresh_will_do`: an answer younger than a tag may be is as good. When the upstream
+    /// fails, an older one stands in.
+    async fn list<F>(
+        &self,
+        origin: &Origin,
+        key: String,
+        fresh_will_do: bool,
+        ask: impl FnOnce(Self) -> F,
+    ) -> Result<(Served, List), Refusal>
+    where
+        F: Future<Output = Result<Cached, Refusal>> + Send + 'static,
+    {
+        let cached = self.0.lists.get(&key);
+        let age = cached.as_ref().map(|cached| self.0.clock.now().since(cached.at));
+        if let (true, Some(cached), Some(age)) = (fresh_will_do, &cached, age)
+            && age < self.0.options.tag_ttl
+        {
+            return Ok((Served::Hit, cached.list.clone()));
+        }
+        self.check_missing(&origin.repository, &key)?;
+        let work = ask(self.clone());
+        let (lists, for_key) = (self.0.lists.clone(), key.clone());
+        let answer = self.0.listing.join(key.clone(), || async move {
+            let cached = work.await?;
+            lists.insert(for_key, cached.clone());
+            Ok(cached)
+        });
+        match (answer.await?, cached, age) {
+            (Ok(answer), _, _) => Ok((Served::Miss, answer.list)),
+            (Err(Refusal::Upstream(error)), _, _) if error.is_definitive() => {
+                self.0.lists.invalidate(&key);
+                self.note_missing(&origin.repository, &key, &error);
+                Err(error.into())
+            }
+            (Err(Refusal::Upstream(upstream::Error::Offline)), Some(cached), _) => Ok((Served::Offline, cached.list)),
+            (Err(refusal), Some(cached), Some(age)) if age < self.0.options.max_stale => {
+                Ok((Served::Stale(refusal.to_string()), cached.list))
+            }
+            (Err(refusal), _, _) => Err(refusal),
+        }
+    }
+}
+
+/// Holds a page to what was asked, where the upstream gives more than that: some pass over the query.
+fn cut(mut tags: Vec<String>, next: Option<Page>, asked: &Page) -> (Vec<String>, Option<Page>) {
+    if next.is_some() {
+        return (tags, next);
+    }
+    let passed_over = asked.last.as_ref().is_some_and(|last| tags.iter().any(|tag| tag <= last));
+    let too_many = asked.n.is_some_and(|n| tags.len() as u64 > n);
+    if !passed_over && !too_many {
+        return (tags, None);
+    }
+    tags.sort();
+    if let Some(last) = &asked.last {
+        tags.retain(|tag| tag > last);
+    }
+    let n = asked.n.and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX);
+    let more = tags.len() > n;
+    tags.truncate(n);
+    let next = if more { tags.last().map(|last| Page { n: asked.n, last: Some(last.clone()), next_page: None }) } else { None };
+    (tags, next)
+}
+
+fn no_referrers() -> Bytes {
+    Bytes::from(format!(r#"{{"schemaVersion":2,"mediaType":"{INDEX_TYPE}","manifests":[]}}"#))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(n: Option<u64>, last: Option<&str>) -> Page {
+        Page { n, last: last.map(Into::into), next_page: None }
+    }
+
+    fn tags(names: &str) -> Vec<String> {
+        names.chars().map(String::from).collect()
+    }
+
+    #[test]
+    fn a_page_is_no_longer_than_was_asked_for() {
+        assert_eq!(cut(tags("cab"), None, &page(None, None)), (tags("cab"), None), "as the upstream has it");
+        assert_eq!(cut(tags("cab"), None, &page(Some(2), None)), (tags("ab"), Some(page(Some(2), Some("b")))));
+        assert_eq!(cut(tags("cab"), None, &page(Some(2), Some("a"))), (tags("bc"), None));
+        let theirs = Some(page(Some(2), Some("x")));
+        assert_eq!(cut(tags("xy"), theirs.clone(), &page(Some(2), None)), (tags("xy"), theirs));
+    }
+}

@@ -1,0 +1,191 @@
+//! Manifests by digest: verified before a client sees the first byte.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::oci::{self, Accept, Digest, Reference};
+use crate::store::{Finished, Proof};
+
+use super::{Mirror, Origin, Refusal, Served};
+
+/// A manifest as it is served.
+pub struct Manifest {
+    pub served: Served,
+    pub digest: Digest,
+    pub media_type: String,
+    pub bytes: Bytes,
+}
+
+/// A manifest whose bytes hash to its digest.
+#[derive(Debug)]
+pub(super) struct Verified {
+    pub(super) digest: Digest,
+    pub(super) bytes: Bytes,
+    pub(super) manifest: oci::Manifest,
+}
+
+// === impl Mirror ===
+
+impl Mirror {
+    /// A manifest by tag or digest. By digest it is served as it is; by tag in a form that the client takes.
+    ///
+    /// Cancel safe: what was asked upstream goes on.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub async fn manifest(&self, origin: &Origin, reference: &Reference, accept: &Accept) -> Result<Manifest, Refusal> {
+        let tag = match reference {
+            Reference::Digest(digest) => return self.manifest_by_digest(origin, digest).await,
+            Reference::Tag(tag) => tag,
+        };
+        let manifest = self.manifest_by_tag(origin, tag).await?;
+        if accept.takes(&manifest.media_type) {
+            return Ok(manifest);
+        }
+        // Docker's lists were always served as their linux/amd64 child to those who know no lists.
+        let list = oci::Manifest::parse(Some(&manifest.media_type), &manifest.bytes).ok();
+        let child = list.filter(oci::Manifest::is_docker_list).and_then(|list| list.default_child());
+        let Some(child) = child else { return Err(Refusal::NotAccepted(manifest.media_type)) };
+        let child = self.manifest_by_digest(origin, &child).await?;
+        if accept.takes(&child.media_type) { Ok(child) } else { Err(Refusal::NotAccepted(manifest.media_type)) }
+    }
+
+    pub(super) async fn manifest_by_digest(&self, origin: &Origin, digest: &Digest) -> Result<Manifest, Refusal> {
+        if let Some(manifest) = self.held_manifest(origin, digest).await {
+            return Ok(manifest);
+        }
+        // The bytes may be here by another repository; the right to them is not.
+        if self.0.store.size(digest).is_some() {
+            self.prove_manifest(origin, digest).await?;
+            if let Some(manifest) = self.held_manifest(origin, digest).await {
+                return Ok(Manifest { served: Served::Revalidated, ..manifest });
+            }
+        }
+        let verified = self.fetch_manifest(origin, digest).await?;
+        Ok(verified.served(Served::Miss))
+    }
+
+    /// A manifest of the cache that the repository has been proven to hold.
+    pub(super) async fn held_manifest(&self, origin: &Origin, digest: &Digest) -> Option<Manifest> {
+        let media_type = self.0.store.proof(&origin.repository, digest)?.media_type?;
+        let bytes = match self.0.hot.get(digest) {
+            Some(bytes) => {
+                self.0.store.touch(digest);
+                bytes
+            }
+            None => self.read_manifest(digest).await?,
+        };
+        let served = if origin.is_offline() { Served::Offline } else { Served::Hit };
+        Some(Manifest { served, digest: digest.clone(), media_type, bytes })
+    }
+
+    async fn read_manifest(&self, digest: &Digest) -> Option<Bytes> {
+        let blob = self.0.store.get(digest).await?;
+        let size = usize::try_from(blob.size()).ok().filter(|size| *size <= oci::MAX_MANIFEST)?;
+        let mut bytes = Vec::with_capacity(size);
+        let mut reader = blob.read(0..blob.size());
+        while let Some(chunk) = reader.next().await {
+            bytes.extend_from_slice(&chunk.ok()?);
+        }
+        let bytes = Bytes::from(bytes);
+        // It costs microseconds here, and a damaged manifest would spoil a whole image.
+        if !digest.matches(&bytes) {
+            tracing::error!(%digest, "a cached manifest is damaged; it is fetched anew");
+            self.0.store.discard(digest).await;
+            return None;
+        }
+        self.0.hot.insert(digest.clone(), bytes.clone());
+        Some(bytes)
+    }
+
+    /// Asks the upstream whether the repository has this manifest, of which the bytes are here.
+    async fn prove_manifest(&self, origin: &Origin, digest: &Digest) -> Result<(), Refusal> {
+        self.check_missing(&origin.repository, &digest.to_string())?;
+        let (mirror, origin, digest) = (self.clone(), origin.clone(), digest.clone());
+        let key = (origin.repository.clone(), digest.clone());
+        let proven = self.0.proofs.join(key, || async move {
+            let reference = Reference::Digest(digest.clone());
+            match origin.upstream().head_manifest(&origin.repository.name, &reference).await {
+                Ok(found) => {
+                    if let Some(media_type) = found.content_type.filter(|media_type| oci::is_manifest_type(media_type)) {
+                        let size = mirror.0.store.size(&digest).unwrap_or_default();
+                        let proof = Proof { size, media_type: Some(media_type) };
+                        mirror.0.store.set_proof(&origin.repository, &digest, proof);
+                    }
+                    Ok(())
+                }
+                Err(error) => {
+                    mirror.note_missing(&origin.repository, &digest.to_string(), &error);
+                    Err(error.into())
+                }
+            }
+        });
+        proven.await?
+    }
+
+    /// Fetches a manifest by its digest, once for all who ask.
+    pub(super) async fn fetch_manifest(&self, origin: &Origin, digest: &Digest) -> Result<Arc<Verified>, Refusal> {
+        self.check_missing(&origin.repository, &digest.to_string())?;
+        let (mirror, origin, digest) = (self.clone(), origin.clone(), digest.clone());
+        let key = (origin.repository.clone(), digest.clone());
+        let fetched = self.0.manifests.join(key, || async move {
+            // It may have come in between the caller's look and this.
+            if let Some(held) = mirror.held_manifest(&origin, &digest).await
+                && let Ok(manifest) = oci::Manifest::parse(Some(&held.media_type), &held.bytes)
+            {
+                return Ok(Arc::new(Verified { digest, bytes: held.bytes, manifest }));
+            }
+            let reference = Reference::Digest(digest.clone());
+            let answer = origin.upstream().manifest(&origin.repository.name, &reference).await.inspect_err(|error| {
+                mirror.note_missing(&origin.repository, &digest.to_string(), error);
+            })?;
+            mirror.admit_manifest(&origin, Some(digest), answer.content_type.as_deref(), answer.bytes)
+        });
+        fetched.await?
+    }
+
+    /// Verifies a manifest that an upstream has sent and takes it in. It is kept in the background: the client need not wait
+    /// for the disk, and trouble with it is not the client's.
+    pub(super) fn admit_manifest(
+        &self,
+        origin: &Origin,
+        asked: Option<Digest>,
+        content_type: Option<&str>,
+        bytes: Bytes,
+    ) -> Result<Arc<Verified>, Refusal> {
+        let digest = match asked {
+            Some(asked) if asked.matches(&bytes) => asked,
+            Some(asked) => {
+                tracing::error!(repository = %origin.repository, digest = %asked, "the upstream sent another manifest");
+                return Err(Refusal::WrongContent(format!("{} instead of {asked}", Digest::sha256(&bytes))));
+            }
+            None => Digest::sha256(&bytes),
+        };
+        let manifest = oci::Manifest::parse(content_type, &bytes).map_err(|bad| {
+            tracing::error!(repository = %origin.repository, %digest, %bad, "the upstream sent no usable manifest");
+            Refusal::WrongContent(format!("{digest}: {bad}"))
+        })?;
+        self.0.hot.insert(digest.clone(), bytes.clone());
+        let proof = Proof { size: bytes.len() as u64, media_type: Some(manifest.media_type.clone()) };
+        self.0.store.set_proof(&origin.repository, &digest, proof);
+        let verified = Arc::new(Verified { digest, bytes, manifest });
+        let (store, keep) = (self.0.store.clone(), Arc::clone(&verified));
+        self.0.tasks.spawn(async move {
+            let Verified { digest, bytes, manifest } = &*keep;
+            match store.put(digest, bytes.clone(), &manifest.names).await {
+                Finished::Kept => {}
+                other => tracing::warn!(%digest, ?other, "a manifest was not kept"),
+            }
+        });
+        Ok(verified)
+    }
+}
+
+// === impl Verified ===
+
+impl Verified {
+    pub(super) fn served(&self, served: Served) -> Manifest {
+        Manifest { served, digest: self.digest.clone(), media_type: self.manifest.media_type.clone(), bytes: self.bytes.clone() }
+    }
+}

@@ -1,0 +1,166 @@
+//! The pull-through policy: who answers, how fresh, and one fill per digest.
+//!
+//! Floor 2. It brings the store and the upstreams together, which know nothing of each other.
+
+mod blob;
+mod body;
+mod fill;
+mod lists;
+mod manifest;
+mod names;
+mod options;
+mod tags;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::clock::{Clock, Timestamp};
+use crate::flight::Flights;
+use crate::oci::{Digest, InvalidName, Repository, Tag};
+use crate::store::Store;
+use crate::upstream;
+
+use fill::Fills;
+
+pub use blob::{Blob, BlobSize};
+pub use body::{Broken, ByteStream};
+pub use lists::{Referrers, TagList};
+pub use manifest::Manifest;
+pub use names::{Origin, Registries, Registry};
+pub use options::Options;
+
+/// Decides who answers. Clones share everything.
+#[derive(Clone)]
+pub struct Mirror(Arc<Inner>);
+
+struct Inner {
+    options: Options,
+    store: Store,
+    registries: Registries,
+    clock: Clock,
+    fills: Fills,
+    /// Manifests that are asked for often, as they were verified.
+    hot: moka::sync::Cache<Digest, Bytes>,
+    manifests: Flights<(Repository, Digest), Result<Arc<manifest::Verified>, Refusal>>,
+    proofs: Flights<(Repository, Digest), Result<(), Refusal>>,
+    tags: Flights<(Repository, Tag), Result<tags::Checked, Refusal>>,
+    /// Tags whose upstream failed: not asked again before then.
+    waits: moka::sync::Cache<(Repository, Tag), tags::Wait>,
+    /// What is not there, and until when that is believed.
+    missing: moka::sync::Cache<(Repository, String), (Timestamp, upstream::Error)>,
+    lists: moka::sync::Cache<String, lists::Cached>,
+    listing: Flights<String, Result<lists::Cached, Refusal>>,
+    tasks: TaskTracker,
+    stopping: CancellationToken,
+}
+
+/// How a request was served: one word for log, metric, dashboard and the `Cache-Status` header (RFC 9211).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Served {
+    /// From the cache; nobody was asked.
+    Hit,
+    /// From a fill that another request had begun.
+    Joined,
+    /// From the upstream, and kept.
+    Miss,
+    /// From the cache, after the upstream was asked whether it may be.
+    Revalidated,
+    /// From the cache although the upstream could not be asked, for this reason.
+    Stale(String),
+    /// From the cache of a sealed larder.
+    Offline,
+    /// From the upstream, past the cache, for this reason.
+    Bypass(String),
+}
+
+/// Why there is no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("{0} is not among the upstreams that are configured")]
+    UnknownUpstream(String),
+    #[error(transparent)]
+    InvalidName(InvalidName),
+    /// The client takes only types that the manifest is not.
+    #[error("the manifest is {0}, which the Accept header does not allow")]
+    NotAccepted(String),
+    #[error(transparent)]
+    Upstream(#[from] upstream::Error),
+    /// What came is not what was asked for.
+    #[error("the upstream sent something wrong: {0}")]
+    WrongContent(String),
+    /// larder's own fault, or it is stopping.
+    #[error("the work was interrupted")]
+    Interrupted,
+}
+
+/// Hot manifests may take this much memory.
+const HOT_BYTES: u64 = 64 << 20;
+/// How many absent things, waits and lists are remembered.
+const REMEMBERED: u64 = 10_000;
+
+// === impl Mirror ===
+
+impl Mirror {
+    #[must_use]
+    pub fn new(options: Options, store: Store, registries: Registries, clock: Clock) -> Self {
+        let hot = moka::sync::Cache::builder()
+            .max_capacity(HOT_BYTES)
+            .weigher(|_, bytes: &Bytes| u32::try_from(bytes.len()).unwrap_or(u32::MAX))
+            .build();
+        Self(Arc::new(Inner {
+            fills: Fills::new(options.orphan_fills),
+            options,
+            store,
+            registries,
+            clock,
+            hot,
+            manifests: Flights::default(),
+            proofs: Flights::default(),
+            tags: Flights::default(),
+            waits: moka::sync::Cache::new(REMEMBERED),
+            missing: moka::sync::Cache::new(REMEMBERED),
+            lists: moka::sync::Cache::new(REMEMBERED),
+            listing: Flights::default(),
+            tasks: TaskTracker::new(),
+            stopping: CancellationToken::new(),
+        }))
+    }
+
+    #[must_use]
+    pub fn registries(&self) -> &Registries {
+        &self.0.registries
+    }
+
+    /// Stops all fills, leaving what they have for the next start. Returns how many had not stopped within `limit`.
+    pub async fn stop(&self, limit: Duration) -> usize {
+        self.0.stopping.cancel();
+        self.0.tasks.close();
+        let _ = tokio::time::timeout(limit, self.0.tasks.wait()).await;
+        self.0.tasks.len()
+    }
+
+    /// Refuses what was found missing a moment ago.
+    fn check_missing(&self, repository: &Repository, what: &str) -> Result<(), Refusal> {
+        match self.0.missing.get(&(repository.clone(), what.to_owned())) {
+            Some((until, error)) if self.0.clock.now() < until => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn note_missing(&self, repository: &Repository, what: &str, error: &upstream::Error) {
+        if error.is_definitive() {
+            let until = self.0.clock.now() + self.0.options.negative_ttl;
+            self.0.missing.insert((repository.clone(), what.to_owned()), (until, error.clone()));
+        }
+    }
+}
+
+impl From<crate::flight::Lost> for Refusal {
+    fn from(crate::flight::Lost: crate::flight::Lost) -> Self {
+        Self::Interrupted
+    }
+}

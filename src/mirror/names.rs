@@ -1,0 +1,160 @@
+//! Which repository a client means.
+//!
+//! It may name the registry in `ns`, as a prefix before or after `/v2`, by the host it speaks to, or not at all. All ways
+//! to the same repository lead to the same identity. Names that are not configured are refused; they are never dialled.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::oci::{Repository, Target};
+use crate::upstream::{DOCKER_HUB, Upstream};
+
+use super::Refusal;
+
+/// A repository and the registry to ask for it.
+#[derive(Clone)]
+pub struct Origin {
+    pub repository: Repository,
+    pub(super) registry: Arc<Registry>,
+}
+
+/// A configured upstream and what is said of it here.
+pub struct Registry {
+    pub upstream: Upstream,
+    pub tag_ttl: Duration,
+}
+
+/// The configured upstreams by all their names.
+pub struct Registries {
+    by_name: HashMap<String, Arc<Registry>>,
+    by_host: HashMap<String, Arc<Registry>>,
+    default: Arc<Registry>,
+}
+
+// === impl Registries ===
+
+impl Registries {
+    #[must_use]
+    pub fn new(default: Arc<Registry>) -> Self {
+        Self { by_name: HashMap::new(), by_host: HashMap::new(), default }
+    }
+
+    pub fn add_name(&mut self, name: &str, registry: &Arc<Registry>) {
+        self.by_name.insert(name.to_ascii_lowercase(), Arc::clone(registry));
+    }
+
+    pub fn add_host(&mut self, host: &str, registry: &Arc<Registry>) {
+        self.by_host.insert(host.to_ascii_lowercase(), Arc::clone(registry));
+    }
+
+    fn named(&self, name: &str) -> Option<&Arc<Registry>> {
+        self.by_name.get(&name.to_ascii_lowercase())
+    }
+
+    /// By the host a client speaks to, with the port or without.
+    fn hosted(&self, host: &str) -> Option<&Arc<Registry>> {
+        let host = host.to_ascii_lowercase();
+        self.by_host.get(&host).or_else(|| self.by_host.get(host.rsplit_once(':')?.0))
+    }
+
+    /// Finds out what `target`, asked at `host`, means. `ns` decides before a prefix before `/v2`, this before the host,
+    /// this before the first component of the path, and that before the default.
+    ///
+    /// # Errors
+    /// An upstream that is not configured, or a name that is none.
+    pub fn locate(&self, target: &Target, host: Option<&str>) -> Result<Origin, Refusal> {
+        let unknown = |name: &str| Refusal::UnknownUpstream(name.into());
+        let (first, rest) = target.path.split_once('/').unwrap_or(("", &target.path));
+        let explicit = match (&target.ns, &target.prefix) {
+            (Some(ns), _) => Some(self.named(ns).ok_or_else(|| unknown(ns))?),
+            (None, Some(prefix)) => Some(self.named(prefix).ok_or_else(|| unknown(prefix))?),
+            (None, None) => host.and_then(|host| self.hosted(host)),
+        };
+        let by_path = self.named(first);
+        let (registry, path) = match (explicit, by_path) {
+            // BuildKit names the registry twice; once is enough.
+            (Some(explicit), Some(by_path)) if Arc::ptr_eq(explicit, by_path) => (explicit, rest),
+            (Some(explicit), _) => (explicit, target.path.as_str()),
+            (None, Some(by_path)) => (by_path, rest),
+            // No repository name begins with a port or the like: it was meant as a registry.
+            (None, None) if first.contains(':') => return Err(unknown(first)),
+            (None, None) => (&self.default, target.path.as_str()),
+        };
+        let mut name: crate::oci::RepositoryName = path.parse().map_err(Refusal::InvalidName)?;
+        if name.is_single_component() && **registry.upstream.name() == *DOCKER_HUB {
+            name = format!("library/{name}").parse().map_err(Refusal::InvalidName)?;
+        }
+        let repository = Repository { upstream: Arc::clone(registry.upstream.name()), name };
+        Ok(Origin { repository, registry: Arc::clone(registry) })
+    }
+}
+
+// === impl Origin ===
+
+impl Origin {
+    pub(super) fn upstream(&self) -> &Upstream {
+        &self.registry.upstream
+    }
+
+    pub(super) fn is_offline(&self) -> bool {
+        self.upstream().is_offline()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+
+    fn registries() -> Registries {
+        let registry = |name| {
+            let upstream = Upstream::offline(name, Clock::system());
+            Arc::new(Registry { upstream, tag_ttl: Duration::ZERO })
+        };
+        let (hub, quay, corp) = (registry("docker.io"), registry("quay.io"), registry("registry.corp:5000"));
+        let mut registries = Registries::new(Arc::clone(&hub));
+        for name in ["docker.io", "index.docker.io", "registry-1.docker.io"] {
+            registries.add_name(name, &hub);
+        }
+        registries.add_name("quay.io", &quay);
+        registries.add_name("registry.corp:5000", &corp);
+        registries.add_host("quay-mirror:5000", &quay);
+        registries
+    }
+
+    fn locate(prefix: Option<&str>, path: &str, ns: Option<&str>, host: &str) -> Result<String, Refusal> {
+        let target = Target { prefix: prefix.map(Into::into), path: path.into(), ns: ns.map(Into::into) };
+        registries().locate(&target, Some(host)).map(|origin| origin.repository.to_string())
+    }
+
+    #[test]
+    fn all_ways_to_an_image_lead_to_one_identity() {
+        let alpine = Ok("docker.io/library/alpine".to_string());
+        assert_eq!(locate(None, "alpine", None, "mirror"), alpine);
+        assert_eq!(locate(None, "library/alpine", None, "mirror"), alpine);
+        assert_eq!(locate(None, "docker.io/alpine", None, "mirror"), alpine);
+        assert_eq!(locate(None, "alpine", Some("docker.io"), "quay-mirror:5000"), alpine);
+        assert_eq!(locate(None, "library/alpine", Some("registry-1.docker.io"), "mirror"), alpine);
+        assert_eq!(locate(None, "docker.io/library/alpine", Some("docker.io"), "mirror"), alpine);
+        assert_eq!(locate(Some("docker.io"), "library/alpine", None, "mirror"), alpine);
+        assert_eq!(locate(Some("docker.io"), "library/alpine", Some("docker.io"), "mirror"), alpine);
+    }
+
+    #[test]
+    fn other_registries_are_found_by_each_of_their_names() {
+        assert_eq!(locate(None, "o/x", Some("quay.io"), "mirror"), Ok("quay.io/o/x".into()));
+        assert_eq!(locate(None, "o/x", None, "quay-mirror:5000"), Ok("quay.io/o/x".into()));
+        assert_eq!(locate(None, "registry.corp:5000/x", None, "mirror"), Ok("registry.corp:5000/x".into()));
+        assert_eq!(locate(None, "x", Some("Registry.Corp:5000"), "mirror"), Ok("registry.corp:5000/x".into()));
+        assert_eq!(locate(None, "quay.io/x", Some("docker.io"), "mirror"), Ok("docker.io/quay.io/x".into()), "ns decides");
+    }
+
+    #[test]
+    fn what_is_not_configured_is_refused() {
+        assert_eq!(locate(None, "x", Some("evil.example"), "m"), Err(Refusal::UnknownUpstream("evil.example".into())));
+        assert_eq!(locate(Some("evil.example"), "x", None, "m"), Err(Refusal::UnknownUpstream("evil.example".into())));
+        assert_eq!(locate(None, "evil.example:5000/x", None, "m"), Err(Refusal::UnknownUpstream("evil.example:5000".into())));
+        assert!(matches!(locate(None, "Upper/x", None, "m"), Err(Refusal::InvalidName(_))));
+    }
+}

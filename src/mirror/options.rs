@@ -1,0 +1,52 @@
+//! `[mirror]`
+
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use serde::{Deserialize, Serialize};
+
+use crate::upstream::DOCKER_HUB;
+
+/// How fresh answers are and how much is done for nobody.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    /// The upstream of clients that name none, as Docker's `registry-mirrors`.
+    pub default_upstream: String,
+    /// For how long a tag is fresh. After it, the upstream is asked whether it has moved.
+    #[serde(with = "humantime_serde")]
+    pub tag_ttl: Duration,
+    /// For how long a tag is served while its upstream cannot be asked.
+    #[serde(with = "humantime_serde")]
+    pub max_stale: Duration,
+    /// How long a client waits for that question when the cache has an older answer.
+    #[serde(with = "humantime_serde")]
+    pub revalidate_wait: Duration,
+    /// For how long it is remembered that something is not there.
+    #[serde(with = "humantime_serde")]
+    pub negative_ttl: Duration,
+    /// How many blobs are fetched to their end after all their clients have left.
+    pub orphan_fills: usize,
+    /// How much of such a blob may still be missing.
+    pub orphan_bytes: ByteSize,
+    /// Stand before the well-known public registries without their being configured.
+    pub well_known: bool,
+    /// Ask no upstream: serve what is cached, whatever its age.
+    pub offline: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            default_upstream: DOCKER_HUB.into(),
+            tag_ttl: Duration::from_mins(1),
+            max_stale: Duration::from_hours(168),
+            revalidate_wait: Duration::from_secs(2),
+            negative_ttl: Duration::from_secs(5),
+            orphan_fills: 4,
+            orphan_bytes: ByteSize::gib(2),
+            well_known: true,
+            offline: false,
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! Tags: how fresh is fresh, and what is served when the upstream cannot say.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock::Timestamp;
+use crate::oci::{Digest, Reference, Tag};
+use crate::store::TagRecord;
+use crate::upstream;
+
+use super::manifest::{Manifest, Verified};
+use super::{Mirror, Origin, Refusal, Served};
+
+/// What the upstream said of a tag.
+#[derive(Clone)]
+pub(super) enum Checked {
+    /// It still points where it did.
+    Same(Digest),
+    /// It points here now.
+    Moved(Arc<Verified>),
+}
+
+/// The upstream failed when it was asked for a tag.
+#[derive(Debug, Clone)]
+pub(super) struct Wait {
+    failures: u32,
+    /// It is not asked again before.
+    until: Timestamp,
+    error: upstream::Error,
+}
+
+const SHORTEST_WAIT: Duration = Duration::from_secs(5);
+const LONGEST_WAIT: Duration = Duration::from_mins(5);
+
+// === impl Mirror ===
+
+impl Mirror {
+    pub(super) async fn manifest_by_tag(&self, origin: &Origin, tag: &Tag) -> Result<Manifest, Refusal> {
+        let Some(record) = self.0.store.tag(&origin.repository, tag) else {
+            self.check_missing(&origin.repository, tag.as_str())?;
+            return match self.check_tag(origin, tag).await? {
+                Checked::Moved(verified) => Ok(verified.served(Served::Miss)),
+                Checked::Same(digest) => self.manifest_by_digest(origin, &digest).await,
+            };
+        };
+        if self.is_fresh(origin, &record) {
+            return self.manifest_by_digest(origin, &record.digest).await;
+        }
+        // Who has an old answer does not wait long for a new one, which goes on without the client.
+        let wait = self.0.options.revalidate_wait;
+        let why = match tokio::time::timeout(wait, self.check_tag(origin, tag)).await {
+            Ok(Ok(Checked::Moved(verified))) => return Ok(verified.served(Served::Miss)),
+            Ok(Ok(Checked::Same(digest))) => {
+                let manifest = self.manifest_by_digest(origin, &digest).await?;
+                let served = if manifest.served == Served::Hit { Served::Revalidated } else { manifest.served };
+                return Ok(Manifest { served, ..manifest });
+            }
+            Ok(Err(Refusal::Upstream(error))) if error.is_definitive() => {
+                self.0.store.remove_tag(&origin.repository, tag);
+                return Err(error.into());
+            }
+            Ok(Err(refusal)) => refusal,
+            Err(_) => Refusal::Upstream(upstream::Error::Unavailable {
+                why: format!("it has not answered within {}", humantime::format_duration(wait)),
+                timed_out: true,
+            }),
+        };
+        self.stale(origin, &record, why).await
+    }
+
+    fn is_fresh(&self, origin: &Origin, record: &TagRecord) -> bool {
+        let ttl = Some(origin.registry.tag_ttl).filter(|ttl| !ttl.is_zero()).unwrap_or(self.0.options.tag_ttl);
+        self.0.clock.now().since(record.checked) < ttl
+    }
+
+    /// The answer of last time, although the upstream could not be asked.
+    async fn stale(&self, origin: &Origin, record: &TagRecord, why: Refusal) -> Result<Manifest, Refusal> {
+        let offline = why == Refusal::Upstream(upstream::Error::Offline);
+        let age = self.0.clock.now().since(record.checked);
+        if age > self.0.options.max_stale && !offline {
+            return Err(why);
+        }
+        match self.held_manifest(origin, &record.digest).await {
+            Some(manifest) if offline => Ok(manifest),
+            Some(manifest) => Ok(Manifest { served: Served::Stale(why.to_string()), ..manifest }),
+            None => Err(why),
+        }
+    }
+
+    /// Asks the upstream for a tag, once for all who wait.
+    async fn check_tag(&self, origin: &Origin, tag: &Tag) -> Result<Checked, Refusal> {
+        let key = (origin.repository.clone(), tag.clone());
+        if let Some(wait) = self.0.waits.get(&key).filter(|wait| self.0.clock.now() < wait.until) {
+            return Err(wait.error.into());
+        }
+        let (mirror, origin, tag) = (self.clone(), origin.clone(), tag.clone());
+        let checked = self.0.tags.join(key.clone(), || async move {
+            let checked = mirror.check_tag_now(&origin, &tag).await;
+            match &checked {
+                Ok(_) => mirror.0.waits.invalidate(&key),
+                Err(Refusal::Upstream(error)) if error.is_definitive() => {
+                    mirror.note_missing(&origin.repository, tag.as_str(), error);
+                }
+                Err(Refusal::Upstream(error)) if *error != upstream::Error::Offline => mirror.hold_off(key, error),
+                Err(_) => {}
+            }
+            checked
+        });
+        checked.await?
+    }
+
+    async fn check_tag_now(&self, origin: &Origin, tag: &Tag) -> Result<Checked, Refusal> {
+        let (name, reference) = (&origin.repository.name, Reference::Tag(tag.clone()));
+        let known = self.0.store.tag(&origin.repository, tag);
+        if let Some(record) = &known {
+            // Someone else's question may have been answered meanwhile.
+            if self.is_fresh(origin, record) {
+                return Ok(Checked::Same(record.digest.clone()));
+            }
+            // A HEAD is free where pulls are counted. What it says is only that the tag has moved, or has not.
+            match origin.upstream().head_manifest(name, &reference).await?.digest {
+                Some(digest) if digest == record.digest => {
+                    self.point(origin, tag, &digest);
+                    return Ok(Checked::Same(digest));
+                }
+                // Asked for by digest, as the tag may move on meanwhile.
+                Some(digest) => {
+                    let verified = self.fetch_manifest(origin, &digest).await?;
+                    self.point(origin, tag, &digest);
+                    return Ok(Checked::Moved(verified));
+                }
+                None => {}
+            }
+        }
+        let answer = origin.upstream().manifest(name, &reference).await?;
+        let verified = self.admit_manifest(origin, None, answer.content_type.as_deref(), answer.bytes)?;
+        self.point(origin, tag, &verified.digest);
+        Ok(Checked::Moved(verified))
+    }
+
+    fn point(&self, origin: &Origin, tag: &Tag, digest: &Digest) {
+        let record = TagRecord { digest: digest.clone(), checked: self.0.clock.now() };
+        self.0.store.set_tag(&origin.repository, tag, &record);
+    }
+
+    /// After a failure the upstream is left alone, longer each time, or for as long as it says.
+    fn hold_off(&self, key: (crate::oci::Repository, Tag), error: &upstream::Error) {
+        let failures = self.0.waits.get(&key).map_or(0, |wait| wait.failures.saturating_add(1));
+        let until = match error {
+            upstream::Error::RateLimited { until } => *until,
+            _ => self.0.clock.now() + (SHORTEST_WAIT * (1 << failures.min(6))).min(LONGEST_WAIT),
+        };
+        self.0.waits.insert(key, Wait { failures, until, error: error.clone() });
+    }
+}

@@ -1,0 +1,209 @@
+//! Manifests: just enough of their JSON to know their type and what they name. Their bytes are never changed.
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::Digest;
+
+/// The largest manifest that is fetched, in bytes. The specification asks for 4 MiB at least; clients stop there.
+pub const MAX_MANIFEST: usize = 4 << 20;
+
+pub const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
+const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+const DOCKER_LIST_TYPE: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+const DOCKER_MANIFEST_TYPE: &str = "application/vnd.docker.distribution.manifest.v2+json";
+const ARTIFACT_TYPE: &str = "application/vnd.oci.artifact.manifest.v1+json";
+
+/// What larder accepts from an upstream: every current media type, so that one answer fits all clients. Schema 1 is left
+/// out, or an upstream would convert to it.
+pub const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
+     application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json, \
+     application/vnd.oci.artifact.manifest.v1+json, */*";
+
+/// A manifest or index as it was verified.
+#[derive(Debug, Clone)]
+pub struct Manifest {
+    /// The media type it is served with; no parameters, no white space.
+    pub media_type: String,
+    /// What it names, without what is to be had elsewhere (`urls`).
+    pub names: Vec<Digest>,
+    /// For an index: the manifests it holds, in order.
+    pub children: Vec<Descriptor>,
+}
+
+/// <https://github.com/opencontainers/image-spec/blob/main/descriptor.md>
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Descriptor {
+    #[serde(default)]
+    pub media_type: String,
+    pub digest: String,
+    #[serde(default)]
+    pub platform: Option<Platform>,
+    #[serde(default)]
+    urls: Vec<String>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Platform {
+    #[serde(default)]
+    pub os: String,
+    #[serde(default)]
+    pub architecture: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadManifest {
+    #[error("it is no JSON object: {0}")]
+    NotJson(String),
+    #[error("it is sent as {header} but says that it is {body}")]
+    TypeConflict { header: String, body: String },
+    #[error("it has both manifests and layers")]
+    TwoKinds,
+    #[error("its media type cannot be told")]
+    NoType,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Document {
+    media_type: Option<String>,
+    manifests: Option<Vec<Descriptor>>,
+    config: Option<Descriptor>,
+    layers: Option<Vec<Descriptor>>,
+    blobs: Option<Vec<Descriptor>>,
+}
+
+// === impl Manifest ===
+
+impl Manifest {
+    /// Reads `bytes` that an upstream sent with `content_type`. A vendor's type that larder does not know passes.
+    ///
+    /// # Errors
+    /// What is no manifest (a login page), or claims to be two things at once, which different clients would read
+    /// differently (CVE-2021-41190).
+    pub fn parse(content_type: Option<&str>, bytes: &[u8]) -> Result<Self, BadManifest> {
+        let document: Document = serde_json::from_slice(bytes).map_err(|error| BadManifest::NotJson(error.to_string()))?;
+        if document.manifests.is_some() && (document.layers.is_some() || document.config.is_some()) {
+            return Err(BadManifest::TwoKinds);
+        }
+        let media_type = document.media_type(content_type)?;
+        let children = document.manifests.unwrap_or_default();
+        let names = children
+            .iter()
+            .chain(&document.config)
+            .chain(document.layers.iter().flatten())
+            .chain(document.blobs.iter().flatten())
+            .filter(|descriptor| descriptor.urls.is_empty())
+            .filter_map(|descriptor| descriptor.digest.parse().ok())
+            .collect();
+        Ok(Self { media_type, names, children })
+    }
+
+    /// Docker's lists were once served by tag to clients that know only images: they get the image for linux/amd64.
+    #[must_use]
+    pub fn is_docker_list(&self) -> bool {
+        self.media_type == DOCKER_LIST_TYPE
+    }
+
+    /// The child that a client gets that does not know lists.
+    #[must_use]
+    pub fn default_child(&self) -> Option<Digest> {
+        self.children
+            .iter()
+            .find(|child| child.platform.as_ref().is_some_and(|p| p.os == "linux" && p.architecture == "amd64"))
+            .and_then(|child| child.digest.parse().ok())
+    }
+}
+
+impl Document {
+    fn media_type(&self, content_type: Option<&str>) -> Result<String, BadManifest> {
+        let header = content_type.map(|value| value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase());
+        // Old and careless registries send these for anything.
+        let header = header.filter(|value| {
+            !matches!(value.as_str(), "" | "text/plain" | "application/octet-stream" | "application/json" | "binary/octet-stream")
+        });
+        match (header, &self.media_type) {
+            (Some(header), Some(body)) if header != *body => Err(BadManifest::TypeConflict { header, body: body.clone() }),
+            (Some(header), _) if is_token(&header) && !header.starts_with("text/html") => Ok(header),
+            (None, Some(body)) if is_token(body) => Ok(body.clone()),
+            (None, None) if self.manifests.is_some() => Ok(INDEX_TYPE.into()),
+            (None, None) if self.config.is_some() || self.layers.is_some() => Ok(MANIFEST_TYPE.into()),
+            _ => Err(BadManifest::NoType),
+        }
+    }
+}
+
+/// Fit for a header and for a field of the records: visible ASCII without spaces.
+fn is_token(media_type: &str) -> bool {
+    media_type.len() <= 255 && media_type.contains('/') && media_type.bytes().all(|b| b.is_ascii_graphic())
+}
+
+/// True for the types under which manifests travel, so that a blob's type is not taken for one.
+#[must_use]
+pub fn is_manifest_type(media_type: &str) -> bool {
+    matches!(media_type, INDEX_TYPE | MANIFEST_TYPE | DOCKER_LIST_TYPE | DOCKER_MANIFEST_TYPE | ARTIFACT_TYPE)
+        || media_type.starts_with("application/vnd.docker.distribution.manifest.v1+")
+}
+
+/// The referrers `index` with only the descriptors of `artifact_type`; everything else of them as it was.
+///
+/// # Errors
+/// When `index` is no index.
+pub fn filter_referrers(index: &[u8], artifact_type: &str) -> Result<Vec<u8>, BadManifest> {
+    let not_json = |error: serde_json::Error| BadManifest::NotJson(error.to_string());
+    let mut document: Value = serde_json::from_slice(index).map_err(not_json)?;
+    let manifests = document.get_mut("manifests").and_then(Value::as_array_mut).ok_or(BadManifest::NoType)?;
+    manifests.retain(|descriptor| descriptor["artifactType"] == json!(artifact_type));
+    serde_json::to_vec(&document).map_err(not_json)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    fn image() -> String {
+        json!({ "schemaVersion": 2, "mediaType": MANIFEST_TYPE, "config": { "digest": A, "size": 0 },
+                "layers": [{ "digest": A, "size": 0, "urls": ["http://elsewhere.example/layer"] }] })
+        .to_string()
+    }
+
+    #[test]
+    fn a_manifest_names_what_the_registry_holds_for_it() {
+        let manifest =
+            Manifest::parse(Some("application/vnd.oci.image.manifest.v1+json; charset=utf-8"), image().as_bytes()).unwrap();
+        assert_eq!(manifest.media_type, MANIFEST_TYPE);
+        assert_eq!(manifest.names.len(), 1, "a foreign layer is not the registry's");
+    }
+
+    #[test]
+    fn the_type_is_found_where_the_header_is_careless() {
+        for header in [None, Some("text/plain; charset=utf-8"), Some("application/octet-stream")] {
+            assert_eq!(Manifest::parse(header, image().as_bytes()).unwrap().media_type, MANIFEST_TYPE);
+        }
+        assert_eq!(Manifest::parse(None, br#"{"manifests":[]}"#).unwrap().media_type, INDEX_TYPE);
+        assert_eq!(Manifest::parse(Some("application/vnd.x+json"), br#"{"x":1}"#).unwrap().media_type, "application/vnd.x+json");
+    }
+
+    #[test]
+    fn what_different_clients_would_read_differently_is_refused() {
+        let header = Some(INDEX_TYPE);
+        assert!(matches!(Manifest::parse(header, image().as_bytes()), Err(BadManifest::TypeConflict { .. })));
+        assert_eq!(Manifest::parse(header, br#"{"manifests":[],"layers":[]}"#).unwrap_err(), BadManifest::TwoKinds);
+        assert!(matches!(Manifest::parse(Some("text/html"), b"<html>"), Err(BadManifest::NotJson(_))));
+        assert_eq!(Manifest::parse(Some("text/html"), b"{}").unwrap_err(), BadManifest::NoType);
+    }
+
+    #[test]
+    fn referrers_are_filtered_without_touching_the_rest() {
+        let index =
+            br#"{"schemaVersion":2,"manifests":[{"digest":"a","artifactType":"x/y","annotations":{"k":"v"}},{"digest":"b"}]}"#;
+        let filtered: Value = serde_json::from_slice(&filter_referrers(index, "x/y").unwrap()).unwrap();
+        assert_eq!(
+            filtered,
+            json!({"schemaVersion":2,"manifests":[{"digest":"a","artifactType":"x/y","annotations":{"k":"v"}}]})
+        );
+    }
+}

@@ -1,0 +1,17 @@
+//! The words of the distribution specification as types: what a digest, a name, a route, a manifest and an error are.
+//!
+//! Floor 0: no task, no I/O. What arrives from outside is parsed once, into types that cannot be wrong afterwards.
+
+mod accept;
+mod digest;
+mod error;
+mod manifest;
+mod name;
+mod route;
+
+pub use accept::Accept;
+pub use digest::{Algorithm, Digest, Hasher, InvalidDigest};
+pub use error::ErrorCode;
+pub use manifest::{ACCEPT, BadManifest, Descriptor, INDEX_TYPE, MAX_MANIFEST, Manifest, filter_referrers, is_manifest_type};
+pub use name::{InvalidName, Reference, Repository, RepositoryName, Tag};
+pub use route::{Page, Route, Target};

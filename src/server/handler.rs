@@ -1,0 +1,210 @@
+//! One request: parse, ask the mirror, respond. The match below shows all that can happen.
+
+use std::net::SocketAddr;
+
+use http::{HeaderMap, Method, Request, Response, Uri, header};
+use hyper::body::{Body as _, Incoming};
+
+use crate::clock::Clock;
+use crate::mirror::{Mirror, Origin, Refusal, Served};
+use crate::oci::{Accept, Digest, Page, Reference, Route, Target};
+
+use super::body::Body;
+use super::log::AccessLine;
+use super::respond::{self, Kind};
+
+/// What a request is handled with.
+#[derive(Clone)]
+pub(super) struct Handler {
+    pub(super) mirror: Mirror,
+    pub(super) clock: Clock,
+}
+
+// === impl Handler ===
+
+impl Handler {
+    pub(super) async fn handle(&self, request: Request<Incoming>, client: SocketAddr) -> Response<Body> {
+        let (head, body) = request.into_parts();
+        let mut line = AccessLine::new(client, &head.method);
+        let mut ns = None;
+        let response = if matches!(head.method, Method::GET | Method::HEAD) {
+            let response = self.answer(&head.method, &head.uri, &head.headers, &mut line, &mut ns).await;
+            respond::finish(response, &head.method, ns.as_deref())
+        } else {
+            // Before anything of the request is looked at: nothing that changes something gets further.
+            let mut response = respond::finish(respond::read_only(), &head.method, None);
+            if !body.is_end_stream() {
+                // What it would push is not read; the connection has no use after that.
+                response.headers_mut().insert(header::CONNECTION, http::HeaderValue::from_static("close"));
+            }
+            response
+        };
+        line.status = response.status();
+        line.expected = response.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+        response.map(|body| body.logged(line))
+    }
+
+    async fn answer(
+        &self,
+        method: &Method,
+        uri: &Uri,
+        headers: &HeaderMap,
+        line: &mut AccessLine,
+        ns: &mut Option<String>,
+    ) -> Response<Body> {
+        let host = uri.authority().map(http::uri::Authority::as_str).or_else(|| headers.get(header::HOST)?.to_str().ok());
+        match Route::parse(uri.path(), uri.query()) {
+            Route::Ping => respond::ping(),
+            Route::Manifest(target, reference) => {
+                ns.clone_from(&target.ns);
+                (line.kind, line.reference) = ("manifest", reference.to_string());
+                self.manifest(&target, host, &reference, headers, line).await
+            }
+            Route::Blob(target, digest) => {
+                ns.clone_from(&target.ns);
+                (line.kind, line.reference) = ("blob", digest.to_string());
+                self.blob(method, &target, host, &digest, headers, line).await
+            }
+            Route::Tags(target, page) => {
+                ns.clone_from(&target.ns);
+                line.kind = "tags";
+                self.tags(&target, host, &page, line).await
+            }
+            Route::Referrers(target, digest, artifact_type) => {
+                ns.clone_from(&target.ns);
+                (line.kind, line.reference) = ("referrers", digest.to_string());
+                self.referrers(&target, host, &digest, artifact_type.as_deref(), line).await
+            }
+            Route::Unsupported => respond::read_only(),
+            Route::Invalid(code, message) => respond::invalid(code, &message),
+            Route::NotFound => respond::not_found(),
+        }
+    }
+
+    async fn manifest(
+        &self,
+        target: &Target,
+        host: Option<&str>,
+        reference: &Reference,
+        headers: &HeaderMap,
+        line: &mut AccessLine,
+    ) -> Response<Body> {
+        let manifest = match self.locate(target, host, line) {
+            Ok(origin) => self.mirror.manifest(&origin, reference, &Accept::of(headers)).await,
+            Err(refusal) => Err(refusal),
+        };
+        match manifest {
+            Ok(manifest) => {
+                line.served = Some(manifest.served.clone());
+                respond::manifest(manifest, headers, matches!(reference, Reference::Tag(_)))
+            }
+            Err(refusal) => self.refuse(&refusal, Kind::Manifest),
+        }
+    }
+
+    async fn blob(
+        &self,
+        method: &Method,
+        target: &Target,
+        host: Option<&str>,
+        digest: &Digest,
+        headers: &HeaderMap,
+        line: &mut AccessLine,
+    ) -> Response<Body> {
+        let origin = match self.locate(target, host, line) {
+            Ok(origin) => origin,
+            Err(refusal) => return self.refuse(&refusal, Kind::Blob),
+        };
+        if method == Method::HEAD {
+            return match self.mirror.blob_size(&origin, digest).await {
+                Ok(found) => {
+                    line.served = Some(found.served.clone());
+                    respond::blob_head(found.size, &found.served, digest, headers)
+                }
+                Err(refusal) => self.refuse(&refusal, Kind::Blob),
+            };
+        }
+        match self.mirror.blob(&origin, digest).await {
+            Ok(blob) => {
+                line.served = Some(blob.served.clone());
+                respond::blob(&blob, digest, headers).await
+            }
+            Err(refusal) => self.refuse(&refusal, Kind::Blob),
+        }
+    }
+
+    async fn tags(&self, target: &Target, host: Option<&str>, page: &Page, line: &mut AccessLine) -> Response<Body> {
+        let list = match self.locate(target, host, line) {
+            Ok(origin) => self.mirror.tag_list(&origin, page).await,
+            Err(refusal) => Err(refusal),
+        };
+        match list {
+            Ok(list) => {
+                line.served = Some(list.served.clone());
+                let link = list.next.as_ref().map(|next| next_link(target, next));
+                respond::tag_list(&target.path, &list, link.as_deref())
+            }
+            Err(refusal) => self.refuse(&refusal, Kind::Tags),
+        }
+    }
+
+    async fn referrers(
+        &self,
+        target: &Target,
+        host: Option<&str>,
+        digest: &Digest,
+        artifact_type: Option<&str>,
+        line: &mut AccessLine,
+    ) -> Response<Body> {
+        let referrers = match self.locate(target, host, line) {
+            Ok(origin) => self.mirror.referrers(&origin, digest, artifact_type).await,
+            Err(refusal) => Err(refusal),
+        };
+        match referrers {
+            Ok(referrers) => {
+                line.served = Some(referrers.served.clone());
+                respond::referrers(referrers)
+            }
+            Err(refusal) => self.refuse(&refusal, Kind::Referrers),
+        }
+    }
+
+    fn locate(&self, target: &Target, host: Option<&str>, line: &mut AccessLine) -> Result<Origin, Refusal> {
+        let origin = self.mirror.registries().locate(target, host)?;
+        line.upstream = origin.repository.upstream.to_string();
+        line.repository = origin.repository.name.to_string();
+        Ok(origin)
+    }
+
+    fn refuse(&self, refusal: &Refusal, kind: Kind) -> Response<Body> {
+        respond::refusal(refusal, kind, |until| until.since(self.clock.now()))
+    }
+}
+
+/// Where a list goes on: relative, and with all that the client needs to come back to the same upstream.
+fn next_link(target: &Target, next: &Page) -> String {
+    let mut query = next.query();
+    if let Some(ns) = &target.ns {
+        let ns: String = form_urlencoded::byte_serialize(ns.as_bytes()).collect();
+        query.push_str(&format!("&ns={ns}"));
+    }
+    let prefix = target.prefix.as_ref().map_or(String::new(), |prefix| format!("/{prefix}"));
+    format!("{prefix}/v2/{}/tags/list?{query}", target.path)
+}
+
+// === impl Served ===
+
+impl Served {
+    /// The one word.
+    pub(super) fn word(&self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Joined => "joined",
+            Self::Miss => "miss",
+            Self::Revalidated => "revalidated",
+            Self::Stale(_) => "stale",
+            Self::Offline => "offline",
+            Self::Bypass(_) => "bypass",
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! HTTP in: connections, requests, answers, drain.
+//!
+//! Floor 3. It turns requests into questions to the mirror and its answers into responses, and decides nothing else.
+
+mod body;
+mod handler;
+mod log;
+mod options;
+mod range;
+mod respond;
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use crate::clock::Clock;
+use crate::mirror::Mirror;
+
+use handler::Handler;
+
+pub use options::Options;
+
+/// How long a client may take to send the head of a request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// hyper's own default lets a slow reader hold 400 KiB; podman sends heads of 20 KiB.
+const LARGEST_BUFFER: usize = 64 << 10;
+/// How much of an answer the kernel may hold beyond what the network has taken.
+const UNSENT: u32 = 128 << 10;
+const H2_STREAMS: u32 = 128;
+/// After a failed accept, for want of descriptors for one, trying again at once would only burn the processor.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves `mirror` on `listener` until `stop` resolves, then lets answers under way end for as long as the options say.
+/// Returns how many connections were cut off.
+pub async fn serve(
+    listener: TcpListener,
+    options: &Options,
+    mirror: Mirror,
+    clock: Clock,
+    stop: impl Future<Output = ()>,
+) -> usize {
+    let handler = Handler { mirror, clock };
+    let builder = builder();
+    let graceful = GracefulShutdown::new();
+    let places = Arc::new(Semaphore::new(options.max_connections));
+    tokio::pin!(stop);
+    loop {
+        let accepted = tokio::select! {
+            () = &mut stop => break,
+            accepted = accept(&listener, &places) => accepted,
+        };
+        let (stream, client, place) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let handler = handler.clone();
+        let service = service_fn(move |request| {
+            let handler = handler.clone();
+            async move { Ok::<_, Infallible>(handler.handle(request, client).await) }
+        });
+        let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
+        let connection = graceful.watch(connection);
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%client, %error, "a connection ended badly");
+            }
+            drop(place);
+        });
+    }
+    drop(listener);
+    tokio::select! {
+        () = graceful.shutdown() => 0,
+        () = tokio::time::sleep(options.shutdown_grace) => options.max_connections - places.available_permits(),
+    }
+}
+
+async fn accept(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+) -> std::io::Result<(TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
+    let place = Arc::clone(places).acquire_owned().await.map_err(std::io::Error::other)?;
+    let (stream, client) = listener.accept().await?;
+    // Answers are written in large pieces; what remains small must not wait for more.
+    let _ = stream.set_nodelay(true);
+    let _ = socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT);
+    Ok((stream, client, place))
+}
+
+fn builder() -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(LARGEST_BUFFER);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(H2_STREAMS)
+        .max_send_buf_size(LARGEST_BUFFER)
+        .keep_alive_interval(Duration::from_secs(20));
+    builder
+}

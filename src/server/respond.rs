@@ -1,0 +1,328 @@
+//! Answers: the one place where outcomes become statuses and headers.
+
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::stream;
+use http::header::{self, HeaderName};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+
+use crate::mirror::{self, ByteStream, Refusal, Served};
+use crate::oci::{Digest, ErrorCode};
+use crate::upstream;
+
+use super::body::Body;
+use super::range::Ranges;
+
+/// What kind of thing a request was for; the same trouble is told differently of each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Manifest,
+    Blob,
+    Tags,
+    Referrers,
+}
+
+const DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+const IMMUTABLE: HeaderValue = HeaderValue::from_static("max-age=31536000, immutable");
+
+/// podman sleeps for as long as it is told before it asks another registry.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(10);
+
+// === what is there ===
+
+/// `/v2/`: 200 without a challenge, or clients would show us their passwords.
+pub(super) fn ping() -> Response<Body> {
+    let mut response = json(StatusCode::OK, b"{}".to_vec());
+    cache_status(&mut response, None);
+    response
+}
+
+pub(super) fn manifest(manifest: mirror::Manifest, headers: &HeaderMap, by_tag: bool) -> Response<Body> {
+    let unchanged = none_match(headers, &manifest.digest);
+    let length = manifest.bytes.len() as u64;
+    let mut response = Response::new(if unchanged { Body::empty() } else { Body::bytes(manifest.bytes) });
+    if unchanged {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+    } else {
+        set(&mut response, header::CONTENT_TYPE, &manifest.media_type);
+        set(&mut response, header::CONTENT_LENGTH, &length.to_string());
+    }
+    identify(&mut response, &manifest.digest);
+    let caching = if by_tag { HeaderValue::from_static("no-cache") } else { IMMUTABLE };
+    response.headers_mut().insert(header::CACHE_CONTROL, caching);
+    if by_tag {
+        response.headers_mut().insert(header::VARY, HeaderValue::from_static("accept"));
+    }
+    cache_status(&mut response, Some(&manifest.served));
+    response
+}
+
+pub(super) fn blob_head(size: Option<u64>, served: &Served, digest: &Digest, headers: &HeaderMap) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    if none_match(headers, digest) {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+    } else {
+        describe_blob(&mut response);
+        size.iter().for_each(|size| set(&mut response, header::CONTENT_LENGTH, &size.to_string()));
+    }
+    identify(&mut response, digest);
+    response.headers_mut().insert(header::CACHE_CONTROL, IMMUTABLE);
+    cache_status(&mut response, Some(served));
+    response
+}
+
+pub(super) async fn blob(blob: &mirror::Blob, digest: &Digest, headers: &HeaderMap) -> Response<Body> {
+    let range = headers.get(header::RANGE).and_then(|value| value.to_str().ok());
+    let range = range.filter(|_| if_range(headers, digest));
+    // Only a range needs to know the size; for all of it we need not wait.
+    let size = if range.is_some() { blob.size().await } else { blob.known_size() };
+    let mut response = if none_match(headers, digest) {
+        status(StatusCode::NOT_MODIFIED)
+    } else {
+        match (range, size) {
+            (Some(range), Some(size)) => ranged(blob, Ranges::parse(range, size), size),
+            // The blob's end, and with it its size, never came.
+            (Some(_), None) => error(StatusCode::BAD_GATEWAY, ErrorCode::Unavailable, "the upstream broke off"),
+            (None, _) => whole(blob, size),
+        }
+    };
+    identify(&mut response, digest);
+    response.headers_mut().insert(header::CACHE_CONTROL, IMMUTABLE);
+    cache_status(&mut response, Some(&blob.served));
+    response
+}
+
+fn whole(blob: &mirror::Blob, size: Option<u64>) -> Response<Body> {
+    let mut response = Response::new(match size {
+        Some(0) => Body::empty(),
+        _ => Body::stream(blob.read_all()),
+    });
+    describe_blob(&mut response);
+    size.iter().for_each(|size| set(&mut response, header::CONTENT_LENGTH, &size.to_string()));
+    response
+}
+
+fn ranged(blob: &mirror::Blob, ranges: Ranges, size: u64) -> Response<Body> {
+    match ranges {
+        Ranges::Whole => whole(blob, Some(size)),
+        Ranges::One(range) => {
+            let mut response = Response::new(Body::stream(blob.read(range.start, range.end, size)));
+            *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+            describe_blob(&mut response);
+            set(&mut response, header::CONTENT_RANGE, &content_range(&range, size));
+            set(&mut response, header::CONTENT_LENGTH, &(range.end - range.start).to_string());
+            response
+        }
+        Ranges::Many(ranges) => multipart(blob, &ranges, size),
+        Ranges::Unsatisfiable => {
+            let mut response = error(StatusCode::RANGE_NOT_SATISFIABLE, ErrorCode::RangeInvalid, "no byte is in that range");
+            set(&mut response, header::CONTENT_RANGE, &format!("bytes */{size}"));
+            response
+        }
+        Ranges::TooMany => error(StatusCode::BAD_REQUEST, ErrorCode::RangeInvalid, "too many ranges; ask for fewer at once"),
+    }
+}
+
+/// `multipart/byteranges`, one part for each range, in order. Some clients take no boundary but of letters and digits.
+fn multipart(blob: &mirror::Blob, ranges: &[std::ops::Range<u64>], size: u64) -> Response<Body> {
+    const BOUNDARY: &str = "larderf2e4a90b7c3d41e58f6a";
+    let head = |range| {
+        format!(
+            "\r\n--{BOUNDARY}\r\nContent-Type: application/octet-stream\r\nContent-Range: {}\r\n\r\n",
+            content_range(range, size)
+        )
+    };
+    let end = format!("\r\n--{BOUNDARY}--\r\n");
+    let length: u64 = ranges.iter().map(|range| head(range).len() as u64 + range.end - range.start).sum();
+    let mut parts: Vec<ByteStream> = Vec::with_capacity(ranges.len() * 2 + 1);
+    for range in ranges {
+        parts.push(Box::pin(stream::iter([Ok(head(range).into())])));
+        parts.push(blob.read(range.start, range.end, size));
+    }
+    let length = length + end.len() as u64;
+    parts.push(Box::pin(stream::iter([Ok(end.into())])));
+    let mut response = Response::new(Body::stream(Box::pin(stream::iter(parts).flatten())));
+    *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+    set(&mut response, header::CONTENT_TYPE, &format!("multipart/byteranges; boundary={BOUNDARY}"));
+    set(&mut response, header::CONTENT_LENGTH, &length.to_string());
+    response
+}
+
+fn content_range(range: &std::ops::Range<u64>, size: u64) -> String {
+    format!("bytes {}-{}/{size}", range.start, range.end - 1)
+}
+
+fn describe_blob(response: &mut Response<Body>) {
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    response.headers_mut().insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+}
+
+/// `link`: where the list goes on, as this server's own path.
+pub(super) fn tag_list(name: &str, list: &mirror::TagList, link: Option<&str>) -> Response<Body> {
+    let body = serde_json::json!({ "name": name, "tags": list.tags }).to_string();
+    let mut response = json(StatusCode::OK, body.into_bytes());
+    link.iter().for_each(|link| set(&mut response, header::LINK, &format!("<{link}>; rel=\"next\"")));
+    cache_status(&mut response, Some(&list.served));
+    response
+}
+
+pub(super) fn referrers(referrers: mirror::Referrers) -> Response<Body> {
+    let length = referrers.index.len();
+    let mut response = Response::new(Body::bytes(referrers.index));
+    set(&mut response, header::CONTENT_TYPE, crate::oci::INDEX_TYPE);
+    set(&mut response, header::CONTENT_LENGTH, &length.to_string());
+    if referrers.filtered {
+        set(&mut response, HeaderName::from_static("oci-filters-applied"), "artifactType");
+    }
+    cache_status(&mut response, Some(&referrers.served));
+    response
+}
+
+// === what is not ===
+
+/// Any method that would change something.
+pub(super) fn read_only() -> Response<Body> {
+    let mut response =
+        error(StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Unsupported, "this is a mirror; push to the registry itself");
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+    cache_status(&mut response, None);
+    response
+}
+
+pub(super) fn invalid(code: ErrorCode, message: &str) -> Response<Body> {
+    let mut response = error(StatusCode::BAD_REQUEST, code, message);
+    cache_status(&mut response, None);
+    response
+}
+
+pub(super) fn not_found() -> Response<Body> {
+    let mut response =
+        error(StatusCode::NOT_FOUND, ErrorCode::Unsupported, "there is nothing here; a registry's paths begin with /v2/");
+    cache_status(&mut response, None);
+    response
+}
+
+/// Why a mirror has no answer, as clients best understand it.
+pub(super) fn refusal(refusal: &Refusal, kind: Kind, wait: impl Fn(crate::clock::Timestamp) -> Duration) -> Response<Body> {
+    use upstream::Error;
+    let unknown = match kind {
+        Kind::Blob => ErrorCode::BlobUnknown,
+        // NAME_UNKNOWN makes podman fail where it looks for a signature that need not be there; oras where for referrers.
+        Kind::Manifest | Kind::Referrers => ErrorCode::ManifestUnknown,
+        Kind::Tags => ErrorCode::NameUnknown,
+    };
+    let (status, code) = match refusal {
+        Refusal::InvalidName(_) => (StatusCode::BAD_REQUEST, ErrorCode::NameInvalid),
+        Refusal::UnknownUpstream(_)
+        | Refusal::NotAccepted(_)
+        | Refusal::Upstream(Error::NotFound | Error::Unsupported(_) | Error::Offline) => (StatusCode::NOT_FOUND, unknown),
+        Refusal::Upstream(Error::Denied) => (StatusCode::FORBIDDEN, ErrorCode::Denied),
+        // podman sleeps through 429 instead of failing over, and for a blob it has nowhere to go.
+        Refusal::Upstream(Error::RateLimited { .. }) if kind == Kind::Blob => {
+            (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
+        }
+        Refusal::Upstream(Error::RateLimited { .. }) => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyRequests),
+        Refusal::Upstream(Error::Unavailable { timed_out: true, .. }) => (StatusCode::GATEWAY_TIMEOUT, ErrorCode::Unavailable),
+        Refusal::Upstream(Error::Unavailable { .. } | Error::Credentials(_)) | Refusal::WrongContent(_) => {
+            (StatusCode::BAD_GATEWAY, ErrorCode::Unavailable)
+        }
+        Refusal::Interrupted => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable),
+    };
+    let mut response = error(status, code, &refusal.to_string());
+    let retry_after = match refusal {
+        Refusal::Upstream(Error::RateLimited { until }) => Some(wait(*until).min(LONGEST_RETRY_AFTER)),
+        Refusal::Interrupted => Some(Duration::from_secs(1)),
+        _ => None,
+    };
+    retry_after.iter().for_each(|after| set(&mut response, header::RETRY_AFTER, &after.as_secs().max(1).to_string()));
+    let detail = match refusal {
+        Refusal::UnknownUpstream(_) | Refusal::InvalidName(_) => "larder; detail=refused",
+        Refusal::Upstream(Error::Offline) => "larder; detail=offline",
+        _ => "larder; fwd=miss; detail=failed",
+    };
+    set(&mut response, CACHE_STATUS, detail);
+    response
+}
+
+// === parts ===
+
+/// What every answer has. HEAD is the same without the body.
+pub(super) fn finish(mut response: Response<Body>, method: &Method, ns: Option<&str>) -> Response<Body> {
+    let headers = response.headers_mut();
+    headers.insert(HeaderName::from_static("docker-distribution-api-version"), HeaderValue::from_static("registry/2.0"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if let Some(ns) = ns.and_then(|ns| HeaderValue::try_from(ns).ok()) {
+        headers.insert(HeaderName::from_static("oci-namespace"), ns);
+    }
+    if method == Method::HEAD {
+        *response.body_mut() = Body::empty();
+    }
+    response
+}
+
+fn error(code: StatusCode, error: ErrorCode, message: &str) -> Response<Body> {
+    json(code, error.body(message))
+}
+
+fn json(code: StatusCode, body: Vec<u8>) -> Response<Body> {
+    let length = body.len();
+    let mut response = Response::new(Body::bytes(body));
+    *response.status_mut() = code;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    set(&mut response, header::CONTENT_LENGTH, &length.to_string());
+    response
+}
+
+fn status(code: StatusCode) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = code;
+    response
+}
+
+fn identify(response: &mut Response<Body>, digest: &Digest) {
+    set(response, DIGEST, &digest.to_string());
+    set(response, header::ETAG, &format!("\"{digest}\""));
+}
+
+/// RFC 9211, and a warning where the answer may be outdated.
+fn cache_status(response: &mut Response<Body>, served: Option<&Served>) {
+    let value = match served {
+        None => "larder; detail=local",
+        Some(Served::Hit) => "larder; hit",
+        Some(Served::Joined) => "larder; fwd=miss; collapsed",
+        Some(Served::Miss) => "larder; fwd=miss; stored",
+        Some(Served::Revalidated) => "larder; hit; detail=revalidated",
+        Some(Served::Stale(_)) => "larder; hit; detail=stale",
+        Some(Served::Offline) => "larder; hit; detail=offline",
+        Some(Served::Bypass(_)) => "larder; fwd=bypass",
+    };
+    response.headers_mut().insert(CACHE_STATUS, HeaderValue::from_static(value));
+    if let Some(Served::Stale(why)) = served {
+        let why: String = why.chars().filter(|c| c.is_ascii_graphic() && !matches!(c, '"' | '\\') || *c == ' ').collect();
+        set(response, header::WARNING, &format!("299 - \"this may be outdated: {why}\""));
+    }
+}
+
+/// `If-None-Match` names this digest, with or without quotes.
+fn none_match(headers: &HeaderMap, digest: &Digest) -> bool {
+    let digest = digest.to_string();
+    let values = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|tag| {
+        let tag = tag.trim();
+        let tag = tag.strip_prefix("W/").unwrap_or(tag);
+        tag == "*" || tag.trim_matches('"') == digest
+    })
+}
+
+/// A range counts unless `If-Range` names something else (RFC 9110, section 13.1.5).
+fn if_range(headers: &HeaderMap, digest: &Digest) -> bool {
+    headers.get(header::IF_RANGE).is_none_or(|value| value.as_bytes() == format!("\"{digest}\"").as_bytes())
+}
+
+fn set(response: &mut Response<Body>, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::try_from(value) {
+        response.headers_mut().insert(name, value);
+    }
+}

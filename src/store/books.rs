@@ -1,0 +1,193 @@
+//! The account of the disk: exact bytes, and what they are there for.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::{Arc, Weak};
+
+use crate::clock::Timestamp;
+use crate::oci::Digest;
+
+use super::handle::Handle;
+use super::lru::{Lru, charge};
+
+/// What lies on the disk or may come to lie there. One lock guards it; no I/O happens under it.
+///
+/// `committed + partial + reserved + leaving + lingering ≤ budget` at every moment.
+#[derive(Default)]
+pub(super) struct Books {
+    pub(super) lru: Lru,
+    /// False until all that the directory holds is counted. Until then nothing new is admitted.
+    pub(super) known: bool,
+    budget: u64,
+    reserved: u64,
+    /// Taken out of the cache, but not yet off the disk.
+    leaving: u64,
+    /// Off the directory, but still open: the disk keeps these bytes until the last reader closes them.
+    lingering: u64,
+    partials: HashMap<Digest, Partial>,
+    /// Digests that a writer is at work on.
+    writing: HashSet<Digest>,
+    open: HashMap<Digest, Weak<Handle>>,
+    /// Keeps what was opened lately open, so that a hot blob is opened once.
+    recent: VecDeque<Arc<Handle>>,
+}
+
+/// A partial file that nobody is filling.
+#[derive(Clone, Copy)]
+pub(super) struct Partial {
+    pub(super) charge: u64,
+    pub(super) since: Timestamp,
+}
+
+/// How many files are kept open with nobody reading them.
+const RECENT: usize = 256;
+
+// === impl Books ===
+
+impl Books {
+    pub(super) fn new(budget: u64) -> Self {
+        Self { budget, ..Self::default() }
+    }
+
+    pub(super) fn budget(&self) -> u64 {
+        self.budget
+    }
+
+    /// Every byte that the disk holds, or has been promised, for the cache.
+    pub(super) fn used(&self) -> u64 {
+        self.lru.bytes() + self.partial_bytes() + self.reserved + self.leaving + self.lingering
+    }
+
+    fn partial_bytes(&self) -> u64 {
+        self.partials.values().map(|partial| partial.charge).sum()
+    }
+
+    // --- reservations ---
+
+    /// Sets `bytes` aside if they fit.
+    pub(super) fn reserve(&mut self, bytes: u64) -> bool {
+        let fits = self.used().saturating_add(bytes) <= self.budget;
+        if fits {
+            self.reserved += bytes;
+        }
+        fits
+    }
+
+    pub(super) fn release(&mut self, bytes: u64) {
+        self.reserved -= bytes;
+    }
+
+    /// Turns what was reserved for a blob into the blob.
+    pub(super) fn commit(&mut self, digest: &Digest, size: u64, reserved: u64, now: Timestamp) {
+        self.release(reserved);
+        self.lru.insert(digest, size, now);
+    }
+
+    // --- writers ---
+
+    /// One writer a digest; false if there is one.
+    pub(super) fn begin_writing(&mut self, digest: &Digest) -> bool {
+        self.writing.insert(digest.clone())
+    }
+
+    pub(super) fn end_writing(&mut self, digest: &Digest) {
+        self.writing.remove(digest);
+    }
+
+    // --- partial files ---
+
+    pub(super) fn add_partial(&mut self, digest: Digest, partial: Partial) {
+        self.partials.insert(digest, partial);
+    }
+
+    /// Hands the bytes of a partial file to the writer who goes on with it: they are reserved from now on.
+    pub(super) fn take_partial(&mut self, digest: &Digest) -> u64 {
+        let charge = self.partials.remove(digest).map_or(0, |partial| partial.charge);
+        self.reserved += charge;
+        charge
+    }
+
+    /// The partial files that have lain since before `limit`, or, with `any`, the one that has lain longest.
+    pub(super) fn stale_partials(&self, limit: Timestamp, any: bool) -> Vec<Digest> {
+        let idle = self.partials.iter().filter(|(digest, _)| !self.writing.contains(digest));
+        if any {
+            let oldest = idle.min_by_key(|(_, partial)| partial.since);
+            return oldest.map(|(digest, _)| digest.clone()).into_iter().collect();
+        }
+        idle.filter(|(_, partial)| partial.since < limit).map(|(digest, _)| digest.clone()).collect()
+    }
+
+    /// The file is about to be removed, and until [`Books::partial_left`] nobody may write to it. `None`: it is not idle.
+    pub(super) fn leave_partial(&mut self, digest: &Digest) -> Option<u64> {
+        if self.writing.contains(digest) {
+            return None;
+        }
+        let charge = self.partials.remove(digest)?.charge;
+        self.writing.insert(digest.clone());
+        self.leaving += charge;
+        Some(charge)
+    }
+
+    pub(super) fn partial_left(&mut self, digest: &Digest, charge: u64) {
+        self.writing.remove(digest);
+        self.left(charge);
+    }
+
+    // --- eviction ---
+
+    /// Takes the blobs that go first, until `bytes` are on their way out or none is left that nobody reads.
+    pub(super) fn leave(&mut self, bytes: u64) -> Vec<(Digest, u64)> {
+        let mut victims = Vec::new();
+        let mut sum = 0;
+        while sum < bytes {
+            let in_use = |digest: &Digest| self.open.get(digest).is_some_and(|handle| handle.strong_count() > 0);
+            let Some((digest, size)) = self.lru.pop(in_use) else { break };
+            self.open.remove(&digest);
+            let charge = charge(size);
+            sum += charge;
+            self.leaving += charge;
+            victims.push((digest, charge));
+        }
+        victims
+    }
+
+    /// The bytes of a file that was leaving are off the disk.
+    pub(super) fn left(&mut self, charge: u64) {
+        self.leaving -= charge;
+    }
+
+    /// A blob whose file is gone or wrong. Returns true if it was in the cache.
+    pub(super) fn drop_blob(&mut self, digest: &Digest) -> bool {
+        self.open.remove(digest);
+        self.lru.remove(digest).is_some()
+    }
+
+    // --- open files ---
+
+    pub(super) fn opened(&self, digest: &Digest) -> Option<Arc<Handle>> {
+        self.open.get(digest).and_then(Weak::upgrade)
+    }
+
+    /// Remembers an open file; what falls out of the memory of recent ones is returned, to be closed without the lock.
+    pub(super) fn remember(&mut self, digest: &Digest, handle: &Arc<Handle>) -> Option<Arc<Handle>> {
+        self.open.insert(digest.clone(), Arc::downgrade(handle));
+        if self.open.len() > 4 * RECENT.max(self.recent.len()) {
+            self.open.retain(|_, handle| handle.strong_count() > 0);
+        }
+        self.recent.push_back(Arc::clone(handle));
+        if self.recent.len() > RECENT { self.recent.pop_front() } else { None }
+    }
+
+    /// The files that are open only for later; dropping them closes them.
+    pub(super) fn forget_recent(&mut self) -> VecDeque<Arc<Handle>> {
+        std::mem::take(&mut self.recent)
+    }
+
+    /// A file has left the directory while it is open; its last reader calls [`Books::closed`].
+    pub(super) fn linger(&mut self, charge: u64) {
+        self.lingering += charge;
+    }
+
+    pub(super) fn closed(&mut self, charge: u64) {
+        self.lingering -= charge;
+    }
+}

@@ -1,0 +1,147 @@
+//! The index: sizes and order of use, so that a start need not look at every file. Disposable.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::clock::Timestamp;
+use crate::oci::{Digest, MAX_MANIFEST, Manifest};
+
+use super::books::Partial;
+use super::lru::{Snapshot, charge};
+use super::{Shared, disk, lock};
+
+pub(super) const NAME: &str = "index";
+const HEADER: &str = "larder index 1\n";
+
+/// One line an entry, those that go first in front:
+/// `<digest> <size> <first used, ms> <used, ms> <1 if used again> <named digest>…`
+pub(super) fn write(entries: impl Iterator<Item = Snapshot>) -> String {
+    let mut text = String::from(HEADER);
+    for Snapshot { digest, size, first_used, used, again, names } in entries {
+        let (first_used, used, again) = (first_used.unix_millis(), used.unix_millis(), u8::from(again));
+        text.push_str(&format!("{digest} {size} {first_used} {used} {again}"));
+        for name in names {
+            text.push_str(&format!(" {name}"));
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// `None` if any of it cannot be read: then it is worth nothing.
+pub(super) fn read(text: &str) -> Option<Vec<Snapshot>> {
+    text.strip_prefix(HEADER)?.lines().map(read_line).collect()
+}
+
+fn read_line(line: &str) -> Option<Snapshot> {
+    let mut words = line.split(' ');
+    Some(Snapshot {
+        digest: words.next()?.parse().ok()?,
+        size: words.next()?.parse().ok()?,
+        first_used: Timestamp::from_unix_millis(words.next()?.parse().ok()?),
+        used: Timestamp::from_unix_millis(words.next()?.parse().ok()?),
+        again: words.next()? == "1",
+        names: words.map(str::parse).collect::<Result<_, _>>().ok()?,
+    })
+}
+
+// === impl Shared ===
+
+impl Shared {
+    /// Counts what is there after a clean stop, by the index alone. False if it cannot be used.
+    pub(super) fn count_by_index(&self) -> bool {
+        let Some(entries) = self.disk.read(NAME).ok().and_then(|text| read(&text)) else { return false };
+        let mut books = lock(&self.books);
+        entries.iter().for_each(|entry| books.lru.restore(entry));
+        books.known = true;
+        true
+    }
+
+    /// Counts what is there by looking at every file. An index, even an old one, tells the order of what it knows; the rest
+    /// is ordered by the files' times.
+    pub(super) fn count_by_walk(self: &Arc<Self>) -> std::io::Result<()> {
+        let index = self.disk.read(NAME).ok().and_then(|text| read(&text)).unwrap_or_default();
+        let mut index: HashMap<Digest, Snapshot> = index.into_iter().map(|entry| (entry.digest.clone(), entry)).collect();
+        let mut entries: Vec<Snapshot> = Vec::new();
+        for found in self.disk.blobs()? {
+            let modified = Timestamp::from(found.modified);
+            entries.push(match index.remove(&found.digest) {
+                Some(entry) => Snapshot { size: found.size, used: entry.used.max(modified), ..entry },
+                None => Snapshot {
+                    digest: found.digest,
+                    size: found.size,
+                    first_used: modified,
+                    used: modified,
+                    again: false,
+                    names: Vec::new(),
+                },
+            });
+        }
+        entries.sort_by_key(|entry| entry.used);
+        {
+            let mut books = lock(&self.books);
+            entries.iter().for_each(|entry| books.lru.restore(entry));
+            books.known = true;
+        }
+        // Which blobs an image is made of: from the manifests that the index did not know.
+        let unknown: Vec<Digest> = entries.into_iter().filter(|entry| entry.names.is_empty()).map(|entry| entry.digest).collect();
+        let manifests: std::collections::HashSet<Digest> = self.records.manifests().into_iter().collect();
+        for digest in unknown.iter().filter(|digest| manifests.contains(digest)) {
+            let names = self.disk.open_blob(digest).and_then(|file| {
+                let mut bytes = vec![0; usize::try_from(disk::length(&file)?).unwrap_or(0).min(MAX_MANIFEST)];
+                let n = disk::read_at(&file, 0, &mut bytes)?;
+                bytes.truncate(n);
+                Ok(Manifest::parse(None, &bytes).map(|manifest| manifest.names).unwrap_or_default())
+            });
+            if let Ok(names) = names {
+                lock(&self.books).lru.link(digest, &names);
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts the partial files. What may have lost bytes with the machine is removed: nobody could tell.
+    pub(super) fn count_partials(&self, rebooted: bool) -> std::io::Result<()> {
+        for found in self.disk.partials()? {
+            if rebooted {
+                self.disk.remove_partial(&found.digest)?;
+            } else {
+                let partial = Partial { charge: charge(found.size), since: found.modified.into() };
+                lock(&self.books).add_partial(found.digest, partial);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// When this changes, so must the version in the header: an older index would be misread.
+    const GOLDEN: &str = "larder index 1\n\
+        sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855 0 1 2 0\n\
+        sha256:4bf5122f344554c53bde2ebb8cd2b7e3d1600ad631c385a5d7cce23c7785459a 1 3 4 1 \
+        sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\n";
+
+    #[test]
+    fn the_format_is_what_it_was() {
+        let entries = read(GOLDEN).unwrap();
+        assert_eq!(entries[1].names, [entries[0].digest.clone()]);
+        assert_eq!(write(entries.into_iter()), GOLDEN);
+    }
+
+    #[test]
+    fn a_torn_index_is_worth_nothing() {
+        for end in HEADER.len() + 1..GOLDEN.len() - 1 {
+            let torn = &GOLDEN[..end];
+            let whole_lines = GOLDEN.lines().scan(0, |at, line| {
+                *at += line.len() + 1;
+                Some(*at)
+            });
+            let at_line_end = whole_lines.into_iter().any(|at| at == end || at - 1 == end);
+            assert!(at_line_end || read(torn).is_none() || read(torn).unwrap() != read(GOLDEN).unwrap(), "{end}");
+        }
+        assert_eq!(read("larder index 2\n"), None);
+    }
+}

@@ -1,0 +1,438 @@
+//! What is in the cache, how large it is, and what goes first.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use crate::clock::Timestamp;
+use crate::oci::Digest;
+
+/// The entries of the cache in order of use, image by image.
+///
+/// Using a manifest uses all that it names, after itself: so a manifest is always older than its blobs, and goes before
+/// them. There are two segments: what was used once, and what was used again at least [`AGAIN`] later. The first goes
+/// first, so that one large scan does not push out what is hot.
+///
+/// Pure bookkeeping, about 200 bytes an entry; whoever calls it does the I/O.
+#[derive(Default)]
+pub(super) struct Lru {
+    slots: HashMap<Digest, u32>,
+    entries: Vec<Entry>,
+    free: Vec<u32>,
+    once: List,
+    again: List,
+}
+
+/// How much later a second use must be to count as one: the requests of one pull are one use.
+const AGAIN: Duration = Duration::from_mins(10);
+
+/// At most this part of all bytes is protected, or nothing new could ever stay.
+const PROTECTED_SHARE: (u64, u64) = (4, 5);
+
+struct Entry {
+    digest: Digest,
+    size: u64,
+    first_used: Timestamp,
+    used: Timestamp,
+    place: Place,
+    previous: u32,
+    next: u32,
+    /// What this manifest names.
+    names: Box<[u32]>,
+    /// The manifests that name this.
+    named_by: Vec<u32>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Place {
+    /// Named by a manifest, but not in the cache.
+    Absent,
+    Once,
+    Again,
+}
+
+/// A doubly linked list through the entries, oldest first.
+struct List {
+    oldest: u32,
+    newest: u32,
+    bytes: u64,
+}
+
+/// File systems give space in blocks; a file of one byte takes a whole one.
+const BLOCK: u64 = 4096;
+
+/// What a file of `size` bytes takes of the disk.
+pub(super) fn charge(size: u64) -> u64 {
+    size.next_multiple_of(BLOCK)
+}
+
+/// One entry as it is written to the index and read from it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Snapshot {
+    pub(super) digest: Digest,
+    pub(super) size: u64,
+    pub(super) first_used: Timestamp,
+    pub(super) used: Timestamp,
+    pub(super) again: bool,
+    pub(super) names: Vec<Digest>,
+}
+
+const NONE: u32 = u32::MAX;
+
+// === impl Lru ===
+
+impl Lru {
+    /// Bytes that all entries take of the disk.
+    pub(super) fn bytes(&self) -> u64 {
+        self.once.bytes + self.again.bytes
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.slots.values().filter(|slot| self.entries[**slot as usize].place != Place::Absent).count()
+    }
+
+    pub(super) fn size(&self, digest: &Digest) -> Option<u64> {
+        let entry = &self.entries[*self.slots.get(digest)? as usize];
+        (entry.place != Place::Absent).then_some(entry.size)
+    }
+
+    pub(super) fn contains(&self, digest: &Digest) -> bool {
+        self.size(digest).is_some()
+    }
+
+    /// Adds a blob, used now. Adding it again changes nothing.
+    pub(super) fn insert(&mut self, digest: &Digest, size: u64, now: Timestamp) {
+        let slot = self.slot(digest);
+        if self.entry(slot).place != Place::Absent {
+            return;
+        }
+        // A new layer of a hot image is as hot as the image.
+        let hot = self.entry(slot).named_by.iter().any(|by| self.entry(*by).place == Place::Again);
+        let entry = self.entry_mut(slot);
+        (entry.size, entry.first_used, entry.used) = (size, now, now);
+        self.push_newest(slot, if hot { Place::Again } else { Place::Once });
+        self.bound_protected();
+    }
+
+    /// Says what a manifest names, so that using it uses them. They need not be in the cache.
+    pub(super) fn link(&mut self, manifest: &Digest, names: &[Digest]) {
+        let slot = self.slot(manifest);
+        if !self.entry(slot).names.is_empty() || names.is_empty() {
+            return;
+        }
+        let mut named: Vec<u32> = names.iter().filter(|name| *name != manifest).map(|name| self.slot(name)).collect();
+        named.sort_unstable();
+        named.dedup();
+        for &name in &named {
+            self.entry_mut(name).named_by.push(slot);
+        }
+        self.entry_mut(slot).names = named.into();
+    }
+
+    /// Uses a blob, and if it is a manifest, what it names. Returns the time of the use before, if it is in the cache.
+    pub(super) fn touch(&mut self, digest: &Digest, now: Timestamp) -> Option<Timestamp> {
+        /// An index names manifests, which name blobs; deeper nesting is legal and rare.
+        const DEPTH: u8 = 4;
+        let slot = *self.slots.get(digest)?;
+        if self.entry(slot).place == Place::Absent {
+            return None;
+        }
+        let before = self.entry(slot).used;
+        self.touch_slot(slot, now, false, DEPTH);
+        self.bound_protected();
+        Some(before)
+    }
+
+    fn touch_slot(&mut self, slot: u32, now: Timestamp, hot: bool, depth: u8) {
+        let entry = self.entry_mut(slot);
+        let mut hot = hot;
+        if entry.place != Place::Absent {
+            hot |= entry.place == Place::Again || now.since(entry.first_used) >= AGAIN;
+            entry.used = now;
+            self.unlink(slot);
+            self.push_newest(slot, if hot { Place::Again } else { Place::Once });
+        }
+        if depth > 0 {
+            for i in 0..self.entry(slot).names.len() {
+                let name = self.entry(slot).names[i];
+                self.touch_slot(name, now, hot, depth - 1);
+            }
+        }
+    }
+
+    /// Takes out the entry that goes first, passing over those that `keep` wants kept.
+    pub(super) fn pop(&mut self, keep: impl Fn(&Digest) -> bool) -> Option<(Digest, u64)> {
+        for oldest in [self.once.oldest, self.again.oldest] {
+            let mut slot = oldest;
+            while slot != NONE {
+                if !keep(&self.entry(slot).digest) {
+                    let (digest, size) = (self.entry(slot).digest.clone(), self.entry(slot).size);
+                    self.remove(&digest);
+                    return Some((digest, size));
+                }
+                slot = self.entry(slot).next;
+            }
+        }
+        None
+    }
+
+    /// Takes out one entry; returns its size.
+    pub(super) fn remove(&mut self, digest: &Digest) -> Option<u64> {
+        let slot = *self.slots.get(digest)?;
+        if self.entry(slot).place == Place::Absent {
+            return None;
+        }
+        self.unlink(slot);
+        self.entry_mut(slot).place = Place::Absent;
+        let names = std::mem::take(&mut self.entry_mut(slot).names);
+        for &name in &names {
+            self.entry_mut(name).named_by.retain(|by| *by != slot);
+            self.forget_if_unused(name);
+        }
+        let size = self.entry(slot).size;
+        self.forget_if_unused(slot);
+        Some(size)
+    }
+
+    /// All entries, those that go first in front.
+    pub(super) fn snapshot(&self) -> impl Iterator<Item = Snapshot> + '_ {
+        let walk = |list: &List| {
+            let some = |slot| (slot != NONE).then_some(slot);
+            std::iter::successors(some(list.oldest), move |slot| some(self.entry(*slot).next))
+        };
+        walk(&self.once).chain(walk(&self.again)).map(|slot| {
+            let entry = self.entry(slot);
+            Snapshot {
+                digest: entry.digest.clone(),
+                size: entry.size,
+                first_used: entry.first_used,
+                used: entry.used,
+                again: entry.place == Place::Again,
+                names: entry.names.iter().map(|name| self.entry(*name).digest.clone()).collect(),
+            }
+        })
+    }
+
+    /// Adds an entry of a snapshot as the newest of its segment.
+    pub(super) fn restore(&mut self, snapshot: &Snapshot) {
+        let slot = self.slot(&snapshot.digest);
+        if self.entry(slot).place == Place::Absent {
+            let entry = self.entry_mut(slot);
+            (entry.size, entry.first_used, entry.used) = (snapshot.size, snapshot.first_used, snapshot.used);
+            self.push_newest(slot, if snapshot.again { Place::Again } else { Place::Once });
+        }
+        self.link(&snapshot.digest, &snapshot.names);
+    }
+
+    /// When protected bytes are too many, the oldest of them must prove themselves anew. Their order stays.
+    fn bound_protected(&mut self) {
+        let (share, of) = PROTECTED_SHARE;
+        while self.again.bytes > self.bytes() / of * share && self.again.oldest != self.again.newest {
+            let slot = self.again.oldest;
+            self.unlink(slot);
+            // Its time begins again, or the next use would bring it straight back.
+            let entry = self.entry_mut(slot);
+            entry.first_used = entry.used;
+            self.push_newest(slot, Place::Once);
+        }
+    }
+
+    /// The slot of `digest`, made as absent where there is none.
+    fn slot(&mut self, digest: &Digest) -> u32 {
+        if let Some(slot) = self.slots.get(digest) {
+            return *slot;
+        }
+        let entry = Entry {
+            digest: digest.clone(),
+            size: 0,
+            first_used: Timestamp::default(),
+            used: Timestamp::default(),
+            place: Place::Absent,
+            previous: NONE,
+            next: NONE,
+            names: Box::default(),
+            named_by: Vec::new(),
+        };
+        let slot = if let Some(slot) = self.free.pop() {
+            self.entries[slot as usize] = entry;
+            slot
+        } else {
+            self.entries.push(entry);
+            u32::try_from(self.entries.len() - 1).expect("fewer than 2^32 blobs")
+        };
+        self.slots.insert(digest.clone(), slot);
+        slot
+    }
+
+    fn forget_if_unused(&mut self, slot: u32) {
+        let entry = self.entry(slot);
+        if entry.place == Place::Absent && entry.named_by.is_empty() && entry.names.is_empty() {
+            let digest = entry.digest.clone();
+            self.slots.remove(&digest);
+            self.free.push(slot);
+        }
+    }
+
+    fn push_newest(&mut self, slot: u32, place: Place) {
+        let charge = charge(self.entry(slot).size);
+        let list = self.list(place);
+        let newest = list.newest;
+        list.newest = slot;
+        list.bytes += charge;
+        if newest == NONE {
+            list.oldest = slot;
+        } else {
+            self.entry_mut(newest).next = slot;
+        }
+        let entry = self.entry_mut(slot);
+        (entry.place, entry.previous, entry.next) = (place, newest, NONE);
+    }
+
+    /// Takes an entry out of its list; its place still tells which.
+    fn unlink(&mut self, slot: u32) {
+        let Entry { place, previous, next, size, .. } = *self.entry(slot);
+        if previous == NONE {
+            self.list(place).oldest = next;
+        } else {
+            self.entry_mut(previous).next = next;
+        }
+        if next == NONE {
+            self.list(place).newest = previous;
+        } else {
+            self.entry_mut(next).previous = previous;
+        }
+        self.list(place).bytes -= charge(size);
+    }
+
+    fn list(&mut self, place: Place) -> &mut List {
+        match place {
+            Place::Once => &mut self.once,
+            Place::Again => &mut self.again,
+            Place::Absent => unreachable!("an absent entry is in no list"),
+        }
+    }
+
+    fn entry(&self, slot: u32) -> &Entry {
+        &self.entries[slot as usize]
+    }
+
+    fn entry_mut(&mut self, slot: u32) -> &mut Entry {
+        &mut self.entries[slot as usize]
+    }
+}
+
+impl Default for List {
+    fn default() -> Self {
+        Self { oldest: NONE, newest: NONE, bytes: 0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn digest(n: u8) -> Digest {
+        Digest::sha256(&[n])
+    }
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::from_unix_millis(seconds * 1000)
+    }
+
+    fn pop_all(lru: &mut Lru) -> Vec<Digest> {
+        std::iter::from_fn(|| lru.pop(|_| false).map(|(digest, _)| digest)).collect()
+    }
+
+    #[test]
+    fn what_was_used_least_recently_goes_first() {
+        let mut lru = Lru::default();
+        for n in 1..=3 {
+            lru.insert(&digest(n), BLOCK, at(n.into()));
+        }
+        assert_eq!(lru.touch(&digest(1), at(4)), Some(at(1)));
+        assert_eq!((lru.bytes(), lru.len()), (3 * BLOCK, 3));
+        assert_eq!(pop_all(&mut lru), [digest(2), digest(3), digest(1)]);
+        assert_eq!((lru.bytes(), lru.len(), lru.slots.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_manifest_goes_before_the_blobs_that_only_it_needs_and_shared_ones_stay() {
+        let (index, old, new, shared, layer) = (digest(1), digest(2), digest(3), digest(4), digest(5));
+        let mut lru = Lru::default();
+        for (n, blob) in [&shared, &layer, &old, &index, &new].into_iter().enumerate() {
+            lru.insert(blob, BLOCK, at(n as u64));
+        }
+        lru.link(&index, std::slice::from_ref(&old));
+        lru.link(&old, &[shared.clone(), layer.clone()]);
+        lru.link(&new, std::slice::from_ref(&shared));
+        lru.touch(&index, at(10));
+        lru.touch(&new, at(11));
+        assert_eq!(pop_all(&mut lru), [index, old, layer, new, shared]);
+    }
+
+    #[test]
+    fn one_large_scan_does_not_push_out_what_is_hot() {
+        let mut lru = Lru::default();
+        lru.insert(&digest(0), BLOCK, at(0));
+        lru.touch(&digest(0), at(599));
+        for n in 1..=9 {
+            lru.insert(&digest(n), BLOCK, at(700));
+        }
+        lru.touch(&digest(0), at(700));
+        for n in 10..=200 {
+            lru.insert(&digest(n), BLOCK, at(800));
+            lru.pop(|_| false);
+        }
+        assert!(lru.contains(&digest(0)));
+        assert_eq!(*pop_all(&mut lru).last().unwrap(), digest(0));
+    }
+
+    #[test]
+    fn a_new_layer_of_a_hot_image_is_as_hot() {
+        let (manifest, layer) = (digest(1), digest(2));
+        let mut lru = Lru::default();
+        lru.insert(&digest(9), 100 * BLOCK, at(0));
+        lru.insert(&manifest, BLOCK, at(0));
+        lru.link(&manifest, std::slice::from_ref(&layer));
+        lru.touch(&manifest, at(600));
+        lru.insert(&layer, BLOCK, at(601));
+        assert_eq!(pop_all(&mut lru), [digest(9), manifest, layer]);
+    }
+
+    #[test]
+    fn protection_is_bounded() {
+        let mut lru = Lru::default();
+        for n in 0..10 {
+            lru.insert(&digest(n), BLOCK, at(0));
+        }
+        for n in 0..10 {
+            lru.touch(&digest(n), at(600 + u64::from(n)));
+        }
+        assert_eq!((lru.once.bytes, lru.again.bytes), (2 * BLOCK, 8 * BLOCK));
+        assert_eq!(pop_all(&mut lru)[..3], [digest(0), digest(1), digest(2)]);
+    }
+
+    #[test]
+    fn what_must_be_kept_is_passed_over() {
+        let mut lru = Lru::default();
+        for n in 1..=3 {
+            lru.insert(&digest(n), BLOCK, at(n.into()));
+        }
+        assert_eq!(lru.pop(|d| *d == digest(1)), Some((digest(2), BLOCK)));
+        assert_eq!(lru.pop(|_| true), None);
+    }
+
+    #[test]
+    fn a_snapshot_restores_the_order_exactly() {
+        let mut lru = Lru::default();
+        for n in 0..20 {
+            lru.insert(&digest(n), u64::from(n), at(n.into()));
+        }
+        lru.link(&digest(0), &[digest(3), digest(77)]);
+        lru.touch(&digest(0), at(900));
+        let snapshot: Vec<_> = lru.snapshot().collect();
+        let mut restored = Lru::default();
+        snapshot.iter().for_each(|entry| restored.restore(entry));
+        assert_eq!(restored.snapshot().collect::<Vec<_>>(), snapshot);
+        assert_eq!(pop_all(&mut restored), pop_all(&mut lru));
+    }
+}

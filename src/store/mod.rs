@@ -1,0 +1,310 @@
+//! The cache on disk: verified blobs by digest under a hard cap, and small records about them.
+//!
+//! Floor 1. Nothing here knows of HTTP, upstreams or clients. [`Store`] opens only verified blobs; a [`BlobWriter`] brings
+//! one in; a [`Growth`] lets it be read meanwhile.
+
+mod books;
+mod disk;
+mod growing;
+mod handle;
+mod index;
+mod lru;
+mod options;
+mod pool;
+mod reader;
+mod records;
+mod room;
+mod writer;
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::clock::{Clock, Timestamp};
+use crate::oci::{Digest, Repository, Tag};
+
+use books::Books;
+use disk::{Disk, Opened};
+use handle::Handle;
+use pool::Pool;
+use records::Records;
+
+pub use disk::OpenError;
+pub use growing::{Cut, TAIL};
+pub use options::{Floor, Options};
+pub use reader::{Blob, BlobReader, Growth, ReadError};
+pub use records::{Proof, TagRecord};
+pub use writer::{BlobWriter, Bypass, Finished};
+
+/// The cache directory. Clones share it.
+#[derive(Clone)]
+pub struct Store(Arc<Shared>);
+
+struct Shared {
+    disk: Arc<Disk>,
+    pool: Pool,
+    books: Arc<Mutex<Books>>,
+    records: Records,
+    min_free: Floor,
+    /// Held by the thread that renames a blob in or removes one; never while the books are locked.
+    gate: Mutex<()>,
+    clock: Clock,
+}
+
+/// A partial file that nobody goes on with is kept for this long.
+const PARTIAL_LIFE: Duration = Duration::from_hours(1);
+
+// === impl Store ===
+
+impl Store {
+    /// Takes the directory and begins to count what is in it. Blobs can be read at once; new ones are admitted when all is
+    /// counted, which after a clean stop it is when this returns.
+    ///
+    /// # Errors
+    /// When the directory cannot be used. It is then as it was.
+    pub async fn open(options: &Options, clock: Clock) -> Result<Self, OpenError> {
+        let pool = Pool::new();
+        let (dir, books) = (options.dir.clone(), Arc::new(Mutex::new(Books::new(options.budget()))));
+        let opened = pool.run(move || Disk::open(&dir)).await;
+        let broken = |broken| OpenError::Unusable { dir: options.dir.clone(), error: io::Error::from(broken) };
+        let Opened { disk, clean, rebooted } = opened.map_err(broken)??;
+        let disk = Arc::new(disk);
+        let (records_disk, records_pool) = (Arc::clone(&disk), pool.clone());
+        let records = pool.run(move || Records::open(records_disk, records_pool)).await.map_err(broken)?;
+        let gate = Mutex::new(());
+        let store = Self(Arc::new(Shared { disk, pool, books, records, min_free: options.min_free, gate, clock }));
+        let shared = Arc::clone(&store.0);
+        let counted = store.0.pool.run(move || clean && shared.count_by_index()).await.map_err(broken)?;
+        let shared = Arc::clone(&store.0);
+        let count = store.0.pool.run(move || {
+            let walked = if counted { Ok(()) } else { shared.count_by_walk() };
+            if let Err(error) = walked.and_then(|()| shared.count_partials(rebooted && !clean)) {
+                tracing::error!(%error, "the cache could not be counted; nothing new is kept");
+            }
+        });
+        if counted {
+            count.await.map_err(broken)?;
+        }
+        Ok(store)
+    }
+
+    /// A verified blob, used now. `None` if the cache has none.
+    ///
+    /// Cancel safe.
+    pub async fn get(&self, digest: &Digest) -> Option<Blob> {
+        let now = self.0.clock.now();
+        let (used, size, open, known) = {
+            let mut books = lock(&self.0.books);
+            let used = books.lru.touch(digest, now);
+            (used, books.lru.size(digest), books.opened(digest), books.known)
+        };
+        if used.is_none() && known {
+            return None;
+        }
+        if used.is_some_and(|used| used.unix_millis() / 3_600_000 != now.unix_millis() / 3_600_000) {
+            let (store, digest) = (Arc::clone(&self.0), digest.clone());
+            self.0.pool.start(move || {
+                // Only the order after a start without an index depends on it.
+                let _ = store.disk.touch_blob(&digest, now.into());
+            });
+        }
+        if let (Some(handle), Some(size)) = (open, size) {
+            return Some(Blob::new(handle, size));
+        }
+        let (store, digest) = (Arc::clone(&self.0), digest.clone());
+        self.0.pool.run(move || store.open_blob(&digest, size)).await.ok()?
+    }
+
+    /// Throws away a blob that was found to be damaged.
+    pub async fn discard(&self, digest: &Digest) {
+        let (store, digest) = (Arc::clone(&self.0), digest.clone());
+        let _ = self.0.pool.run(move || store.discard(&digest)).await;
+    }
+
+    /// Notes a use of a blob whose bytes are at hand elsewhere.
+    pub fn touch(&self, digest: &Digest) {
+        lock(&self.0.books).lru.touch(digest, self.0.clock.now());
+    }
+
+    /// The size of a blob in the cache, without using it.
+    #[must_use]
+    pub fn size(&self, digest: &Digest) -> Option<u64> {
+        lock(&self.0.books).lru.size(digest)
+    }
+
+    /// Begins to bring a blob in.
+    pub async fn begin(&self, digest: Digest) -> BlobWriter {
+        BlobWriter::begin(Arc::clone(&self.0), digest).await
+    }
+
+    /// Brings in a blob whose verified bytes are at hand, and links it to what it names.
+    pub async fn put(&self, digest: &Digest, bytes: Bytes, names: &[Digest]) -> Finished {
+        let mut writer = self.begin(digest.clone()).await;
+        if writer.accepted() > 0 {
+            writer.restart().await;
+        }
+        writer.expect(bytes.len() as u64).await;
+        writer.push(bytes);
+        let finished = writer.finish().await;
+        if finished == Finished::Kept {
+            lock(&self.0.books).lru.link(digest, names);
+        }
+        finished
+    }
+
+    // --- records ---
+
+    #[must_use]
+    pub fn tag(&self, repository: &Repository, tag: &Tag) -> Option<TagRecord> {
+        self.0.records.tag(repository, tag)
+    }
+
+    pub fn set_tag(&self, repository: &Repository, tag: &Tag, record: &TagRecord) {
+        self.0.records.set_tag(repository, tag, record);
+    }
+
+    pub fn remove_tag(&self, repository: &Repository, tag: &Tag) {
+        self.0.records.remove_tag(repository, tag);
+    }
+
+    #[must_use]
+    pub fn proof(&self, repository: &Repository, digest: &Digest) -> Option<Proof> {
+        self.0.records.proof(repository, digest)
+    }
+
+    pub fn set_proof(&self, repository: &Repository, digest: &Digest, proof: Proof) {
+        self.0.records.set_proof(repository, digest, proof);
+    }
+
+    pub fn remove_proof(&self, repository: &Repository, digest: &Digest) {
+        self.0.records.remove_proof(repository, digest);
+    }
+
+    // --- upkeep ---
+
+    /// Bytes that the cache takes of the disk, and how many blobs it has. `None` while they are being counted.
+    #[must_use]
+    pub fn usage(&self) -> Option<(u64, usize)> {
+        let books = lock(&self.0.books);
+        books.known.then(|| (books.used(), books.lru.len()))
+    }
+
+    /// One round of upkeep, due once a minute: abandoned partial files, the floor under the free space, the index.
+    pub async fn upkeep(&self) {
+        let store = Arc::clone(&self.0);
+        let _ = self.0.pool.run(move || store.upkeep()).await;
+    }
+
+    /// Writes down what only memory knows. To be called when nothing writes any more.
+    pub async fn close(&self) {
+        self.0.records.flush().await;
+        let store = Arc::clone(&self.0);
+        let _ = self.0.pool.run(move || store.write_index(true)).await;
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    fn handle(&self, file: std::fs::File) -> Arc<Handle> {
+        Handle::new(file, self.pool.clone(), Arc::clone(&self.books))
+    }
+
+    /// Opens a blob. One that is gone or has another size than it was verified with is dropped: it will be fetched anew.
+    fn open_blob(&self, digest: &Digest, size: Option<u64>) -> Option<Blob> {
+        let opened = self.disk.open_blob(digest).and_then(|file| Ok((disk::length(&file)?, file)));
+        let (length, file) = match opened {
+            Ok((length, file)) if size.is_none_or(|size| size == length) => (length, file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && size.is_none() => return None,
+            other => {
+                let problem = match other {
+                    Ok((length, _)) => format!("it has {length} bytes"),
+                    Err(error) => error.to_string(),
+                };
+                tracing::error!(%digest, problem, "a cached blob is damaged; it is fetched anew");
+                self.discard(digest);
+                return None;
+            }
+        };
+        let handle = self.handle(file);
+        let closed = {
+            let mut books = lock(&self.books);
+            if books.known && !books.lru.contains(digest) {
+                // Evicted while it was being opened.
+                handle.unlinked(&mut books, lru::charge(length));
+            }
+            books.remember(digest, &handle)
+        };
+        drop(closed);
+        Some(Blob::new(handle, length))
+    }
+
+    fn discard(&self, digest: &Digest) {
+        let _gate = lock(&self.gate);
+        if lock(&self.books).drop_blob(digest)
+            && let Err(error) = self.disk.remove_blob(digest)
+        {
+            tracing::error!(%digest, %error, "a damaged blob could not be removed");
+        }
+    }
+
+    /// Makes the complete partial file of `digest` visible as the blob.
+    fn publish(&self, digest: &Digest, file: &std::fs::File, size: u64) -> io::Result<()> {
+        disk::sync(file)?;
+        let length = disk::length(file)?;
+        if length != size {
+            return Err(io::Error::other(format!("{length} of {size} bytes are in the file")));
+        }
+        let _gate = lock(&self.gate);
+        self.disk.publish(digest)
+    }
+
+    fn upkeep(&self) {
+        let limit = Timestamp::from_unix_millis(self.clock.now().unix_millis().saturating_sub(millis(PARTIAL_LIFE)));
+        let abandoned = lock(&self.books).stale_partials(limit, false);
+        for digest in abandoned {
+            self.remove_partial(&digest);
+        }
+        match self.short_of(0) {
+            Ok(0) => {}
+            Ok(short) => {
+                self.evict(short);
+            }
+            Err(error) => tracing::error!(%error, "the free space cannot be told"),
+        }
+        self.records.compact(|digest| lock(&self.books).lru.contains(digest));
+        self.write_index(false);
+    }
+
+    fn write_index(&self, clean: bool) {
+        let text = {
+            let books = lock(&self.books);
+            if !books.known {
+                return;
+            }
+            index::write(books.lru.snapshot())
+        };
+        let written = self.disk.replace(index::NAME, text.as_bytes());
+        let written = written.and_then(|()| if clean { self.disk.replace("clean", b"") } else { Ok(()) });
+        if let Err(error) = written {
+            tracing::error!(%error, "the index could not be written; the next start looks at every file");
+        }
+    }
+}
+
+/// Reports trouble with the disk and names it as the reason to go past the cache.
+fn disk_failed(operation: &str, error: &io::Error) -> Bypass {
+    tracing::error!(operation, %error, "the disk failed; the blob goes past the cache");
+    Bypass::Disk(format!("{operation}: {error}"))
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What a lock of ours guards stays whole when a holder panics: no panic comes between two writes that belong together.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

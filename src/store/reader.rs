@@ -1,0 +1,191 @@
+//! Reading a blob, finished or growing.
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use super::growing::{Cut, End, Growing, Progress, Registration, Step};
+use super::handle::Handle;
+
+/// A verified blob of the cache, held open: eviction does not disturb it.
+#[derive(Clone)]
+pub struct Blob {
+    handle: Arc<Handle>,
+    size: u64,
+}
+
+/// A blob on its way in, for those who may want to read it.
+#[derive(Clone)]
+pub struct Growth(pub(super) Arc<Growing>);
+
+/// A place in a growing blob.
+struct Follower {
+    registration: Registration,
+    progress: watch::Receiver<Progress>,
+}
+
+/// Yields the bytes of one range in order, waiting while the blob grows. That it ends without an error implies that the
+/// bytes are verified, if the range reaches the end of the blob.
+pub struct BlobReader {
+    source: Source,
+    at: u64,
+    /// `None`: to the end of a blob whose size is not known yet.
+    end: Option<u64>,
+    step: usize,
+}
+
+enum Source {
+    Blob(Arc<Handle>),
+    Growing(Follower),
+}
+
+/// Why no more bytes come from the store.
+pub enum ReadError {
+    /// The disk took no more of the blob and this reader fell behind the memory that stands in for it. The rest is to be
+    /// had from the upstream.
+    Lagged(Box<Cut>),
+    Disk(io::Error),
+    /// The blob will never be complete.
+    Ended,
+}
+
+/// The first read is small, for a quick first byte and for those who want little; each further one is twice as large.
+const FIRST_READ: usize = 16 << 10;
+const LARGEST_READ: usize = 256 << 10;
+
+// === impl Blob ===
+
+impl Blob {
+    pub(super) fn new(handle: Arc<Handle>, size: u64) -> Self {
+        Self { handle, size }
+    }
+
+    /// In bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    #[must_use]
+    pub fn read(&self, range: Range<u64>) -> BlobReader {
+        BlobReader { source: Source::Blob(Arc::clone(&self.handle)), at: range.start, end: Some(range.end), step: FIRST_READ }
+    }
+}
+
+// === impl Growth ===
+
+impl Growth {
+    /// Up to where the bytes are there to be read.
+    #[must_use]
+    pub fn front(&self) -> u64 {
+        self.0.subscribe().borrow().readable()
+    }
+
+    /// The size, if the upstream has announced it or the end has come.
+    #[must_use]
+    pub fn known_size(&self) -> Option<u64> {
+        self.0.subscribe().borrow().size
+    }
+
+    /// The size, waiting for the blob's end where the upstream did not announce it; `None` if it never gets complete.
+    ///
+    /// Cancel safe.
+    pub async fn size(&self) -> Option<u64> {
+        let mut progress = self.0.subscribe();
+        let progress = progress.wait_for(|progress| progress.size.is_some() || progress.end.is_some()).await.ok()?;
+        progress.size
+    }
+
+    /// Waits for the end; true if the blob is verified.
+    ///
+    /// Cancel safe.
+    pub async fn verified(&self) -> bool {
+        let mut progress = self.0.subscribe();
+        progress.wait_for(|progress| progress.end.is_some()).await.is_ok_and(|progress| progress.end == Some(End::Verified))
+    }
+
+    /// Reads from `start` to `end`, or to the blob's end whatever that will be.
+    #[must_use]
+    pub fn read(&self, start: u64, end: Option<u64>) -> BlobReader {
+        let follower = Follower { registration: self.0.register(start), progress: self.0.subscribe() };
+        BlobReader { source: Source::Growing(follower), at: start, end, step: FIRST_READ }
+    }
+}
+
+// === impl BlobReader ===
+
+impl BlobReader {
+    /// Where the next bytes come from.
+    #[must_use]
+    pub fn position(&self) -> u64 {
+        self.at
+    }
+
+    /// The next bytes; `None` at the end of the range.
+    ///
+    /// Cancel safe: what was not returned is read again.
+    ///
+    /// # Errors
+    /// See [`ReadError`]; nothing more comes after one.
+    pub async fn next(&mut self) -> Option<Result<Bytes, ReadError>> {
+        if self.end.is_some_and(|end| self.at >= end) {
+            return None;
+        }
+        let bytes = match &mut self.source {
+            Source::Blob(handle) => {
+                let limit = self.step.min(within(self.at, self.end.unwrap_or(u64::MAX)));
+                handle.read(self.at, limit).await.map_err(ReadError::Disk)
+            }
+            Source::Growing(follower) => follower.next(self.at, self.end, self.step).await?,
+        };
+        let bytes = match bytes {
+            Ok(bytes) => bytes,
+            Err(error) => return Some(Err(error)),
+        };
+        self.at += bytes.len() as u64;
+        self.step = (self.step * 2).min(LARGEST_READ);
+        if let Source::Growing(follower) = &self.source {
+            follower.registration.moved(self.at);
+        }
+        Some(Ok(bytes))
+    }
+}
+
+// === impl Follower ===
+
+impl Follower {
+    async fn next(&mut self, at: u64, end: Option<u64>, step: usize) -> Option<Result<Bytes, ReadError>> {
+        loop {
+            let next = {
+                let progress = self.progress.borrow_and_update();
+                self.registration.step(&progress, at)
+            };
+            return match next {
+                Step::File(file, readable) => {
+                    let limit = step.min(within(at, readable.min(end.unwrap_or(u64::MAX))));
+                    Some(file.read(at, limit).await.map_err(ReadError::Disk))
+                }
+                Step::Bytes(mut bytes) => {
+                    bytes.truncate(within(at, end.unwrap_or(u64::MAX)));
+                    Some(Ok(bytes))
+                }
+                Step::Lagged(cut) => Some(Err(ReadError::Lagged(cut))),
+                // All bytes were read: the end of a blob of unknown size, or nothing is left of a range.
+                Step::End(End::Verified) if end.is_none() => None,
+                Step::End(_) => Some(Err(ReadError::Ended)),
+                // The writer always says how it ended before it goes; to lose it is an end as well.
+                Step::Wait => match self.progress.changed().await {
+                    Ok(()) => continue,
+                    Err(_) => Some(Err(ReadError::Ended)),
+                },
+            };
+        }
+    }
+}
+
+fn within(at: u64, end: u64) -> usize {
+    usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX)
+}

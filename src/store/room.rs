@@ -1,0 +1,148 @@
+//! Making room: reservations, eviction, and the floor under the free space.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use super::books::Books;
+use super::{Shared, lock};
+
+/// Bytes of the disk that are promised to a writer. Dropped, they are given back.
+pub(super) struct Reservation {
+    books: Arc<Mutex<Books>>,
+    bytes: u64,
+}
+
+#[derive(Debug)]
+pub(super) enum NoRoom {
+    /// More than the whole cache may hold.
+    TooLarge,
+    /// All that could be evicted is being read, or the disk is filled by others.
+    Full,
+    Disk(io::Error),
+}
+
+/// Parallel writers may take what was just freed; after so many rounds the blob goes past the cache.
+const ROUNDS: u8 = 8;
+
+// === impl Reservation ===
+
+impl Reservation {
+    /// Takes over `bytes` that the books already count as reserved.
+    pub(super) fn of(books: &Arc<Mutex<Books>>, bytes: u64) -> Self {
+        Self { books: Arc::clone(books), bytes }
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(super) fn add(&mut self, mut more: Self) {
+        self.bytes += more.forget();
+    }
+
+    pub(super) fn take(&mut self) -> Self {
+        Self { books: Arc::clone(&self.books), bytes: self.forget() }
+    }
+
+    pub(super) fn release(&mut self) {
+        drop(self.take());
+    }
+
+    /// Leaves the bytes reserved, for the caller to account for.
+    pub(super) fn forget(&mut self) -> u64 {
+        std::mem::take(&mut self.bytes)
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            lock(&self.books).release(self.bytes);
+        }
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    /// Sets `bytes` aside, evicting what goes first.
+    ///
+    /// Cancel safe: a reservation that nobody waits for any more is given back.
+    pub(super) async fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Reservation, NoRoom> {
+        if bytes == 0 {
+            return Ok(Reservation::of(&self.books, 0));
+        }
+        let store = Arc::clone(self);
+        self.pool.run(move || store.reserve_now(bytes)).await.unwrap_or_else(|broken| Err(NoRoom::Disk(broken.into())))
+    }
+
+    fn reserve_now(&self, bytes: u64) -> Result<Reservation, NoRoom> {
+        if bytes > lock(&self.books).budget() {
+            return Err(NoRoom::TooLarge);
+        }
+        for _ in 0..ROUNDS {
+            let short = self.short_of(bytes).map_err(NoRoom::Disk)?;
+            if short == 0 {
+                if lock(&self.books).reserve(bytes) {
+                    return Ok(Reservation::of(&self.books, bytes));
+                }
+                continue;
+            }
+            if self.evict(short) == 0 {
+                break;
+            }
+        }
+        Err(NoRoom::Full)
+    }
+
+    /// How many bytes must go before `bytes` more fit under the cap and above the floor.
+    pub(super) fn short_of(&self, bytes: u64) -> io::Result<u64> {
+        let (used, budget) = {
+            let books = lock(&self.books);
+            (books.used(), books.budget())
+        };
+        let over_cap = used.saturating_add(bytes).saturating_sub(budget);
+        let (free, total) = self.disk.space()?;
+        let below_floor = self.min_free.of(total).saturating_add(bytes).saturating_sub(free);
+        Ok(over_cap.max(below_floor))
+    }
+
+    /// Removes what goes first until `bytes` are free: abandoned partial files, then blobs. Returns how many bytes went.
+    pub(super) fn evict(&self, bytes: u64) -> u64 {
+        // A blob may come back while its old file is about to be removed; so renames in and removals are one at a time.
+        let _gate = lock(&self.gate);
+        drop(lock(&self.books).forget_recent());
+        let mut gone = 0;
+        while gone < bytes {
+            let oldest = lock(&self.books).stale_partials(self.clock.now(), true);
+            let Some(digest) = oldest.first() else { break };
+            gone += self.remove_partial(digest);
+        }
+        if gone >= bytes {
+            return gone;
+        }
+        let victims = lock(&self.books).leave(bytes - gone);
+        for (digest, charge) in victims {
+            match self.disk.remove_blob(&digest) {
+                Ok(()) => {
+                    gone += charge;
+                    tracing::debug!(%digest, "evicted");
+                }
+                // It is counted again after the next start.
+                Err(error) => tracing::error!(%digest, %error, "a blob could not be evicted"),
+            }
+            lock(&self.books).left(charge);
+        }
+        gone
+    }
+
+    /// Removes a partial file that nobody fills; returns what it took.
+    pub(super) fn remove_partial(&self, digest: &crate::oci::Digest) -> u64 {
+        let Some(charge) = lock(&self.books).leave_partial(digest) else { return 0 };
+        if let Err(error) = self.disk.remove_partial(digest) {
+            tracing::error!(%digest, %error, "a partial file could not be removed");
+        }
+        lock(&self.books).partial_left(digest, charge);
+        charge
+    }
+}

@@ -1,0 +1,63 @@
+//! How an upstream fails, by what the caller does next.
+
+use crate::clock::Timestamp;
+
+/// Why an upstream gave no answer that could be used. Cheap to clone: everyone who waited is told.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// It has answered that there is no such thing.
+    #[error("not found upstream")]
+    NotFound,
+    /// It does not do what was asked, and says so with this status.
+    #[error("the upstream answers {0}")]
+    Unsupported(u16),
+    /// It has answered, with a fresh token where it wants one, that we may not.
+    #[error("denied by the upstream")]
+    Denied,
+    /// The upstream refuses larder's own credentials. That says nothing about what was asked for.
+    #[error("the upstream refuses larder's credentials: {0}")]
+    Credentials(String),
+    /// It wants to be left alone until then.
+    #[error("the upstream limits the rate of requests")]
+    RateLimited { until: Timestamp },
+    /// It could not be reached, or failed, or made no sense.
+    #[error("the upstream is unavailable: {why}")]
+    Unavailable { why: String, timed_out: bool },
+    /// larder is sealed and asks nobody.
+    #[error("larder is offline")]
+    Offline,
+}
+
+impl Error {
+    pub(super) fn unavailable(why: impl Into<String>) -> Self {
+        Self::Unavailable { why: why.into(), timed_out: false }
+    }
+
+    pub(super) fn timed_out(why: impl Into<String>) -> Self {
+        Self::Unavailable { why: why.into(), timed_out: true }
+    }
+
+    /// True if the upstream has answered what was asked: the answer is no.
+    #[must_use]
+    pub fn is_definitive(&self) -> bool {
+        matches!(self, Self::NotFound | Self::Denied)
+    }
+}
+
+impl From<reqwest::Error> for Error {
+    /// The URL is left out: it may be signed.
+    fn from(error: reqwest::Error) -> Self {
+        let timed_out = error.is_timeout();
+        let error = error.without_url();
+        let mut why = error.to_string();
+        let mut source = std::error::Error::source(&error);
+        while let Some(cause) = source {
+            let cause_text = cause.to_string();
+            if !why.contains(&cause_text) {
+                why = format!("{why}: {cause_text}");
+            }
+            source = cause.source();
+        }
+        Self::Unavailable { why, timed_out }
+    }
+}

@@ -1,0 +1,199 @@
+//! Where packets may go when a server chose the address.
+//!
+//! A redirect or a token realm may name any host. It is followed to public addresses, and to the addresses of the upstream
+//! itself; never to others on the inside, such as a cloud's metadata service. Names are checked after resolution, on the
+//! address that is dialled, so that a name cannot mean one address when checked and another when used.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use reqwest::Url;
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+
+/// The rule for one upstream.
+#[derive(Debug, Clone)]
+pub(super) struct Guard {
+    /// The upstream's own host, wherever the operator has put it.
+    own_host: Arc<str>,
+    /// The operator trusts the upstream to name hosts on the inside.
+    allow_private: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Refused {
+    #[error("the upstream names {0}, which is not a public address")]
+    Private(String),
+    #[error("the upstream names an address without a host")]
+    NoHost,
+    #[error("the upstream is https but names a plain http address")]
+    Downgrade,
+    #[error("the upstream names an address that is neither http nor https")]
+    Scheme,
+}
+
+// === impl Guard ===
+
+impl Guard {
+    pub(super) fn new(upstream: &Url, allow_private: bool) -> Self {
+        Self { own_host: upstream.host_str().unwrap_or_default().into(), allow_private }
+    }
+
+    /// Checks all that can be told before resolution: the scheme, and a host that is an address already.
+    pub(super) fn check(&self, from: &Url, to: &Url) -> Result<(), Refused> {
+        match (from.scheme(), to.scheme()) {
+            ("https", "http") => return Err(Refused::Downgrade),
+            (_, "http" | "https") => {}
+            _ => return Err(Refused::Scheme),
+        }
+        // The parser has already made one of all spellings of an address: 127.1, 0x7f000001, [::ffff:127.0.0.1].
+        let host = to.host_str().ok_or(Refused::NoHost)?;
+        let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+        match address {
+            Ok(address) if !self.permits(address, host) => Err(Refused::Private(host.into())),
+            _ => Ok(()),
+        }
+    }
+
+    fn permits(&self, address: IpAddr, host: &str) -> bool {
+        self.allow_private || *host == *self.own_host || is_public(address)
+    }
+}
+
+/// Resolves names as the system does and drops the addresses that the guard forbids.
+impl Resolve for Guard {
+    fn resolve(&self, name: Name) -> Resolving {
+        let guard = self.clone();
+        Box::pin(async move {
+            let host = name.as_str();
+            let own: Vec<IpAddr> = if host == &*guard.own_host { Vec::new() } else { guard.own_addresses().await };
+            let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, 0)).await?.collect();
+            let permitted: Vec<SocketAddr> = addresses
+                .into_iter()
+                .filter(|address| guard.permits(address.ip(), host) || own.contains(&address.ip()))
+                .collect();
+            if permitted.is_empty() {
+                return Err(Refused::Private(host.into()).into());
+            }
+            Ok(Box::new(permitted.into_iter()) as Addrs)
+        })
+    }
+}
+
+impl Guard {
+    async fn own_addresses(&self) -> Vec<IpAddr> {
+        match tokio::net::lookup_host((&*self.own_host, 0)).await {
+            Ok(addresses) => addresses.map(|address| address.ip()).collect(),
+            Err(_) => Vec::new(),
+        }
+    }
+}
+
+/// True for addresses of the open internet: not loopback, private, shared, link-local, reserved, multicast.
+pub(super) fn is_public(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => is_public_v4(v4),
+        IpAddr::V6(v6) => is_public_v6(v6),
+    }
+}
+
+fn is_public_v4(v4: Ipv4Addr) -> bool {
+    let [a, b, c, _] = v4.octets();
+    let shared = a == 100 && (64..128).contains(&b); // RFC 6598
+    let protocol = (a, b, c) == (192, 0, 0); // RFC 6890
+    let benchmark = a == 198 && (18..20).contains(&b); // RFC 2544
+    let relay = (a, b, c) == (192, 88, 99); // RFC 7526
+    !(a == 0
+        || a >= 240
+        || v4.is_loopback()
+        || v4.is_private()
+        || v4.is_link_local()
+        || v4.is_multicast()
+        || v4.is_documentation()
+        || shared
+        || protocol
+        || benchmark
+        || relay)
+}
+
+fn is_public_v6(v6: Ipv6Addr) -> bool {
+    if let Some(v4) = v6.to_ipv4_mapped() {
+        return is_public_v4(v4);
+    }
+    match v6.segments() {
+        // NAT64 (RFC 6052) and 6to4 (RFC 3056) lead to an IPv4 address.
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => {
+            let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
+            is_public_v4(Ipv4Addr::new(a, b, c, d))
+        }
+        [0x2001, 0xdb8 | 0, ..] => false,
+        // Global unicast is 2000::/3; all else is local, reserved or multicast.
+        [first, ..] => first & 0xe000 == 0x2000,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn url(text: &str) -> Url {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn no_spelling_of_an_inner_address_passes() {
+        let upstream = url("https://registry.example");
+        let guard = Guard::new(&upstream, false);
+        for host in [
+            "127.0.0.1",
+            "127.1",
+            "0x7f000001",
+            "2130706433",
+            "0.0.0.0",
+            "169.254.169.254",
+            "10.1.2.3",
+            "172.16.0.1",
+            "192.168.0.1",
+            "100.64.0.1",
+            "198.18.0.1",
+            "224.0.0.1",
+            "255.255.255.255",
+            "[::1]",
+            "[::]",
+            "[fe80::1]",
+            "[fc00::1]",
+            "[ff02::1]",
+            "[::ffff:127.0.0.1]",
+            "[::ffff:a9fe:a9fe]",
+            "[64:ff9b::7f00:1]",
+            "[2002:7f00:1::]",
+            "[2001:db8::1]",
+        ] {
+            assert!(guard.check(&upstream, &url(&format!("https://{host}/x"))).is_err(), "{host}");
+        }
+        for host in ["93.184.215.14", "[2606:4700::1111]", "cdn.example"] {
+            assert!(guard.check(&upstream, &url(&format!("https://{host}/x"))).is_ok(), "{host}");
+        }
+    }
+
+    #[test]
+    fn the_upstreams_own_address_is_where_the_operator_put_it() {
+        let upstream = url("http://127.0.0.1:5000");
+        let guard = Guard::new(&upstream, false);
+        assert!(guard.check(&upstream, &url("http://127.0.0.1:6000/x")).is_ok());
+        assert!(guard.check(&upstream, &url("http://127.0.0.2:6000/x")).is_err());
+    }
+
+    #[test]
+    fn https_never_becomes_http() {
+        let upstream = url("https://registry.example");
+        let guard = Guard::new(&upstream, true);
+        assert!(matches!(guard.check(&upstream, &url("http://registry.example/x")), Err(Refused::Downgrade)));
+        assert!(matches!(guard.check(&upstream, &url("file:///etc/passwd")), Err(Refused::Scheme)));
+    }
+
+    #[tokio::test]
+    async fn a_name_that_resolves_to_the_inside_is_refused() {
+        let guard = Guard::new(&url("https://registry.example"), false);
+        assert!(guard.resolve("localhost".parse().unwrap()).await.is_err());
+    }
+}

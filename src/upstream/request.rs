@@ -1,0 +1,344 @@
+//! What larder asks of a registry, in the terms of the distribution specification.
+
+use std::ops::Range;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use reqwest::Response;
+use serde::Deserialize;
+
+use crate::oci::{ACCEPT, Digest, INDEX_TYPE, MAX_MANIFEST, Page, Reference, RepositoryName};
+
+use super::client::{Followed, read_limited};
+use super::error::Error;
+use super::{DOCKER_HUB, Reach, Upstream};
+
+/// A manifest's bytes as they came; nothing of them has been checked.
+pub struct ManifestAnswer {
+    pub bytes: Bytes,
+    pub content_type: Option<String>,
+}
+
+/// What a HEAD tells. None of it is more than a hint.
+pub struct Found {
+    pub digest: Option<Digest>,
+    pub size: Option<u64>,
+    pub content_type: Option<String>,
+}
+
+/// The beginning of a blob's bytes.
+pub struct BlobAnswer {
+    /// Where in the blob the body begins: where it was asked to, or 0 if the upstream ignores ranges.
+    pub offset: u64,
+    /// The size of the whole blob, if the upstream says.
+    pub size: Option<u64>,
+    pub body: Body,
+}
+
+/// Which bytes of a blob to ask for: from `start` on, and to before `end` if there is one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    pub start: u64,
+    pub end: Option<u64>,
+}
+
+/// Bytes from the network, with a limit on their silence.
+pub struct Body {
+    response: Response,
+    idle_timeout: Duration,
+}
+
+pub struct TagsAnswer {
+    pub tags: Vec<String>,
+    /// Where the list goes on.
+    pub next: Option<Page>,
+}
+
+const LARGEST_TAG_PAGE: usize = 4 << 20;
+
+// === impl Upstream ===
+
+impl Upstream {
+    /// Asks for a manifest. It costs a pull where pulls are counted.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn manifest(&self, repository: &RepositoryName, reference: &Reference) -> Result<ManifestAnswer, Error> {
+        let path = format!("{repository}/manifests/{reference}");
+        let mut response = self.ask(Method::GET, repository, &path, manifest_headers()).await?;
+        refuse_encoding(&response)?;
+        let content_type = content_type(&response);
+        let idle_timeout = self.reach()?.idle_timeout;
+        let bytes = tokio::time::timeout(idle_timeout, read_limited(&mut response, MAX_MANIFEST)).await;
+        let bytes = bytes.unwrap_or_else(|_| Err(Error::timed_out("the manifest does not end")))?;
+        Ok(ManifestAnswer { bytes, content_type })
+    }
+
+    /// Asks whether there is a manifest, and which. Free where pulls are counted.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn head_manifest(&self, repository: &RepositoryName, reference: &Reference) -> Result<Found, Error> {
+        let path = format!("{repository}/manifests/{reference}");
+        match self.ask(Method::HEAD, repository, &path, manifest_headers()).await {
+            Ok(response) => Ok(Found::of(&response)),
+            // Some registries know no HEAD here: nothing was found out.
+            Err(Error::Unsupported(_)) => Ok(Found { digest: None, size: None, content_type: None }),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Asks whether there is a blob: by HEAD, and as some registries refuse that, by its first byte.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn head_blob(&self, repository: &RepositoryName, digest: &Digest) -> Result<Found, Error> {
+        let path = format!("{repository}/blobs/{digest}");
+        match self.ask(Method::HEAD, repository, &path, HeaderMap::new()).await {
+            Ok(response) if response.status() == StatusCode::OK => return Ok(Found::of(&response)),
+            Err(error @ (Error::Offline | Error::RateLimited { .. } | Error::Unavailable { timed_out: true, .. })) => {
+                return Err(error);
+            }
+            _ => {}
+        }
+        let first = self.blob(repository, digest, Some(Span { start: 0, end: Some(1) })).await?;
+        Ok(Found { digest: None, size: first.size, content_type: None })
+    }
+
+    /// Asks for the bytes of a blob, all of them or a span.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn blob(&self, repository: &RepositoryName, digest: &Digest, span: Option<Span>) -> Result<BlobAnswer, Error> {
+        let path = format!("{repository}/blobs/{digest}");
+        let mut headers = HeaderMap::new();
+        if let Some(Span { start, end }) = span {
+            let range = match end {
+                Some(end) => format!("bytes={start}-{}", end.saturating_sub(1)),
+                None => format!("bytes={start}-"),
+            };
+            headers.insert(header::RANGE, HeaderValue::try_from(range).map_err(|error| Error::unavailable(error.to_string()))?);
+        }
+        let response = self.ask(Method::GET, repository, &path, headers).await?;
+        refuse_encoding(&response)?;
+        let (offset, size) = match response.status() {
+            StatusCode::PARTIAL_CONTENT => {
+                let range = response.headers().get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
+                let Some((got, size)) = range.and_then(content_range) else {
+                    return Err(Error::unavailable("it sends a part and does not say which"));
+                };
+                if span.is_none_or(|span| span.start != got.start) {
+                    return Err(Error::unavailable("it sends another part than was asked for"));
+                }
+                (got.start, size)
+            }
+            _ => (0, content_length(&response)),
+        };
+        let idle_timeout = self.reach()?.idle_timeout;
+        Ok(BlobAnswer { offset, size, body: Body { response, idle_timeout } })
+    }
+
+    /// Asks for a page of the tags of a repository.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn tags(&self, repository: &RepositoryName, page: &Page) -> Result<TagsAnswer, Error> {
+        #[derive(Deserialize)]
+        struct List {
+            tags: Option<Vec<String>>,
+        }
+        let query = page.query();
+        let path = format!("{repository}/tags/list{}{query}", if query.is_empty() { "" } else { "?" });
+        let mut response = self.ask(Method::GET, repository, &path, HeaderMap::new()).await?;
+        let next = response.headers().get(header::LINK).and_then(|value| value.to_str().ok()).and_then(next_page);
+        let body = read_limited(&mut response, LARGEST_TAG_PAGE).await?;
+        let list: List = serde_json::from_slice(&body).map_err(|_| Error::unavailable("its list of tags is no JSON"))?;
+        Ok(TagsAnswer { tags: list.tags.unwrap_or_default(), next })
+    }
+
+    /// Asks for the referrers of a digest. `None`: the registry does not have this API.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn referrers(&self, repository: &RepositoryName, digest: &Digest) -> Result<Option<Bytes>, Error> {
+        let path = format!("{repository}/referrers/{digest}");
+        let mut response = match self.ask(Method::GET, repository, &path, HeaderMap::new()).await {
+            Ok(response) => response,
+            Err(Error::NotFound | Error::Unsupported(_)) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        if content_type(&response).is_none_or(|value| value != INDEX_TYPE) {
+            return Ok(None);
+        }
+        read_limited(&mut response, MAX_MANIFEST).await.map(Some)
+    }
+
+    /// Sends a request, proving who we are when asked to, and tells the good answers from the others.
+    async fn ask(
+        &self,
+        method: Method,
+        repository: &RepositoryName,
+        path: &str,
+        mut headers: HeaderMap,
+    ) -> Result<Response, Error> {
+        let reach = self.reach()?;
+        let base = reach.url.as_str().trim_end_matches('/');
+        let url = format!("{base}/v2/{path}").parse().map_err(|_| Error::unavailable("no URL can be made of the name"))?;
+        // Bodies must arrive as they are stored; a digest is over those bytes.
+        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        let mut sent = reach.auth.header(repository).await?;
+        let (mut proved, mut asked_again) = (false, false);
+        loop {
+            match &sent {
+                Some(value) => headers.insert(header::AUTHORIZATION, value.clone()),
+                None => headers.remove(header::AUTHORIZATION),
+            };
+            let Followed { response, own } = reach.client.follow(&method, reqwest::Url::clone(&url), &headers).await?;
+            match response.status() {
+                StatusCode::UNAUTHORIZED if own && !proved => {
+                    sent = Some(reach.auth.challenged(repository, response.headers(), sent.as_ref()).await?);
+                    proved = true;
+                }
+                // The signature of a redirect has expired: the registry makes a new one.
+                StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED if !own && !asked_again => asked_again = true,
+                _ => return self.judge(reach, response, own),
+            }
+        }
+    }
+
+    fn judge(&self, reach: &Reach, response: Response, own: bool) -> Result<Response, Error> {
+        match response.status().as_u16() {
+            200 | 206 => Ok(response),
+            404 => Err(Error::NotFound),
+            status @ (400 | 405 | 406 | 410 | 416 | 501) => Err(Error::Unsupported(status)),
+            // Docker Hub says so of repositories that are not there, whoever asks.
+            401 if own && *self.name == *DOCKER_HUB => Err(Error::NotFound),
+            401 | 403 if own => Err(Error::Denied),
+            429 => {
+                let after = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
+                Err(self.cool_down(reach, after.and_then(retry_after)))
+            }
+            status => Err(Error::unavailable(format!("it answers {status}"))),
+        }
+    }
+}
+
+fn manifest_headers() -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(header::ACCEPT, HeaderValue::from_static(ACCEPT));
+    headers
+}
+
+fn content_type(response: &Response) -> Option<String> {
+    let value = response.headers().get(header::CONTENT_TYPE)?.to_str().ok()?;
+    Some(value.split(';').next().unwrap_or_default().trim().to_owned())
+}
+
+fn content_length(response: &Response) -> Option<u64> {
+    response.headers().get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// Bytes that were compressed on the way are not those that the digest is over.
+fn refuse_encoding(response: &Response) -> Result<(), Error> {
+    match response.headers().get(header::CONTENT_ENCODING) {
+        Some(encoding) if encoding != "identity" => Err(Error::unavailable("it encodes what must not be changed")),
+        _ => Ok(()),
+    }
+}
+
+/// `bytes 5-9/100` as 5..10 of 100.
+fn content_range(text: &str) -> Option<(Range<u64>, Option<u64>)> {
+    let (range, size) = text.strip_prefix("bytes ")?.split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    let (first, last): (u64, u64) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+    let size = if size == "*" { None } else { Some(size.parse().ok()?) };
+    let legal = first <= last && size.is_none_or(|size| last < size);
+    legal.then_some((first..last + 1, size))
+}
+
+/// The query of a `Link: <…>; rel="next"`. Only that is used of it: the host is ours to choose.
+fn next_page(link: &str) -> Option<Page> {
+    let (url, parameters) = link.strip_prefix('<')?.split_once('>')?;
+    if !parameters.contains("next") {
+        return None;
+    }
+    let mut page = Page::default();
+    for (key, value) in form_urlencoded::parse(url.split_once('?')?.1.as_bytes()) {
+        match &*key {
+            "n" => page.n = value.parse().ok(),
+            "last" => page.last = Some(value.into_owned()),
+            "next_page" => page.next_page = Some(value.into_owned()),
+            _ => {}
+        }
+    }
+    Some(page)
+}
+
+/// Seconds, or a date.
+fn retry_after(text: &str) -> Option<Duration> {
+    if let Ok(seconds) = text.trim().parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(text).ok()?;
+    Some(date.duration_since(SystemTime::now()).unwrap_or_default())
+}
+
+// === impl Found ===
+
+impl Found {
+    fn of(response: &Response) -> Self {
+        let digest = response.headers().get("docker-content-digest").and_then(|value| value.to_str().ok());
+        Self {
+            digest: digest.and_then(|text| text.parse().ok()),
+            size: content_length(response),
+            content_type: content_type(response),
+        }
+    }
+}
+
+// === impl Body ===
+
+impl Body {
+    /// The next bytes; `None` at the end of the body.
+    ///
+    /// Cancel safe.
+    ///
+    /// # Errors
+    /// When the connection breaks, or nothing comes for too long.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
+        match tokio::time::timeout(self.idle_timeout, self.response.chunk()).await {
+            Ok(chunk) => Ok(chunk?),
+            Err(_) => Err(Error::timed_out("the body has fallen silent")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_content_range_is_read_exactly() {
+        assert_eq!(content_range("bytes 5-9/100"), Some((5..10, Some(100))));
+        assert_eq!(content_range("bytes 0-0/*"), Some((0..1, None)));
+        for text in ["bytes 9-5/100", "bytes 5-100/100", "bytes */100", "items 1-2/3", "bytes 1-2", ""] {
+            assert_eq!(content_range(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn of_a_link_only_the_place_in_the_list_is_taken() {
+        let page = next_page(r#"<https://evil.example/v2/x/tags/list?n=50&last=b&next_page=gAAA%3D>; rel="next""#).unwrap();
+        assert_eq!(page, Page { n: Some(50), last: Some("b".into()), next_page: Some("gAAA=".into()) });
+        assert_eq!(next_page(r#"</v2/x?n=1>; rel="prev""#), None);
+        assert_eq!(next_page("nonsense"), None);
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        assert_eq!(retry_after("120"), Some(Duration::from_mins(2)));
+        assert_eq!(retry_after("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::ZERO));
+        assert_eq!(retry_after("soon"), None);
+    }
+}

@@ -1,0 +1,60 @@
+//! Floors: a file uses what is below it, never what is above or beside.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// What each part of the crate may use. Its own parts it may always use.
+const MAY_USE: [(&str, &[&str]); 10] = [
+    ("oci", &[]),
+    ("clock", &[]),
+    ("flight", &[]),
+    ("store", &["oci", "clock", "flight"]),
+    ("upstream", &["oci", "clock", "flight"]),
+    ("mirror", &["oci", "clock", "flight", "store", "upstream"]),
+    ("server", &["oci", "clock", "flight", "upstream", "mirror"]),
+    ("config", &["server", "mirror", "store", "upstream", "app"]),
+    ("app", &["oci", "clock", "store", "upstream", "mirror", "server", "config"]),
+    ("cli", &["clock", "config", "app"]),
+];
+
+fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn every_use_goes_downward() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&src, &mut files);
+    assert!(files.len() > 30, "the sources are elsewhere");
+    let mut wrong = Vec::new();
+    for file in files {
+        let name = file.strip_prefix(&src).unwrap();
+        let part = name.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs");
+        if matches!(part, "main" | "lib") {
+            continue;
+        }
+        let (_, allowed) = MAY_USE.iter().find(|(known, _)| *known == part).unwrap_or_else(|| panic!("no floor for {part}"));
+        let text = fs::read_to_string(&file).unwrap();
+        // `use crate::{a, b}` and `crate::a::…` alike.
+        for rest in text.split("crate::").skip(1) {
+            let group = rest
+                .strip_prefix('{')
+                .map_or(rest.split([':', ';', ',', ')']).next().unwrap(), |group| group.split('}').next().unwrap());
+            for used in group.split(',').map(|used| used.split("::").next().unwrap().trim()).filter(|used| !used.is_empty()) {
+                let known = MAY_USE.iter().any(|(known, _)| *known == used);
+                if known && used != part && !allowed.contains(&used) {
+                    wrong.push(format!("{} uses {used}", name.display()));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}

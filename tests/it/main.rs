@@ -1,0 +1,10 @@
+//! The behaviour of larder as clients and registries see it: the real thing on loopback, a module per behaviour.
+
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test that cannot go on has failed")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod dependencies;
+mod layers;
+mod pulls;

@@ -1,0 +1,172 @@
+//! The real larder on a port of the kernel's choice, with a cache directory and a clock of its own.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use larder::{app::App, clock::Clock, config::Config};
+use tempfile::TempDir;
+use toml::{Table, Value};
+
+use super::{Answer, Client, Registry, Streaming};
+
+/// A larder that serves. [`stop`](Self::stop) ends it as SIGTERM would.
+pub struct TestMirror {
+    app: App,
+    client: Client,
+    stopped: StoppedMirror,
+}
+
+/// A larder that does not run: before its first start, or between two. Its directory may be looked at
+/// and damaged, its options changed. The directory goes when this goes.
+pub struct StoppedMirror {
+    dir: TempDir,
+    config: Table,
+    clock: Clock,
+}
+
+// === impl TestMirror ===
+
+impl TestMirror {
+    /// One that takes this registry for Docker Hub.
+    pub async fn of(upstream: &Registry) -> Self {
+        Self::builder().upstream("docker.io", upstream).start().await
+    }
+
+    /// One without upstreams and with an empty cache, to be told more.
+    pub fn builder() -> StoppedMirror {
+        StoppedMirror::new()
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.app.address()
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address())
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.client.get(self.url(path)).await
+    }
+
+    pub async fn get_with(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
+        self.client.get_with(self.url(path), headers).await
+    }
+
+    pub async fn head(&self, path: &str) -> Answer {
+        self.client.head(self.url(path)).await
+    }
+
+    pub async fn stream(&self, path: &str) -> Streaming {
+        self.client.stream(self.url(path)).await
+    }
+
+    /// The clock by which this larder judges what is fresh; `clock().advance(…)` lets time pass.
+    pub fn clock(&self) -> &Clock {
+        &self.stopped.clock
+    }
+
+    pub fn cache_dir(&self) -> PathBuf {
+        self.stopped.cache_dir()
+    }
+
+    /// Drains and ends it; the cache stays for another start.
+    pub async fn stop(self) -> StoppedMirror {
+        self.app.stop().await;
+        self.stopped
+    }
+}
+
+// === impl StoppedMirror ===
+
+impl StoppedMirror {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let stopped = Self { dir, config: Table::new(), clock: Clock::system() };
+        let cache_dir = Value::from(stopped.cache_dir().to_str().expect("a path of text"));
+        stopped
+            .set("server.listen = \"127.0.0.1:0\"")
+            .set(&format!("cache.dir = {cache_dir}"))
+            .set("cache.max_size = \"1GiB\"")
+            .set("mirror.default_upstream = \"docker.io\"")
+            .set("mirror.tag_ttl = \"1m\"")
+    }
+
+    /// Takes this registry for the upstream of that name.
+    pub fn upstream(self, name: &str, registry: &Registry) -> Self {
+        self.set(&format!("upstream.{name:?}.url = {:?}", registry.url()))
+    }
+
+    /// Gives credentials to the upstream of that name, the password in a file.
+    pub fn login(self, name: &str, user: &str, password: &str) -> Self {
+        let file = self.dir.path().join(format!("password-{name}"));
+        fs::write(&file, password).expect("a file in the temporary directory");
+        let file = Value::from(file.to_str().expect("a path of text"));
+        self.set(&format!("upstream.{name:?}.username = {user:?}")).set(&format!("upstream.{name:?}.password_file = {file}"))
+    }
+
+    /// Sets options as lines of the configuration file with dotted keys: `mirror.tag_ttl = "10s"`. The
+    /// last word counts.
+    pub fn set(mut self, lines: &str) -> Self {
+        let options = lines.parse::<Table>().expect("lines of TOML");
+        merge(&mut self.config, options);
+        self
+    }
+
+    /// Moves this larder's time to another clock.
+    pub fn clock(self, clock: Clock) -> Self {
+        Self { clock, ..self }
+    }
+
+    pub fn cache_dir(&self) -> PathBuf {
+        self.dir.path().join("cache")
+    }
+
+    /// The directory that holds the cache directory, for what a test wants to keep beside it.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub async fn start(self) -> TestMirror {
+        match self.try_start().await {
+            Ok(mirror) => mirror,
+            Err((error, _)) => panic!("larder does not start: {error}"),
+        }
+    }
+
+    /// Starts, or tells why not, the causes too, as the command line would, and gives itself back.
+    pub async fn try_start(self) -> Result<TestMirror, (String, Self)> {
+        let config = match Config::from_toml(&self.config.to_string()) {
+            Ok(config) => config,
+            Err(error) => return Err((told(&error), self)),
+        };
+        match App::start(config, self.clock.clone()).await {
+            Ok(app) => Ok(TestMirror { app, client: Client::h1(), stopped: self }),
+            Err(error) => Err((told(&error), self)),
+        }
+    }
+}
+
+fn merge(into: &mut Table, from: Table) {
+    for (key, value) in from {
+        match (into.get_mut(&key), value) {
+            (Some(Value::Table(known)), Value::Table(more)) => merge(known, more),
+            (_, value) => {
+                into.insert(key, value);
+            }
+        }
+    }
+}
+
+fn told(error: &dyn std::error::Error) -> String {
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        message += &format!(": {error}");
+        cause = error.source();
+    }
+    message
+}

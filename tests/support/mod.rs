@@ -1,0 +1,51 @@
+//! What the integration tests stand on: a scripted upstream, the real larder before it, and a client
+//! that sees what a client of a registry would see. All of it on loopback, on ports of the kernel's choice.
+//!
+//! A test reads as a sentence:
+//!
+//! ```ignore
+//! let upstream = Registry::start().await;
+//! let image = Image::new(1).layers(&[70_000]).put(&upstream, "library/alpine", "latest");
+//! let layer = &image.layers[0];
+//! upstream.on(Match::get(&layer.digest).times(1), Fault::Cut { after: 40_000 });
+//!
+//! let mirror = TestMirror::of(&upstream).await;
+//! let answer = mirror.get(&image.blob_path(layer)).await;
+//!
+//! assert!(answer.complete);
+//! assert_eq!(answer.body, layer.bytes);
+//! assert_eq!(upstream.count("GET", &layer.digest), 2);
+//! ```
+//!
+//! Nothing here sleeps to wait for something: tests wait for the event itself ([`Registry::seen`],
+//! [`Registry::held`]), at most [`PATIENCE`] long. Timers only pace what is meant to be slow.
+
+#![allow(
+    dead_code,
+    unreachable_pub,
+    unused_imports,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "tests and benches each use a part of it, and a helper that fails is a test that fails"
+)]
+
+use std::time::Duration;
+
+mod client;
+mod images;
+mod mirror;
+mod registry;
+
+pub use self::{
+    client::{Answer, Client, Streaming, get, get_with, head, raw, stream},
+    images::{Content, Image, MultiArch, PutImage, PutIndex, digest_of, noise, sha512_of},
+    mirror::{StoppedMirror, TestMirror},
+    registry::{Auth, Fault, Listener, Match, Recorded, Registry, Setup},
+};
+
+/// How long anything may take that must happen: far longer than it ever does, and short enough
+/// that a hang becomes a failure that says what was missing.
+pub const PATIENCE: Duration = Duration::from_secs(30);

@@ -1,0 +1,107 @@
+//! What the registry was asked.
+
+use hyper::{HeaderMap, Method, Request, header};
+use tokio::sync::watch;
+
+/// Which of the three servers was asked.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Listener {
+    Front,
+    Storage,
+    Token,
+}
+
+/// One request as it arrived.
+#[derive(Clone, Debug)]
+pub struct Recorded {
+    pub listener: Listener,
+    pub method: Method,
+    pub path: String,
+    pub query: String,
+    pub headers: HeaderMap,
+}
+
+/// All requests, in the order of their arrival; whoever waits for one is woken by it.
+pub(super) struct Journal {
+    requests: watch::Sender<Vec<Recorded>>,
+}
+
+// === impl Recorded ===
+
+impl Recorded {
+    pub(super) fn new<B>(listener: Listener, request: &Request<B>) -> Self {
+        Self {
+            listener,
+            method: request.method().clone(),
+            path: request.uri().path().to_owned(),
+            query: request.uri().query().unwrap_or_default().to_owned(),
+            headers: request.headers().clone(),
+        }
+    }
+
+    /// The header's value, if it was sent and is text.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    pub fn range(&self) -> Option<&str> {
+        self.header(header::RANGE.as_str())
+    }
+
+    pub fn authorization(&self) -> Option<&str> {
+        self.header(header::AUTHORIZATION.as_str())
+    }
+
+    /// All values of a query parameter, decoded.
+    pub fn parameters(&self, name: &str) -> Vec<String> {
+        let pairs = self.query.split('&').filter_map(|pair| pair.split_once('='));
+        pairs
+            .filter(|(key, _)| *key == name)
+            .map(|(_, value)| {
+                let spaced = value.replace('+', " ");
+                let decoded = percent_encoding::percent_decode_str(&spaced);
+                decoded.decode_utf8_lossy().into_owned()
+            })
+            .collect()
+    }
+
+    pub fn parameter(&self, name: &str) -> Option<String> {
+        self.parameters(name).into_iter().next()
+    }
+}
+
+// === impl Journal ===
+
+impl Journal {
+    pub(super) fn new() -> Self {
+        Self { requests: watch::Sender::new(Vec::new()) }
+    }
+
+    pub(super) fn record(&self, request: Recorded) {
+        self.requests.send_modify(|requests| requests.push(request));
+    }
+
+    pub(super) fn clear(&self) {
+        self.requests.send_modify(Vec::clear);
+    }
+
+    pub(super) fn all(&self) -> Vec<Recorded> {
+        self.requests.borrow().clone()
+    }
+
+    pub(super) fn count(&self, listener: Listener, method: &str, part: &str) -> usize {
+        count(&self.requests.borrow(), listener, method, part)
+    }
+
+    pub(super) async fn reached(&self, method: &str, part: &str, times: usize) {
+        let mut requests = self.requests.subscribe();
+        let reached = requests.wait_for(|requests| count(requests, Listener::Front, method, part) >= times).await;
+        reached.expect("the journal lives as long as the registry");
+    }
+}
+
+fn count(requests: &[Recorded], listener: Listener, method: &str, part: &str) -> usize {
+    let counted =
+        requests.iter().filter(|request| request.listener == listener && request.method == method && request.path.contains(part));
+    counted.count()
+}

@@ -28,7 +28,10 @@ pub(super) struct Serve {
 
 impl Serve {
     pub(super) fn run(self) -> Result<ExitCode, String> {
-        let config = Config::load(self.config.as_deref(), std::env::vars(), &self.set).map_err(|error| error.to_string())?;
+        // What is not UTF-8 is none of ours.
+        let environment =
+            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        let config = Config::load(self.config.as_deref(), environment, &self.set).map_err(|error| error.to_string())?;
         log(&config.log);
         allow_many_files();
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| error.to_string())?;

@@ -5,7 +5,7 @@ use crate::store::{self, Growth, Proof};
 
 use super::body::{self, ByteStream};
 use super::fill::Interest;
-use super::{Mirror, Origin, Refusal, Served};
+use super::{Mirror, Origin, Refusal, Served, Thing};
 
 /// A blob that can be read, whole or in parts.
 pub struct Blob {
@@ -48,7 +48,7 @@ impl Mirror {
                     return Ok(Blob { served, digest: digest.clone(), source: Source::Cache(blob) });
                 }
             }
-            self.check_missing(&origin.repository, &digest.to_string())?;
+            self.check_missing(&origin.repository, Thing::Blob(digest.clone()))?;
             let Some((interest, started)) = self.join_fill(origin, digest) else { continue };
             let own = interest.origin().repository == origin.repository;
             if !own && !proven {
@@ -82,7 +82,7 @@ impl Mirror {
             let served = if origin.is_offline() { Served::Offline } else { Served::Hit };
             return Ok(BlobSize { served, size: held });
         }
-        self.check_missing(&origin.repository, &digest.to_string())?;
+        self.check_missing(&origin.repository, Thing::Blob(digest.clone()))?;
         if self.is_proven(origin, digest) {
             let size = self.0.store.proof(&origin.repository, digest).map(|proof| proof.size);
             return Ok(BlobSize { served: Served::Hit, size });
@@ -99,7 +99,7 @@ impl Mirror {
 
     /// Asks the upstream whether the repository has the blob.
     async fn prove_blob(&self, origin: &Origin, digest: &Digest) -> Result<(), Refusal> {
-        self.check_missing(&origin.repository, &digest.to_string())?;
+        self.check_missing(&origin.repository, Thing::Blob(digest.clone()))?;
         let (mirror, origin, digest) = (self.clone(), origin.clone(), digest.clone());
         let key = (origin.repository.clone(), digest.clone());
         let proven = self.0.proofs.join(key, || async move {
@@ -111,7 +111,7 @@ impl Mirror {
                     Ok(())
                 }
                 Err(error) => {
-                    mirror.note_missing(&origin.repository, &digest.to_string(), &error);
+                    mirror.note_failure(&origin.repository, Thing::Blob(digest), &error);
                     Err(error.into())
                 }
             }

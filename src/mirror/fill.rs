@@ -11,7 +11,7 @@ use crate::oci::Digest;
 use crate::store::{BlobWriter, Finished, Growth, Proof};
 use crate::upstream::{self, BlobAnswer, Body, Span};
 
-use super::{Mirror, Origin, Refusal};
+use super::{Mirror, Origin, Refusal, Thing};
 
 /// The fills under way.
 pub(super) struct Fills {
@@ -116,7 +116,7 @@ impl Mirror {
         let mut body = match self.begin_fill(fill, &mut writer).await {
             Ok(body) => body,
             Err(error) => {
-                self.note_missing(&fill.origin.repository, &fill.digest.to_string(), &error);
+                self.note_failure(&fill.origin.repository, Thing::Blob(fill.digest.clone()), &error);
                 fill.head.send_replace(Head::Failed(error.into()));
                 return writer.suspend(false).await;
             }

@@ -6,7 +6,7 @@ use crate::clock::Timestamp;
 use crate::oci::{self, Accept, Digest, INDEX_TYPE, Page, Reference, Tag};
 use crate::upstream;
 
-use super::{Mirror, Origin, Refusal, Served};
+use super::{Mirror, Origin, Refusal, Served, Thing};
 
 /// A page of tags.
 pub struct TagList {
@@ -125,7 +125,7 @@ impl Mirror {
         {
             return Ok((Served::Hit, cached.list.clone()));
         }
-        self.check_missing(&origin.repository, &key)?;
+        self.check_missing(&origin.repository, Thing::List(key.clone()))?;
         let work = ask(self.clone());
         let (lists, for_key) = (self.0.lists.clone(), key.clone());
         let answer = self.0.listing.join(key.clone(), || async move {
@@ -137,7 +137,7 @@ impl Mirror {
             (Ok(answer), _, _) => Ok((Served::Miss, answer.list)),
             (Err(Refusal::Upstream(error)), _, _) if error.is_definitive() => {
                 self.0.lists.invalidate(&key);
-                self.note_missing(&origin.repository, &key, &error);
+                self.note_failure(&origin.repository, Thing::List(key), &error);
                 Err(error.into())
             }
             (Err(Refusal::Upstream(upstream::Error::Offline)), Some(cached), _) => Ok((Served::Offline, cached.list)),

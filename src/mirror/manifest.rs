@@ -7,7 +7,7 @@ use bytes::Bytes;
 use crate::oci::{self, Accept, Digest, Reference};
 use crate::store::{Finished, Proof};
 
-use super::{Mirror, Origin, Refusal, Served};
+use super::{Mirror, Origin, Refusal, Served, Thing};
 
 /// A manifest as it is served.
 pub struct Manifest {
@@ -101,7 +101,7 @@ impl Mirror {
 
     /// Asks the upstream whether the repository has this manifest, of which the bytes are here.
     async fn prove_manifest(&self, origin: &Origin, digest: &Digest) -> Result<(), Refusal> {
-        self.check_missing(&origin.repository, &digest.to_string())?;
+        self.check_missing(&origin.repository, Thing::Manifest(digest.clone()))?;
         let (mirror, origin, digest) = (self.clone(), origin.clone(), digest.clone());
         let key = (origin.repository.clone(), digest.clone());
         let proven = self.0.proofs.join(key, || async move {
@@ -116,7 +116,7 @@ impl Mirror {
                     Ok(())
                 }
                 Err(error) => {
-                    mirror.note_missing(&origin.repository, &digest.to_string(), &error);
+                    mirror.note_failure(&origin.repository, Thing::Manifest(digest), &error);
                     Err(error.into())
                 }
             }
@@ -126,7 +126,7 @@ impl Mirror {
 
     /// Fetches a manifest by its digest, once for all who ask.
     pub(super) async fn fetch_manifest(&self, origin: &Origin, digest: &Digest) -> Result<Arc<Verified>, Refusal> {
-        self.check_missing(&origin.repository, &digest.to_string())?;
+        self.check_missing(&origin.repository, Thing::Manifest(digest.clone()))?;
         let (mirror, origin, digest) = (self.clone(), origin.clone(), digest.clone());
         let key = (origin.repository.clone(), digest.clone());
         let fetched = self.0.manifests.join(key, || async move {
@@ -138,7 +138,7 @@ impl Mirror {
             }
             let reference = Reference::Digest(digest.clone());
             let answer = origin.upstream().manifest(&origin.repository.name, &reference).await.inspect_err(|error| {
-                mirror.note_missing(&origin.repository, &digest.to_string(), error);
+                mirror.note_failure(&origin.repository, Thing::Manifest(digest.clone()), error);
             })?;
             mirror.admit_manifest(&origin, Some(digest), answer.content_type.as_deref(), answer.bytes)
         });

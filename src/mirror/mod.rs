@@ -51,11 +51,20 @@ struct Inner {
     /// Tags whose upstream failed: not asked again before then.
     waits: moka::sync::Cache<(Repository, Tag), tags::Wait>,
     /// What is not there, and until when that is believed.
-    missing: moka::sync::Cache<(Repository, String), (Timestamp, upstream::Error)>,
+    missing: moka::sync::Cache<(Repository, Thing), (Timestamp, upstream::Error)>,
     lists: moka::sync::Cache<String, lists::Cached>,
     listing: Flights<String, Result<lists::Cached, Refusal>>,
     tasks: TaskTracker,
     stopping: CancellationToken,
+}
+
+/// Something of a repository that may be missing. A digest may be there as a manifest and not as a blob.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Thing {
+    Manifest(Digest),
+    Blob(Digest),
+    Tag(Tag),
+    List(String),
 }
 
 /// How a request was served: one word for log, metric, dashboard and the `Cache-Status` header (RFC 9211).
@@ -144,18 +153,24 @@ impl Mirror {
     }
 
     /// Refuses what was found missing a moment ago.
-    fn check_missing(&self, repository: &Repository, what: &str) -> Result<(), Refusal> {
-        match self.0.missing.get(&(repository.clone(), what.to_owned())) {
+    fn check_missing(&self, repository: &Repository, thing: Thing) -> Result<(), Refusal> {
+        match self.0.missing.get(&(repository.clone(), thing)) {
             Some((until, error)) if self.0.clock.now() < until => Err(error.into()),
             _ => Ok(()),
         }
     }
 
-    fn note_missing(&self, repository: &Repository, what: &str, error: &upstream::Error) {
-        if error.is_definitive() {
-            let until = self.0.clock.now() + self.0.options.negative_ttl;
-            self.0.missing.insert((repository.clone(), what.to_owned()), (until, error.clone()));
+    /// The upstream failed to give something. If that was its answer, it is believed for a while, and what was proven is so
+    /// no more.
+    fn note_failure(&self, repository: &Repository, thing: Thing, error: &upstream::Error) {
+        if !error.is_definitive() {
+            return;
         }
+        if let Thing::Manifest(digest) | Thing::Blob(digest) = &thing {
+            self.0.store.remove_proof(repository, digest);
+        }
+        let until = self.0.clock.now() + self.0.options.negative_ttl;
+        self.0.missing.insert((repository.clone(), thing), (until, error.clone()));
     }
 }
 

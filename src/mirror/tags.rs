@@ -9,7 +9,7 @@ use crate::store::TagRecord;
 use crate::upstream;
 
 use super::manifest::{Manifest, Verified};
-use super::{Mirror, Origin, Refusal, Served};
+use super::{Mirror, Origin, Refusal, Served, Thing};
 
 /// What the upstream said of a tag.
 #[derive(Clone)]
@@ -37,7 +37,7 @@ const LONGEST_WAIT: Duration = Duration::from_mins(5);
 impl Mirror {
     pub(super) async fn manifest_by_tag(&self, origin: &Origin, tag: &Tag) -> Result<Manifest, Refusal> {
         let Some(record) = self.0.store.tag(&origin.repository, tag) else {
-            self.check_missing(&origin.repository, tag.as_str())?;
+            self.check_missing(&origin.repository, Thing::Tag(tag.clone()))?;
             return match self.check_tag(origin, tag).await? {
                 Checked::Moved(verified) => Ok(verified.served(Served::Miss)),
                 Checked::Same(digest) => self.manifest_by_digest(origin, &digest).await,
@@ -99,7 +99,7 @@ impl Mirror {
             match &checked {
                 Ok(_) => mirror.0.waits.invalidate(&key),
                 Err(Refusal::Upstream(error)) if error.is_definitive() => {
-                    mirror.note_missing(&origin.repository, tag.as_str(), error);
+                    mirror.note_failure(&origin.repository, Thing::Tag(tag), error);
                 }
                 Err(Refusal::Upstream(error)) if *error != upstream::Error::Offline => mirror.hold_off(key, error),
                 Err(_) => {}

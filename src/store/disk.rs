@@ -35,6 +35,8 @@ pub(super) struct Disk {
 /// What [`Disk::open`] found.
 pub(super) struct Opened {
     pub(super) disk: Disk,
+    /// There was nothing yet.
+    pub(super) new: bool,
     /// The index tells all: nothing has changed since it was written.
     pub(super) clean: bool,
     /// The machine has been restarted since: bytes that were not synced may be gone.
@@ -112,7 +114,7 @@ impl Disk {
             Err(error) if error.kind() == ErrorKind::NotFound => false,
             Err(error) => return Err(unusable(error)),
         };
-        Ok(Opened { disk, clean, rebooted })
+        Ok(Opened { disk, new: empty, clean, rebooted })
     }
 
     // --- blobs ---

@@ -69,23 +69,28 @@ impl Store {
         let (dir, books) = (options.dir.clone(), Arc::new(Mutex::new(Books::new(options.budget()))));
         let opened = pool.run(move || Disk::open(&dir)).await;
         let broken = |broken| OpenError::Unusable { dir: options.dir.clone(), error: io::Error::from(broken) };
-        let Opened { disk, clean, rebooted } = opened.map_err(broken)??;
+        let Opened { disk, new, clean, rebooted } = opened.map_err(broken)??;
         let disk = Arc::new(disk);
         let (records_disk, records_pool) = (Arc::clone(&disk), pool.clone());
         let records = pool.run(move || Records::open(records_disk, records_pool)).await.map_err(broken)?;
         let gate = Mutex::new(());
         let store = Self(Arc::new(Shared { disk, pool, books, records, min_free: options.min_free, gate, clock }));
         let shared = Arc::clone(&store.0);
-        let counted = store.0.pool.run(move || clean && shared.count_by_index()).await.map_err(broken)?;
-        let shared = Arc::clone(&store.0);
-        let count = store.0.pool.run(move || {
-            let walked = if counted { Ok(()) } else { shared.count_by_walk() };
-            if let Err(error) = walked.and_then(|()| shared.count_partials(rebooted && !clean)) {
-                tracing::error!(%error, "the cache could not be counted; nothing new is kept");
+        let counted = store.0.pool.run(move || {
+            shared.count_partials(rebooted && !clean)?;
+            if new {
+                lock(&shared.books).known = true;
             }
+            Ok(new || clean && shared.count_by_index())
         });
-        if counted {
-            count.await.map_err(broken)?;
+        let unusable = |error| OpenError::Unusable { dir: options.dir.clone(), error };
+        if !counted.await.map_err(broken)?.map_err(unusable)? {
+            let shared = Arc::clone(&store.0);
+            store.0.pool.start(move || {
+                if let Err(error) = shared.count_by_walk() {
+                    tracing::error!(%error, "the cache could not be counted; nothing new is kept");
+                }
+            });
         }
         Ok(store)
     }

@@ -15,6 +15,8 @@ use super::error::Error;
 use super::guard::Guard;
 use super::options::Options;
 
+/// HTTP/1.1: a transfer has a connection of its own, as CDNs limit the speed of each.
+///
 /// Two connection pools: one for the upstream itself, where the operator has put it; one for wherever it sends us.
 pub(super) struct Client {
     upstream: Url,
@@ -27,8 +29,6 @@ pub(super) struct Client {
 /// How many redirects are followed.
 const HOPS: u8 = 5;
 const IDLE_CONNECTION: Duration = Duration::from_secs(50);
-/// Per stream and connection of HTTP/2: what a fast CDN far away needs to run at full speed.
-const WINDOW: u32 = 4 << 20;
 
 // === impl Client ===
 
@@ -43,9 +43,8 @@ impl Client {
                 .referer(false)
                 .user_agent(concat!("larder/", env!("CARGO_PKG_VERSION")))
                 .connect_timeout(options.connect_timeout)
+                .http1_only()
                 .pool_idle_timeout(IDLE_CONNECTION)
-                .http2_initial_stream_window_size(WINDOW)
-                .http2_initial_connection_window_size(WINDOW)
         };
         let build = |builder: reqwest::ClientBuilder| builder.build().map_err(|error| error.to_string());
         Ok(Self {

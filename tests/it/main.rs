@@ -6,5 +6,7 @@
 mod support;
 
 mod dependencies;
+mod keeping;
 mod layers;
 mod pulls;
+mod starting;

@@ -4,6 +4,7 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use larder::{app::App, clock::Clock, config::Config};
@@ -71,6 +72,16 @@ impl TestMirror {
 
     pub fn cache_dir(&self) -> PathBuf {
         self.stopped.cache_dir()
+    }
+
+    /// Whether a blob has been committed to the cache.
+    pub fn holds(&self, digest: &str) -> bool {
+        self.app.store().size(&digest.parse().expect("a digest")).is_some()
+    }
+
+    /// The round of upkeep that is due once a minute.
+    pub async fn upkeep(&self) {
+        self.app.store().upkeep().await;
     }
 
     /// Drains and ends it; the cache stays for another start.
@@ -144,7 +155,13 @@ impl StoppedMirror {
             Err(error) => return Err((told(&error), self)),
         };
         match App::start(config, self.clock.clone()).await {
-            Ok(app) => Ok(TestMirror { app, client: Client::h1(), stopped: self }),
+            Ok(app) => {
+                // Before it has counted its cache, it keeps nothing new.
+                while app.store().usage().is_none() {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                Ok(TestMirror { app, client: Client::h1(), stopped: self })
+            }
             Err(error) => Err((told(&error), self)),
         }
     }

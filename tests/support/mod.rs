@@ -37,12 +37,14 @@ use std::time::Duration;
 mod client;
 mod images;
 mod mirror;
+mod process;
 mod registry;
 
 pub use self::{
     client::{Answer, Client, Streaming, get, get_with, head, raw, stream},
     images::{Content, Image, MultiArch, PutImage, PutIndex, digest_of, noise, sha512_of},
     mirror::{StoppedMirror, TestMirror},
+    process::{Ended, Process},
     registry::{Auth, Fault, Listener, Match, Recorded, Registry, Setup},
 };
 

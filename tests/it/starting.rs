@@ -1,0 +1,137 @@
+//! The program as an operator meets it: greeting, mistakes, log, signals, sudden ends.
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+
+use crate::support::{Fault, Image, Match, Process, Registry, get, head, stream};
+
+fn to(registry: &Registry) -> String {
+    format!("upstream.\"docker.io\".url={}", registry.url())
+}
+
+#[tokio::test]
+async fn it_says_where_it_listens_and_what_to_tell_docker() {
+    let dir = tempfile::tempdir().unwrap();
+    let larder = Process::start(dir.path(), &[], &[]);
+    let url = larder.url("");
+    let lines: Vec<&str> = larder.greeting().lines().collect();
+    assert!(lines[0].contains(&url) && lines[0].contains(dir.path().to_str().unwrap()), "{lines:?}");
+    for name in ["docker.io", "ghcr.io", "quay.io", "registry.k8s.io", "gcr.io", "mcr.microsoft.com", "public.ecr.aws"] {
+        assert!(lines[1].contains(name), "{lines:?}");
+    }
+    assert!(lines[2].contains(&format!("{{\"registry-mirrors\": [\"{url}\"]}}")), "{lines:?}");
+    get(larder.url("/v2/")).await.expect(200);
+    let mode = fs::metadata(dir.path().join("cache")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700, "what is cached may be private");
+}
+
+#[tokio::test]
+async fn a_mistake_is_one_line_on_stderr_and_changes_nothing() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port_in_use = format!("server.listen={}", taken.local_addr().unwrap());
+    for (settings, environment, says) in [
+        (&["server.lsten=x"][..], &[][..], "did you mean server.listen?"),
+        (&["cache.max_size=lots"], &[], "cache.max_size"),
+        (&["cache.max_size=1KiB"], &[], "at least"),
+        (&["upstream.\"docker.io\".url=nonsense"], &[], "is no URL"),
+        (&["upstream.\"docker.io\".url=ftp://x"], &[], "must begin with https:// or http://"),
+        (&["upstream.\"docker.io\".username=bob"], &[], "password_file or password_env is missing"),
+        (&["upstream.\"docker.io\".ca_file=/nowhere.pem"], &[], "/nowhere.pem"),
+        (&["mirror.default_upstream=nowhere"], &[], "nowhere"),
+        (&["cache.dir=/proc/nowhere"], &[], "give another one as cache.dir"),
+        (&[port_in_use.as_str()], &[], "give another address as server.listen"),
+        (&[], &[("LARDER_CACHE_MAX_SIZ", "1GiB")], "did you mean cache.max_size?"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let ended = Process::fail(dir.path(), settings, environment);
+        assert_eq!(ended.status.code(), Some(1), "{settings:?}");
+        assert_eq!(ended.log.lines().count(), 1, "{settings:?}: {}", ended.log);
+        assert!(ended.log.starts_with("larder: ") && ended.log.contains(says), "{settings:?}: {}", ended.log);
+        assert!(!dir.path().join("cache").exists(), "{settings:?} has made a cache");
+        assert_eq!(ended.stdout, "");
+    }
+}
+
+#[tokio::test]
+async fn each_request_is_one_line_in_the_log_without_any_secret() {
+    let upstream = Registry::start().await;
+    let image = Image::new(1).layers(&[70_000]).put(&upstream, "library/alpine", "latest");
+    for format in ["text", "json"] {
+        let dir = tempfile::tempdir().unwrap();
+        let setting = format!("log.format={format}");
+        let larder = Process::start(dir.path(), &[&to(&upstream), &setting], &[("SECRET", "canary-secret")]);
+        let client = crate::support::Client::h1();
+        let secret = [("authorization", "Basic canary-secret"), ("user-agent", "canary-secret")];
+        let layer = &image.layers[0];
+        for path in [image.tag_path("latest"), image.blob_path(layer), image.blob_path(layer) + "?ns=docker.io&x=canary-secret"] {
+            client.get_with(larder.url(&path), &secret).await.expect(200);
+        }
+        client.get_with(larder.url("/v2/canary-secret%0Aforged/manifests/latest"), &secret).await;
+        let log = larder.terminate().log;
+        assert!(!log.contains("canary-secret"), "{log}");
+        let lines: Vec<&str> = log.lines().filter(|line| line.contains("access")).collect();
+        assert_eq!(lines.len(), 4, "{log}");
+        let has = |line: &str, key: &str, value: &str| match format {
+            "text" => line.contains(&format!("{key}=\"{value}\"")) || line.contains(&format!("{key}={value}")),
+            _ => {
+                let line: serde_json::Value = serde_json::from_str(line).unwrap();
+                line[key].as_str().map_or_else(|| line[key].to_string(), Into::into) == value
+            }
+        };
+        let [manifest, cold, warm, invalid] = lines[..] else { panic!("{lines:?}") };
+        for (key, value) in [("upstream", "docker.io"), ("repository", "library/alpine"), ("method", "GET"), ("status", "200")] {
+            assert!(has(manifest, key, value) && has(cold, key, value) && has(warm, key, value), "{key}: {lines:#?}");
+        }
+        assert!(has(manifest, "reference", "latest") && has(manifest, "served", "miss"), "{manifest}");
+        assert!(has(cold, "reference", &layer.digest) && has(cold, "served", "miss") && has(cold, "bytes", "70000"), "{cold}");
+        assert!(has(warm, "served", "hit") || has(warm, "served", "joined"), "{warm}");
+        assert!(has(invalid, "status", "400"), "{invalid}");
+        for key in ["client", "first_ms", "total_ms"] {
+            assert!(lines.iter().all(|line| line.contains(key)), "{key}: {lines:#?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn told_to_stop_it_lets_answers_end_and_exits_cleanly() {
+    let upstream = Registry::start().await;
+    let image = Image::new(1).layers(&[3 << 20]).put(&upstream, "library/alpine", "latest");
+    let layer = &image.layers[0];
+    upstream.on(Match::get(&layer.digest), Fault::Gate { after: 1 << 20 });
+    let dir = tempfile::tempdir().unwrap();
+    let larder = Process::start(dir.path(), &[&to(&upstream)], &[]);
+    let reading = stream(larder.url(&image.blob_path(layer))).await;
+    upstream.held(1).await;
+    let stopping = tokio::task::spawn_blocking(move || larder.terminate());
+    upstream.release();
+    let answer = reading.rest().await;
+    assert!(answer.complete);
+    assert_eq!(answer.body, layer.bytes);
+    let ended = stopping.await.unwrap();
+    assert_eq!(ended.status.code(), Some(0), "{}", ended.log);
+    assert!(dir.path().join("cache/clean").exists());
+}
+
+#[tokio::test]
+async fn killed_in_mid_fill_it_serves_right_bytes_after_the_next_start() {
+    let upstream = Registry::start().await;
+    let image = Image::new(1).layers(&[4 << 20]).put(&upstream, "library/alpine", "latest");
+    let layer = &image.layers[0];
+    for after in [0, 1, 100_000, 2 << 20, (4 << 20) - 1] {
+        upstream.heal();
+        upstream.on(Match::get(&layer.digest).times(1), Fault::Gate { after });
+        let dir = tempfile::tempdir().unwrap();
+        let larder = Process::start(dir.path(), &[&to(&upstream)], &[]);
+        let url = larder.url(&image.blob_path(layer));
+        let asking = tokio::spawn(async move { stream(url).await.rest().await });
+        upstream.held(1).await;
+        larder.kill();
+        assert!(!asking.await.is_ok_and(|answer| answer.complete), "killed at {after}");
+        upstream.release();
+        let larder = Process::start(dir.path(), &[&to(&upstream)], &[]);
+        let answer = get(larder.url(&image.blob_path(layer))).await.expect(200);
+        assert_eq!(answer.body, layer.bytes, "killed at {after}");
+        head(larder.url(&image.blob_path(layer))).await.expect(200);
+    }
+}

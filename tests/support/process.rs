@@ -1,0 +1,96 @@
+//! larder as its users start it: the program itself, in a process of its own.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+/// A running `larder serve`. Dropped, it is killed.
+pub struct Process {
+    child: Child,
+    address: SocketAddr,
+    greeting: String,
+    log: PathBuf,
+}
+
+/// How a larder ended that was not to run on.
+pub struct Ended {
+    pub status: ExitStatus,
+    pub stdout: String,
+    /// What it said on stderr: its log, or why it did not start.
+    pub log: String,
+}
+
+// === impl Process ===
+
+impl Process {
+    /// Starts it with a cache in `dir` and waits for its greeting.
+    pub fn start(dir: &Path, settings: &[&str], environment: &[(&str, &str)]) -> Self {
+        let mut child = command(dir, settings, environment).spawn().expect("the program starts");
+        let mut stdout = BufReader::new(child.stdout.take().expect("a pipe"));
+        let mut greeting = String::new();
+        for _ in 0..3 {
+            stdout.read_line(&mut greeting).expect("a line");
+        }
+        let address = greeting.split("http://").nth(1).and_then(|rest| rest.split_whitespace().next()?.parse().ok());
+        let log = dir.join("log");
+        let Some(address) = address else {
+            panic!("larder did not say where it listens: {greeting}{}", fs::read_to_string(log).unwrap_or_default());
+        };
+        Self { child, address, greeting, log }
+    }
+
+    /// Runs a larder that is expected not to start.
+    pub fn fail(dir: &Path, settings: &[&str], environment: &[(&str, &str)]) -> Ended {
+        let output = command(dir, settings, environment).output().expect("the program starts");
+        let log = fs::read_to_string(dir.join("log")).expect("a log");
+        Ended { status: output.status, stdout: String::from_utf8(output.stdout).expect("text"), log }
+    }
+
+    /// The lines that an operator sees first.
+    pub fn greeting(&self) -> &str {
+        &self.greeting
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// As `kill -9` does.
+    pub fn kill(mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Asks it to stop, as a service manager does, and waits.
+    pub fn terminate(mut self) -> Ended {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &id]).status().expect("kill runs").success());
+        let status = self.child.wait().expect("it ends");
+        Ended { status, stdout: self.greeting.clone(), log: self.log() }
+    }
+
+    /// The log so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).expect("a log")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn command(dir: &Path, settings: &[&str], environment: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
+    command.arg("serve").env_clear().envs(environment.iter().copied()).current_dir(dir);
+    command.args(["--set", "server.listen=127.0.0.1:0", "--set", &format!("cache.dir={}", dir.join("cache").display())]);
+    settings.iter().for_each(|setting| _ = command.args(["--set", setting]));
+    // A file, as a pipe that nobody reads would one day hold up the process.
+    let log = File::create(dir.join("log")).expect("a log");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+    command
+}

@@ -4,7 +4,7 @@ use crate::oci::Digest;
 use crate::store::{self, Growth, Proof};
 
 use super::body::{self, ByteStream};
-use super::fill::Interest;
+use super::fill::{Interest, Joined};
 use super::{Mirror, Origin, Refusal, Served, Thing};
 
 /// A blob that can be read, whole or in parts.
@@ -49,14 +49,21 @@ impl Mirror {
                 }
             }
             self.check_missing(&origin.repository, Thing::Blob(digest.clone()))?;
-            let Some((interest, started)) = self.join_fill(origin, digest) else { continue };
+            let (interest, started) = match self.join_fill(origin, digest) {
+                Joined::Fill { interest, started } => (interest, started),
+                Joined::Cached => continue,
+                Joined::Ending(landed) => {
+                    landed.cancelled().await;
+                    continue;
+                }
+            };
             let own = interest.origin().repository == origin.repository;
             if !own && !proven {
                 // The bytes come by another repository; the right to them does not.
                 self.prove_blob(origin, digest).await?;
             }
             match interest.begun().await {
-                Ok(begun) => {
+                Ok(Some(begun)) => {
                     let served = match begun.bypass {
                         Some(why) => Served::Bypass(why),
                         None if started => Served::Miss,
@@ -65,8 +72,8 @@ impl Mirror {
                     return Ok(Blob { served, digest: digest.clone(), source: Source::Fill(begun.growth, interest) });
                 }
                 Err(refusal) if own => return Err(refusal),
-                // Another repository's upstream failed; as soon as its fill is off the list, it is for ours.
-                Err(_) => tokio::task::yield_now().await,
+                // It is over; or it failed for another repository, and now it is for ours.
+                Ok(None) | Err(_) => interest.landed().await,
             }
         }
     }

@@ -1,11 +1,12 @@
 //! Fills: one per digest, however many clients; it outlives them all.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::oci::Digest;
 use crate::store::{BlobWriter, Finished, Growth, Proof};
@@ -29,6 +30,20 @@ pub(super) struct Fill {
     wanted_by: AtomicUsize,
     /// Told when the last of them has left.
     abandoned: Notify,
+    /// It has decided to stop; who comes now waits for its end and starts anew. Changes under the lock of the list.
+    closing: AtomicBool,
+    /// It is off the list.
+    landed: CancellationToken,
+}
+
+/// What became of the wish to join a fill.
+pub(super) enum Joined {
+    /// A fill follows, started by this wish or by an earlier one.
+    Fill { interest: Interest, started: bool },
+    /// The blob has just come into the cache.
+    Cached,
+    /// The last fill is about to end; after it, one may be started.
+    Ending(CancellationToken),
 }
 
 /// What is known at the beginning of a fill.
@@ -37,6 +52,8 @@ enum Head {
     Waiting,
     Begun(Begun),
     Failed(Refusal),
+    /// Its blob is in the cache, or was given up.
+    Over,
 }
 
 /// A fill whose upstream has answered.
@@ -86,16 +103,18 @@ impl Fills {
 // === impl Mirror ===
 
 impl Mirror {
-    /// Joins the fill of `digest`, or starts one on behalf of `origin`. `None`: the blob has just come into the cache. The
-    /// flag tells whether it was started.
-    pub(super) fn join_fill(&self, origin: &Origin, digest: &Digest) -> Option<(Interest, bool)> {
+    /// Joins the fill of `digest`, or starts one on behalf of `origin`.
+    pub(super) fn join_fill(&self, origin: &Origin, digest: &Digest) -> Joined {
         let mut running = self.0.fills.running();
         if let Some(fill) = running.get(digest) {
-            return Some((Interest::of(fill), false));
+            if fill.closing.load(Ordering::Relaxed) {
+                return Joined::Ending(fill.landed.clone());
+            }
+            return Joined::Fill { interest: Interest::of(fill), started: false };
         }
         // A fill leaves the list after its blob has come in, so that looking here, under the lock, misses none.
         if self.0.store.size(digest).is_some() {
-            return None;
+            return Joined::Cached;
         }
         let fill = Arc::new(Fill {
             origin: origin.clone(),
@@ -103,12 +122,14 @@ impl Mirror {
             head: watch::Sender::new(Head::Waiting),
             wanted_by: AtomicUsize::new(0),
             abandoned: Notify::new(),
+            closing: AtomicBool::new(false),
+            landed: CancellationToken::new(),
         });
         running.insert(digest.clone(), Arc::clone(&fill));
         let interest = Interest::of(&fill);
         let landing = Landing { mirror: self.clone(), fill };
         self.0.tasks.spawn(async move { landing.mirror.run_fill(&landing.fill).await });
-        Some((interest, true))
+        Joined::Fill { interest, started: true }
     }
 
     async fn run_fill(&self, fill: &Arc<Fill>) {
@@ -186,7 +207,7 @@ impl Mirror {
     async fn transfer(&self, fill: &Arc<Fill>, writer: &mut BlobWriter, mut body: Body) -> Stretch {
         let mut permit = None;
         loop {
-            if !self.may_go_on(fill, writer, &mut permit) {
+            if !self.may_go_on(fill, writer, &mut permit) && self.close(fill) {
                 return Stretch::Stopped;
             }
             tokio::select! {
@@ -221,6 +242,14 @@ impl Mirror {
             *permit = Arc::clone(&self.0.fills.orphans).try_acquire_owned().ok();
         }
         permit.is_some()
+    }
+
+    /// Lets nobody join any more, unless someone has just come to want the blob.
+    fn close(&self, fill: &Fill) -> bool {
+        let _running = self.0.fills.running();
+        let unwanted = fill.wanted_by.load(Ordering::Relaxed) == 0;
+        fill.closing.store(unwanted, Ordering::Relaxed);
+        unwanted
     }
 
     async fn resume(&self, fill: &Arc<Fill>, writer: &mut BlobWriter, tries: u32) -> Result<Body, upstream::Error> {
@@ -299,17 +328,26 @@ impl Interest {
         &self.0.origin
     }
 
-    /// Waits until the upstream has answered.
+    /// Waits until the upstream has answered. `None`: by now the fill is over.
     ///
     /// Cancel safe.
-    pub(super) async fn begun(&self) -> Result<Begun, Refusal> {
+    pub(super) async fn begun(&self) -> Result<Option<Begun>, Refusal> {
         let mut head = self.0.head.subscribe();
         let head = head.wait_for(|head| !matches!(head, Head::Waiting)).await.map_err(|_| Refusal::Interrupted)?;
         match &*head {
-            Head::Begun(begun) => Ok(begun.clone()),
+            Head::Begun(begun) if !begun.growth.has_failed() => Ok(Some(begun.clone())),
             Head::Failed(refusal) => Err(refusal.clone()),
-            Head::Waiting => Err(Refusal::Interrupted),
+            Head::Begun(_) | Head::Over | Head::Waiting => Ok(None),
         }
+    }
+
+    /// Waits until the fill is off the list, so that another may be started.
+    ///
+    /// Cancel safe.
+    pub(super) async fn landed(self) {
+        let landed = self.0.landed.clone();
+        drop(self);
+        landed.cancelled().await;
     }
 }
 
@@ -330,12 +368,12 @@ impl Drop for Interest {
 impl Drop for Landing {
     fn drop(&mut self) {
         self.mirror.0.fills.running().remove(&self.fill.digest);
-        self.fill.head.send_if_modified(|head| {
-            let waiting = matches!(head, Head::Waiting);
-            if waiting {
-                *head = Head::Failed(Refusal::Interrupted);
-            }
-            waiting
+        self.fill.head.send_modify(|head| match head {
+            Head::Waiting => *head = Head::Failed(Refusal::Interrupted),
+            Head::Begun(_) => *head = Head::Over,
+            // Everyone who waited is told the same.
+            Head::Failed(_) | Head::Over => {}
         });
+        self.fill.landed.cancel();
     }
 }

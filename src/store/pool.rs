@@ -48,10 +48,11 @@ impl Pool {
     /// Runs `job` on a thread of the pool.
     ///
     /// Cancel safe in that the job runs all the same; its result is dropped.
-    pub(super) fn run<T: Send + 'static>(
-        &self,
-        job: impl FnOnce() -> T + Send + 'static,
-    ) -> impl Future<Output = Result<T, Broken>> + Send + 'static {
+    pub(super) fn run<T, F>(&self, job: F) -> impl Future<Output = Result<T, Broken>> + Send + 'static + use<T, F>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> T + Send + 'static,
+    {
         let (send, result) = oneshot::channel();
         self.start(move || {
             let _ = send.send(job());

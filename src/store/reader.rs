@@ -84,6 +84,12 @@ impl Growth {
         self.0.subscribe().borrow().readable()
     }
 
+    /// True if the blob will never be complete.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.0.subscribe().borrow().end == Some(End::Failed)
+    }
+
     /// The size, if the upstream has announced it or the end has come.
     #[must_use]
     pub fn known_size(&self) -> Option<u64> {

@@ -1,5 +1,7 @@
 //! Bringing a blob in: hash, write, verify, commit.
 
+mod end;
+
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -8,7 +10,6 @@ use bytes::Bytes;
 
 use crate::oci::{Digest, Hasher};
 
-use super::books::Partial;
 use super::growing::{End, Growing};
 use super::handle::Handle;
 use super::lru::charge;
@@ -16,6 +17,8 @@ use super::pool::Broken;
 use super::reader::Growth;
 use super::room::{NoRoom, Reservation};
 use super::{Shared, disk, disk_failed, lock};
+
+pub use end::Finished;
 
 /// Takes the bytes of one blob. What it holds is invisible to the cache until [`BlobWriter::finish`] has verified, synced
 /// and renamed it; who follows it sees its bytes at once, apart from the tail.
@@ -57,19 +60,10 @@ pub enum Bypass {
     Full,
     #[error("it is being written already")]
     Busy,
+    #[error("it is not what its digest promises")]
+    WrongBytes,
     #[error("the disk failed: {0}")]
     Disk(String),
-}
-
-/// How a blob ended whose bytes were all accepted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Finished {
-    /// In the cache.
-    Kept,
-    /// Verified and given to all who followed, but not kept.
-    Passed(Bypass),
-    /// Not the bytes that the digest promises. Nothing is kept.
-    Mismatch,
 }
 
 struct Written {
@@ -162,7 +156,8 @@ impl BlobWriter {
         let Target::File(handle) = &self.target else { return };
         let handle = Arc::clone(handle);
         if let Err(why) = self.reserve(charge(size)).await {
-            return self.bypass(why);
+            self.bypass(why);
+            return;
         }
         let allocate = self.store.pool.run(move || disk::allocate(&handle.file, size));
         if let Err(error) = allocate.await.map_err(io::Error::from).flatten() {
@@ -238,7 +233,8 @@ impl BlobWriter {
         if self.accepted > self.reservation.bytes() && self.size.is_none() {
             let enough = charge(self.accepted) + STRIDE;
             if let Err(why) = self.reserve(enough).await {
-                return self.bypass(why);
+                self.bypass(why);
+                return;
             }
         }
         let (Target::File(handle), Some(mut hasher)) = (&self.target, self.hasher.take()) else { return };
@@ -284,103 +280,6 @@ impl BlobWriter {
         }
     }
 
-    /// All bytes were pushed: verifies them, lets the readers have the tail, and commits.
-    pub async fn finish(mut self) -> Finished {
-        while self.is_busy() {
-            self.progress().await;
-        }
-        let right_size = self.size.is_none_or(|size| size == self.accepted);
-        let right_hash = self.hasher.take().is_some_and(|hasher| hasher.finish() == self.digest);
-        if !(right_size && right_hash) {
-            self.growing.finish(End::Failed);
-            self.bypass(Bypass::Disk(String::from("wrong bytes")));
-            return Finished::Mismatch;
-        }
-        self.growing.set_size(self.accepted);
-        self.growing.finish(End::Verified);
-        match &self.target {
-            Target::Memory(why) => Finished::Passed(why.clone()),
-            Target::File(handle) => {
-                let handle = Arc::clone(handle);
-                match self.commit(handle).await {
-                    Ok(()) => Finished::Kept,
-                    Err(error) => {
-                        let why = disk_failed("commit", &error);
-                        self.bypass(why.clone());
-                        Finished::Passed(why)
-                    }
-                }
-            }
-        }
-    }
-
-    async fn commit(&mut self, handle: Arc<Handle>) -> io::Result<()> {
-        let (store, digest, size) = (Arc::clone(&self.store), self.digest.clone(), self.accepted);
-        let mut reservation = self.reservation.take();
-        let commit = self.store.pool.run(move || {
-            let committed = store.publish(&digest, &handle.file, size);
-            let mut books = lock(&store.books);
-            match committed {
-                Ok(()) => {
-                    books.commit(&digest, size, reservation.forget(), store.clock.now());
-                    books.end_writing(&digest);
-                    let closed = books.remember(&digest, &handle);
-                    drop(books);
-                    drop(closed);
-                    Ok(())
-                }
-                Err(error) => {
-                    drop(books);
-                    Err((error, reservation))
-                }
-            }
-        });
-        match commit.await {
-            Ok(Ok(())) => {
-                // From here on the blob is the cache's; nothing of it is ours to undo.
-                self.target = Target::Memory(Bypass::Busy);
-                Ok(())
-            }
-            Ok(Err((error, reservation))) => {
-                self.reservation = reservation;
-                Err(error)
-            }
-            Err(broken) => Err(broken.into()),
-        }
-    }
-
-    /// Stops, and leaves what is on the disk for the next writer. `durable`: so that it outlives the machine as well.
-    pub async fn suspend(mut self, durable: bool) {
-        if let Some(job) = self.job.take() {
-            self.end_job(job.await);
-        }
-        self.growing.finish(End::Failed);
-        let Target::File(handle) = &self.target else { return };
-        let (handle, store, digest) = (Arc::clone(handle), Arc::clone(&self.store), self.digest.clone());
-        let length = self.accepted - self.batch_bytes as u64;
-        let mut reservation = self.reservation.take();
-        self.target = Target::Memory(Bypass::Busy);
-        let suspend = self.store.pool.run(move || {
-            // Also gives back what was allocated beyond the end.
-            let mut kept = disk::truncate(&handle.file, length);
-            if durable {
-                kept = kept.and_then(|()| disk::sync(&handle.file));
-            }
-            if length == 0 || kept.is_err() {
-                kept = store.disk.remove_partial(&digest);
-            }
-            let mut books = lock(&store.books);
-            let reserved = reservation.forget();
-            books.release(reserved);
-            let charge = if kept.is_err() { reserved } else { charge(length) };
-            if charge > 0 {
-                books.add_partial(digest.clone(), Partial { charge, since: store.clock.now() });
-            }
-            books.end_writing(&digest);
-        });
-        let _ = suspend.await;
-    }
-
     async fn reserve(&mut self, total: u64) -> Result<(), Bypass> {
         let missing = total.saturating_sub(self.reservation.bytes());
         match self.store.reserve(missing).await {
@@ -391,54 +290,6 @@ impl BlobWriter {
             Err(NoRoom::TooLarge) => Err(Bypass::TooLarge),
             Err(NoRoom::Full) => Err(Bypass::Full),
             Err(NoRoom::Disk(error)) => Err(disk_failed("space", &error)),
-        }
-    }
-
-    /// Goes on in memory. The file is removed; who reads what is in it keeps it open.
-    fn bypass(&mut self, why: Bypass) {
-        let Target::File(handle) = std::mem::replace(&mut self.target, Target::Memory(why)) else { return };
-        let reserved = self.reservation.forget();
-        let mut books = lock(&self.store.books);
-        books.release(reserved);
-        handle.unlinked(&mut books, reserved);
-        drop(books);
-        let (store, digest) = (Arc::clone(&self.store), self.digest.clone());
-        self.store.pool.start(move || {
-            if let Err(error) = store.disk.remove_partial(&digest) {
-                tracing::warn!(%digest, %error, "a partial file could not be removed");
-            }
-            lock(&store.books).end_writing(&digest);
-        });
-    }
-}
-
-impl Drop for BlobWriter {
-    /// The fill was cancelled or panicked: readers are told, and the file is left for the next writer as soon as no job
-    /// writes to it any more.
-    fn drop(&mut self) {
-        self.growing.finish(End::Failed);
-        if !matches!(self.target, Target::File(_)) {
-            return;
-        }
-        let (store, digest, job) = (Arc::clone(&self.store), self.digest.clone(), self.job.take());
-        let mut reservation = self.reservation.take();
-        let mut leave = move || {
-            let mut books = lock(&store.books);
-            let charge = reservation.forget();
-            books.release(charge);
-            books.add_partial(digest.clone(), Partial { charge, since: store.clock.now() });
-            books.end_writing(&digest);
-        };
-        match (job, tokio::runtime::Handle::try_current()) {
-            (None, _) => leave(),
-            (Some(job), Ok(runtime)) => {
-                runtime.spawn(async move {
-                    let _ = job.await;
-                    leave();
-                });
-            }
-            // The process is ending; what is on the disk is counted when it starts again.
-            (Some(_), Err(_)) => {}
         }
     }
 }

@@ -10,3 +10,4 @@ mod keeping;
 mod layers;
 mod pulls;
 mod starting;
+mod tls;

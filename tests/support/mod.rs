@@ -39,6 +39,7 @@ mod images;
 mod mirror;
 mod process;
 mod registry;
+mod tls;
 
 pub use self::{
     client::{Answer, Client, Streaming, get, get_with, head, raw, stream},
@@ -46,6 +47,7 @@ pub use self::{
     mirror::{StoppedMirror, TestMirror},
     process::{Ended, Process},
     registry::{Auth, Fault, Listener, Match, Recorded, Registry, Setup},
+    tls::{Authority, TlsFront},
 };
 
 /// How long anything may take that must happen: far longer than it ever does, and short enough

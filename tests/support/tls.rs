@@ -1,0 +1,89 @@
+//! TLS before a registry, with certificates of our own making.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
+use rustls::pki_types::PrivateKeyDer;
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
+
+/// One who signs certificates.
+pub struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+/// Ends TLS and hands the bytes on, until it is dropped.
+pub struct TlsFront {
+    address: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+// === impl Authority ===
+
+impl Authority {
+    pub fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("a certificate"))
+    }
+
+    /// Writes its certificate into a file of `dir`, for `ca_file`.
+    pub fn file(&self, dir: &Path) -> PathBuf {
+        let path = dir.join("ca.pem");
+        fs::write(&path, self.0.pem()).expect("a file");
+        path
+    }
+
+    /// Speaks TLS as `name` before `registry`, with a certificate that has `expired` or not.
+    pub async fn front(&self, name: &str, expired: bool, registry: SocketAddr) -> TlsFront {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new([name.to_owned()]).expect("a name");
+        if expired {
+            params.not_after = date_time_ymd(2020, 1, 1);
+        }
+        let certificate = params.signed_by(&key, &self.0).expect("a certificate");
+        let key = PrivateKeyDer::try_from(key.serialize_der()).expect("a key");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], key)
+            .expect("a certificate that fits its key");
+        TlsFront::start(TlsAcceptor::from(Arc::new(config)), registry).await
+    }
+}
+
+// === impl TlsFront ===
+
+impl TlsFront {
+    async fn start(acceptor: TlsAcceptor, registry: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let task = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let acceptor = acceptor.clone();
+                tokio::spawn(async move {
+                    // A client that does not like the certificate leaves; that is what some tests are about.
+                    let Ok(mut outer) = acceptor.accept(stream).await else { return };
+                    let Ok(mut inner) = TcpStream::connect(registry).await else { return };
+                    let _ = copy_bidirectional(&mut outer, &mut inner).await;
+                });
+            }
+        });
+        Self { address, task }
+    }
+
+    pub fn url(&self) -> String {
+        format!("https://localhost:{}", self.address.port())
+    }
+}
+
+impl Drop for TlsFront {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

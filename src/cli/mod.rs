@@ -24,6 +24,8 @@ enum Command {
 /// Runs the command that the process was started with.
 #[must_use]
 pub fn run() -> ExitCode {
+    // Whatever makes a TLS connection without saying by which implementation uses this one.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let outcome = match Cli::parse().command {
         Command::Serve(serve) => serve.run(),
         Command::Health(health) => health.run(),

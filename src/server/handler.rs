@@ -98,7 +98,7 @@ impl Handler {
                 line.served = Some(manifest.served.clone());
                 respond::manifest(manifest, headers, matches!(reference, Reference::Tag(_)))
             }
-            Err(refusal) => self.refuse(&refusal, Kind::Manifest),
+            Err(refusal) => self.refuse(&refusal, Kind::Manifest, line),
         }
     }
 
@@ -113,7 +113,7 @@ impl Handler {
     ) -> Response<Body> {
         let origin = match self.locate(target, host, line) {
             Ok(origin) => origin,
-            Err(refusal) => return self.refuse(&refusal, Kind::Blob),
+            Err(refusal) => return self.refuse(&refusal, Kind::Blob, line),
         };
         if method == Method::HEAD {
             return match self.mirror.blob_size(&origin, digest).await {
@@ -121,7 +121,7 @@ impl Handler {
                     line.served = Some(found.served.clone());
                     respond::blob_head(found.size, &found.served, digest, headers)
                 }
-                Err(refusal) => self.refuse(&refusal, Kind::Blob),
+                Err(refusal) => self.refuse(&refusal, Kind::Blob, line),
             };
         }
         match self.mirror.blob(&origin, digest).await {
@@ -129,7 +129,7 @@ impl Handler {
                 line.served = Some(blob.served.clone());
                 respond::blob(&blob, digest, headers).await
             }
-            Err(refusal) => self.refuse(&refusal, Kind::Blob),
+            Err(refusal) => self.refuse(&refusal, Kind::Blob, line),
         }
     }
 
@@ -144,7 +144,7 @@ impl Handler {
                 let link = list.next.as_ref().map(|next| next_link(target, next));
                 respond::tag_list(&target.path, &list, link.as_deref())
             }
-            Err(refusal) => self.refuse(&refusal, Kind::Tags),
+            Err(refusal) => self.refuse(&refusal, Kind::Tags, line),
         }
     }
 
@@ -165,7 +165,7 @@ impl Handler {
                 line.served = Some(referrers.served.clone());
                 respond::referrers(referrers)
             }
-            Err(refusal) => self.refuse(&refusal, Kind::Referrers),
+            Err(refusal) => self.refuse(&refusal, Kind::Referrers, line),
         }
     }
 
@@ -176,7 +176,8 @@ impl Handler {
         Ok(origin)
     }
 
-    fn refuse(&self, refusal: &Refusal, kind: Kind) -> Response<Body> {
+    fn refuse(&self, refusal: &Refusal, kind: Kind, line: &mut AccessLine) -> Response<Body> {
+        line.why = Some(refusal.to_string());
         respond::refusal(refusal, kind, |until| until.since(self.clock.now()))
     }
 }

@@ -18,6 +18,8 @@ pub(super) struct AccessLine {
     pub(super) repository: String,
     pub(super) reference: String,
     pub(super) served: Option<Served>,
+    /// Why there was no answer.
+    pub(super) why: Option<String>,
     pub(super) status: StatusCode,
     pub(super) begun: Instant,
     first_byte: Option<Duration>,
@@ -39,6 +41,7 @@ impl AccessLine {
             repository: String::new(),
             reference: String::new(),
             served: None,
+            why: None,
             status: StatusCode::OK,
             begun: Instant::now(),
             first_byte: None,
@@ -55,6 +58,15 @@ impl AccessLine {
 
     pub(super) fn broke(&mut self) {
         self.broke = true;
+    }
+
+    /// How the answer came about, in a word.
+    fn served(&self) -> &'static str {
+        match &self.served {
+            Some(served) => served.word(),
+            None if self.why.is_some() => "refused",
+            None => "local",
+        }
     }
 
     /// How the body ended, in a word.
@@ -86,7 +98,8 @@ impl Drop for AccessLine {
             repository = self.repository,
             reference = self.reference,
             status = self.status.as_u16(),
-            served = self.served.as_ref().map_or("local", Served::word),
+            served = self.served(),
+            why = self.why,
             bytes = self.bytes,
             first_ms = ms(self.first_byte.unwrap_or(total)),
             total_ms = ms(total),

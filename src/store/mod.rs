@@ -234,13 +234,19 @@ impl Shared {
             }
         };
         let handle = self.handle(file);
-        let closed = {
+        let (handle, closed) = {
             let mut books = lock(&self.books);
-            if books.known && !books.lru.contains(digest) {
-                // Evicted while it was being opened.
-                handle.unlinked(&mut books, lru::charge(length));
+            if let Some(open) = books.opened(digest) {
+                // Someone else has opened it meanwhile; one file is enough.
+                (open, Some(handle))
+            } else {
+                if books.known && !books.lru.contains(digest) {
+                    // Evicted while it was being opened.
+                    handle.unlinked(&mut books, lru::charge(length));
+                }
+                let closed = books.remember(digest, &handle);
+                (handle, closed)
             }
-            books.remember(digest, &handle)
         };
         drop(closed);
         Some(Blob::new(handle, length))
@@ -248,9 +254,8 @@ impl Shared {
 
     fn discard(&self, digest: &Digest) {
         let _gate = lock(&self.gate);
-        if lock(&self.books).drop_blob(digest)
-            && let Err(error) = self.disk.remove_blob(digest)
-        {
+        let was_held = lock(&self.books).drop_blob(digest);
+        if was_held && let Err(error) = self.disk.remove_blob(digest) {
             tracing::error!(%digest, %error, "a damaged blob could not be removed");
         }
     }

@@ -111,7 +111,9 @@ impl Shared {
     pub(super) fn evict(&self, bytes: u64) -> u64 {
         // A blob may come back while its old file is about to be removed; so renames in and removals are one at a time.
         let _gate = lock(&self.gate);
-        drop(lock(&self.books).forget_recent());
+        // Two statements, as the last holder of a file locks the books when it goes.
+        let idle = lock(&self.books).forget_recent();
+        drop(idle);
         let mut gone = 0;
         while gone < bytes {
             let oldest = lock(&self.books).stale_partials(self.clock.now(), true);

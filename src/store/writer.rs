@@ -231,8 +231,10 @@ impl BlobWriter {
 
     async fn begin_job(&mut self) {
         if self.accepted > self.reservation.bytes() && self.size.is_none() {
-            let enough = charge(self.accepted) + STRIDE;
-            if let Err(why) = self.reserve(enough).await {
+            let enough = charge(self.accepted);
+            if self.reserve(enough + STRIDE).await.is_err()
+                && let Err(why) = self.reserve(enough).await
+            {
                 self.bypass(why);
                 return;
             }

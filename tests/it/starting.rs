@@ -27,6 +27,18 @@ async fn it_says_where_it_listens_and_what_to_tell_docker() {
 }
 
 #[tokio::test]
+async fn its_health_can_be_asked_for_by_the_program_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let larder = Process::start(dir.path(), &[], &[]);
+    assert_eq!(Process::health(&larder.url("")).status.code(), Some(0));
+    let url = larder.url("");
+    larder.kill();
+    let ended = Process::health(&url);
+    assert_eq!(ended.status.code(), Some(1));
+    assert!(ended.log.starts_with("larder: ") && ended.log.lines().count() == 1, "{}", ended.log);
+}
+
+#[tokio::test]
 async fn a_mistake_is_one_line_on_stderr_and_changes_nothing() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port_in_use = format!("server.listen={}", taken.local_addr().unwrap());

@@ -48,6 +48,14 @@ impl Process {
         Ended { status: output.status, stdout: String::from_utf8(output.stdout).expect("text"), log }
     }
 
+    /// Runs `larder health`.
+    pub fn health(url: &str) -> Ended {
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_larder")).args(["health", "--url", url]).output().expect("the program starts");
+        let text = |bytes| String::from_utf8(bytes).expect("text");
+        Ended { status: output.status, stdout: text(output.stdout), log: text(output.stderr) }
+    }
+
     /// The lines that an operator sees first.
     pub fn greeting(&self) -> &str {
         &self.greeting

@@ -1,6 +1,6 @@
 //! `larder serve`
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -82,12 +82,18 @@ impl Greeting {
         Self { dir: config.cache.dir.clone(), max_size: config.cache.max_size.to_string(), upstreams: upstreams.join(", ") }
     }
 
-    #[expect(clippy::print_stdout, reason = "this is for whoever started larder; the log goes to stderr")]
     fn print(&self, app: &App) {
         let address = app.address();
-        println!("larder listens on http://{address} and caches up to {} in {}", self.max_size, self.dir.display());
-        println!("It mirrors {}", self.upstreams);
-        println!("Docker: put {{\"registry-mirrors\": [\"http://{address}\"]}} into /etc/docker/daemon.json");
+        let text = format!(
+            "larder listens on http://{address} and caches up to {} in {}\n\
+             It mirrors {}\n\
+             Docker: put {{\"registry-mirrors\": [\"http://{address}\"]}} into /etc/docker/daemon.json\n",
+            self.max_size,
+            self.dir.display(),
+            self.upstreams
+        );
+        // Nobody need be there to read it.
+        let _ = std::io::stdout().write_all(text.as_bytes());
     }
 }
 

@@ -1,7 +1,7 @@
 //! Blobs: from the cache, from a fill, or by a new one; and who may have them.
 
 use crate::oci::Digest;
-use crate::store::{self, Growth, Proof};
+use crate::store::{self, Growth, Proof, TAIL};
 
 use super::body::{self, ByteStream};
 use super::fill::{Interest, Joined};
@@ -64,6 +64,11 @@ impl Mirror {
             }
             match interest.begun().await {
                 Ok(Some(begun)) => {
+                    // Of so small a blob nothing can go out before it is verified: there is still time for a status.
+                    let small = begun.growth.known_size().is_some_and(|size| size <= TAIL);
+                    if small && !begun.growth.verified().await {
+                        return Err(incomplete());
+                    }
                     let served = match begun.bypass {
                         Some(why) => Served::Bypass(why),
                         None if started => Served::Miss,
@@ -72,6 +77,13 @@ impl Mirror {
                     return Ok(Blob { served, digest: digest.clone(), source: Source::Fill(begun.growth, interest) });
                 }
                 Err(refusal) if own => return Err(refusal),
+                Ok(None) if started => {
+                    interest.landed().await;
+                    // One request starts one fill.
+                    if self.0.store.size(digest).is_none() {
+                        return Err(incomplete());
+                    }
+                }
                 // It is over; or it failed for another repository, and now it is for ours.
                 Ok(None) | Err(_) => interest.landed().await,
             }
@@ -125,6 +137,10 @@ impl Mirror {
         });
         proven.await?
     }
+}
+
+fn incomplete() -> Refusal {
+    Refusal::WrongContent("not all bytes of the blob, or others than its digest promises".into())
 }
 
 // === impl Blob ===

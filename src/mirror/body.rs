@@ -60,6 +60,8 @@ struct Ahead {
     start: u64,
     hasher: Hasher,
     growth: Growth,
+    /// Reads what comes after. It is there from the beginning, as a fill does not go on for nobody.
+    rest: BlobReader,
 }
 
 /// A part of a blob from the upstream, taken up again where it breaks.
@@ -106,9 +108,13 @@ pub(super) fn whole(growth: &Growth, interest: Interest) -> ByteStream {
 /// Streams `start..end` of a growing blob of `size` bytes.
 pub(super) fn growing(growth: &Growth, (start, end): (u64, u64), size: u64, digest: &Digest, interest: Interest) -> ByteStream {
     let tail = size.saturating_sub(TAIL);
-    let state = if start > growth.front().saturating_add(NEAR) && start < tail {
-        let hasher = Hasher::new(digest.algorithm());
-        State::Ahead(Ahead { fetch: Fetch::new(start, Some(end.min(tail))), start, hasher, growth: growth.clone() })
+    let far = start > growth.front().saturating_add(NEAR) && start < tail;
+    // To compare with the verified blob, it must be there to be read again.
+    let comparable = end <= tail || !growth.is_in_memory();
+    let state = if far && comparable {
+        let until = end.min(tail);
+        let (hasher, rest) = (Hasher::new(digest.algorithm()), growth.read(until, Some(end)));
+        State::Ahead(Ahead { fetch: Fetch::new(start, Some(until)), start, hasher, growth: growth.clone(), rest })
     } else {
         State::Store(growth.read(start, Some(end)))
     };
@@ -158,7 +164,10 @@ impl Reading {
                     }
                     Ok(None) if ahead.fetch.at >= self.end => return None,
                     Ok(None) => match ahead.compare().await {
-                        Ok(()) => self.state = State::Store(ahead.growth.read(ahead.fetch.at, Some(self.end))),
+                        Ok(()) => {
+                            let rest = ahead.growth.read(ahead.fetch.at, Some(self.end));
+                            self.state = State::Store(std::mem::replace(&mut ahead.rest, rest));
+                        }
                         Err(broken) => return Some(Err(broken)),
                     },
                     Err(error) => {
@@ -192,6 +201,12 @@ impl Lagged {
             // The tail waits for the digest.
             if self.hasher.is_none() || self.held_bytes > TAIL {
                 let mut bytes = self.held.pop_front()?;
+                if self.hasher.is_some() {
+                    let free = usize::try_from(self.held_bytes - TAIL).unwrap_or(usize::MAX);
+                    if free < bytes.len() {
+                        self.held.push_front(bytes.split_off(free));
+                    }
+                }
                 self.held_bytes -= bytes.len() as u64;
                 bytes.truncate(usize::try_from(end - self.send_from).unwrap_or(usize::MAX));
                 self.send_from += bytes.len() as u64;

@@ -154,6 +154,10 @@ impl Mirror {
                 Stretch::Broken(error) => {
                     tries = if writer.accepted() - before >= PROGRESS { 0 } else { tries + 1 };
                     tracing::warn!(digest = %fill.digest, at = writer.accepted(), %error, "a transfer broke");
+                    if tries > TRIES {
+                        tracing::error!(digest = %fill.digest, at = writer.accepted(), "a fill is given up");
+                        return writer.suspend(false).await;
+                    }
                 }
             }
             body = loop {
@@ -173,26 +177,33 @@ impl Mirror {
     async fn begin_fill(&self, fill: &Arc<Fill>, writer: &mut BlobWriter) -> Result<Body, upstream::Error> {
         // The last byte is asked for again: the upstream's answer to it proves that the repository has the blob.
         let start = writer.accepted().saturating_sub(1);
-        let span = (start > 0).then_some(Span { start, end: None });
+        let mut span = (start > 0).then_some(Span { start, end: None });
         let mut tries = 0;
-        let answer = loop {
-            match fill.ask(span).await {
-                Err(upstream::Error::Unsupported(416)) if span.is_some() => break fill.ask(None).await?,
-                Err(upstream::Error::Unavailable { timed_out: false, .. }) if tries < FIRST_TRIES => {
-                    pause(tries).await;
-                    tries += 1;
+        let (size, body) = loop {
+            let error = match fill.ask(span).await {
+                Ok(BlobAnswer { offset, size, body }) if offset == start && start > 0 => match skip(body, 1, writer).await {
+                    Ok(body) => break (size, body),
+                    Err(error) => error,
+                },
+                Ok(BlobAnswer { size, body, .. }) => {
+                    if writer.accepted() > 0 {
+                        writer.restart().await;
+                    }
+                    break (size, body);
                 }
-                answer => break answer?,
+                // The blob ends before that byte, so the bytes are not its own.
+                Err(upstream::Error::Unsupported(416)) if span.is_some() => {
+                    span = None;
+                    continue;
+                }
+                Err(error) => error,
+            };
+            if tries == FIRST_TRIES || !matches!(error, upstream::Error::Unavailable { timed_out: false, .. }) {
+                return Err(error);
             }
+            pause(tries).await;
+            tries += 1;
         };
-        let BlobAnswer { offset, size, mut body } = answer;
-        if writer.accepted() > 0 {
-            if offset == start && start > 0 {
-                body = skip(body, 1, writer).await?;
-            } else {
-                writer.restart().await;
-            }
-        }
         if let Some(size) = size {
             let proof = Proof { size, media_type: None };
             self.0.store.set_proof(&fill.origin.repository, &fill.digest, proof);
@@ -277,6 +288,8 @@ impl Mirror {
             }
             Finished::Passed(why) => tracing::warn!(digest = %fill.digest, %why, "a blob was passed on and not kept"),
             Finished::Mismatch => {
+                // What it said of the blob is worth as little as what it sent.
+                self.0.store.remove_proof(&fill.origin.repository, &fill.digest);
                 let upstream = &fill.origin.repository.upstream;
                 tracing::error!(%upstream, repository = %fill.origin.repository.name, digest = %fill.digest, size,
                     "the upstream sent other bytes than the digest promises; nothing of them is kept");

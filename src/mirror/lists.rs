@@ -151,19 +151,18 @@ impl Mirror {
 
 /// Holds a page to what was asked, where the upstream gives more than that: some pass over the query.
 fn cut(mut tags: Vec<String>, next: Option<Page>, asked: &Page) -> (Vec<String>, Option<Page>) {
-    if next.is_some() {
+    let n = asked.n.and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX);
+    let passed_over = asked.last.as_ref().is_some_and(|last| tags.contains(last));
+    if next.is_some() || (!passed_over && tags.len() <= n) {
         return (tags, next);
     }
-    let passed_over = asked.last.as_ref().is_some_and(|last| tags.iter().any(|tag| tag <= last));
-    let too_many = asked.n.is_some_and(|n| tags.len() as u64 > n);
-    if !passed_over && !too_many {
-        return (tags, None);
+    // The whole list, in whatever order: its pages need one in which they follow each other.
+    if passed_over || asked.last.is_none() {
+        tags.sort();
     }
-    tags.sort();
-    if let Some(last) = &asked.last {
+    if let Some(last) = asked.last.as_ref().filter(|_| passed_over) {
         tags.retain(|tag| tag > last);
     }
-    let n = asked.n.and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX);
     let more = tags.len() > n;
     tags.truncate(n);
     let next = if more { tags.last().map(|last| Page { n: asked.n, last: Some(last.clone()), next_page: None }) } else { None };

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Timestamp;
-use crate::oci::{Digest, Reference, Tag};
+use crate::oci::{Digest, Reference, Repository, Tag};
 use crate::store::TagRecord;
 use crate::upstream;
 
@@ -26,7 +26,7 @@ pub(super) struct Wait {
     failures: u32,
     /// It is not asked again before.
     until: Timestamp,
-    error: upstream::Error,
+    why: Refusal,
 }
 
 const SHORTEST_WAIT: Duration = Duration::from_secs(5);
@@ -91,7 +91,7 @@ impl Mirror {
     async fn check_tag(&self, origin: &Origin, tag: &Tag) -> Result<Checked, Refusal> {
         let key = (origin.repository.clone(), tag.clone());
         if let Some(wait) = self.0.waits.get(&key).filter(|wait| self.0.clock.now() < wait.until) {
-            return Err(wait.error.into());
+            return Err(wait.why);
         }
         let (mirror, origin, tag) = (self.clone(), origin.clone(), tag.clone());
         let checked = self.0.tags.join(key.clone(), || async move {
@@ -101,8 +101,8 @@ impl Mirror {
                 Err(Refusal::Upstream(error)) if error.is_definitive() => {
                     mirror.note_failure(&origin.repository, Thing::Tag(tag), error);
                 }
-                Err(Refusal::Upstream(error)) if *error != upstream::Error::Offline => mirror.hold_off(key, error),
-                Err(_) => {}
+                Err(Refusal::Upstream(upstream::Error::Offline) | Refusal::Interrupted) => {}
+                Err(why) => mirror.hold_off(key, why),
             }
             checked
         });
@@ -125,7 +125,14 @@ impl Mirror {
                 }
                 // Asked for by digest, as the tag may move on meanwhile.
                 Some(digest) => {
-                    let verified = self.fetch_manifest(origin, &digest).await?;
+                    let verified = self.fetch_manifest(origin, &digest).await.map_err(|refusal| match refusal {
+                        // That is said of the digest, which another replica may have; not of the tag.
+                        Refusal::Upstream(error) if error.is_definitive() => Refusal::Upstream(upstream::Error::Unavailable {
+                            why: format!("the tag points to {digest}, for which it answers: {error}"),
+                            timed_out: false,
+                        }),
+                        other => other,
+                    })?;
                     self.point(origin, tag, &digest);
                     return Ok(Checked::Moved(verified));
                 }
@@ -143,13 +150,14 @@ impl Mirror {
         self.0.store.set_tag(&origin.repository, tag, &record);
     }
 
-    /// After a failure the upstream is left alone, longer each time, or for as long as it says.
-    fn hold_off(&self, key: (crate::oci::Repository, Tag), error: &upstream::Error) {
+    /// After a failure the upstream is left alone: for as long as it says, or longer each time if there is an old answer.
+    fn hold_off(&self, key: (Repository, Tag), why: &Refusal) {
         let failures = self.0.waits.get(&key).map_or(0, |wait| wait.failures.saturating_add(1));
-        let until = match error {
-            upstream::Error::RateLimited { until } => *until,
-            _ => self.0.clock.now() + (SHORTEST_WAIT * (1 << failures.min(6))).min(LONGEST_WAIT),
+        let doubled = if self.0.store.tag(&key.0, &key.1).is_some() { failures.min(6) } else { 0 };
+        let until = match why {
+            Refusal::Upstream(upstream::Error::RateLimited { until }) => *until,
+            _ => self.0.clock.now() + (SHORTEST_WAIT * (1 << doubled)).min(LONGEST_WAIT),
         };
-        self.0.waits.insert(key, Wait { failures, until, error: error.clone() });
+        self.0.waits.insert(key, Wait { failures, until, why: why.clone() });
     }
 }

@@ -1,5 +1,6 @@
 //! Manifests: just enough of their JSON to know their type and what they name. Their bytes are never changed.
 
+use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -156,6 +157,22 @@ pub fn filter_referrers(index: &[u8], artifact_type: &str) -> Result<Vec<u8>, Ba
     let manifests = document.get_mut("manifests").and_then(Value::as_array_mut).ok_or(BadManifest::NoType)?;
     manifests.retain(|descriptor| descriptor["artifactType"] == json!(artifact_type));
     serde_json::to_vec(&document).map_err(not_json)
+}
+
+/// One index of the descriptors of all `pages`, which otherwise is as the first.
+///
+/// # Errors
+/// When a page is no index.
+pub fn merge_indexes(pages: &[Bytes]) -> Result<Vec<u8>, BadManifest> {
+    let mut merged: Option<Value> = None;
+    for page in pages {
+        let mut page: Value = serde_json::from_slice(page).map_err(|error| BadManifest::NotJson(error.to_string()))?;
+        let descriptors =
+            page.get_mut("manifests").and_then(Value::as_array_mut).map(std::mem::take).ok_or(BadManifest::NoType)?;
+        let merged = merged.get_or_insert(page);
+        merged["manifests"].as_array_mut().ok_or(BadManifest::NoType)?.extend(descriptors);
+    }
+    serde_json::to_vec(&merged).map_err(|error| BadManifest::NotJson(error.to_string()))
 }
 
 #[cfg(test)]

@@ -12,6 +12,8 @@ mod route;
 pub use accept::Accept;
 pub use digest::{Algorithm, Digest, Hasher, InvalidDigest};
 pub use error::ErrorCode;
-pub use manifest::{ACCEPT, BadManifest, Descriptor, INDEX_TYPE, MAX_MANIFEST, Manifest, filter_referrers, is_manifest_type};
+pub use manifest::{
+    ACCEPT, BadManifest, Descriptor, INDEX_TYPE, MAX_MANIFEST, Manifest, filter_referrers, is_manifest_type, merge_indexes,
+};
 pub use name::{InvalidName, Reference, Repository, RepositoryName, Tag};
 pub use route::{Page, Route, Target};

@@ -35,6 +35,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const LARGEST_BUFFER: usize = 64 << 10;
 /// How much of an answer the kernel may hold beyond what the network has taken.
 const UNSENT: u32 = 128 << 10;
+const LARGEST_HEAD: u32 = 64 << 10;
 const H2_STREAMS: u32 = 128;
 /// After a failed accept, for want of descriptors for one, trying again at once would only burn the processor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -107,6 +108,7 @@ fn builder() -> auto::Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         .max_concurrent_streams(H2_STREAMS)
         .max_send_buf_size(LARGEST_BUFFER)
+        .max_header_list_size(LARGEST_HEAD)
         .keep_alive_interval(Duration::from_secs(20));
     builder
 }

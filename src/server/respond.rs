@@ -88,8 +88,12 @@ pub(super) async fn blob(blob: &mirror::Blob, digest: &Digest, headers: &HeaderM
             (None, _) => whole(blob, size),
         }
     };
-    identify(&mut response, digest);
-    response.headers_mut().insert(header::CACHE_CONTROL, IMMUTABLE);
+    set(&mut response, DIGEST, &digest.to_string());
+    // Nobody may keep a refusal for the blob.
+    if response.status().is_success() || response.status() == StatusCode::NOT_MODIFIED {
+        identify(&mut response, digest);
+        response.headers_mut().insert(header::CACHE_CONTROL, IMMUTABLE);
+    }
     cache_status(&mut response, Some(&blob.served));
     response
 }

@@ -46,6 +46,8 @@ pub(super) struct Opened {
 pub(super) struct Found {
     pub(super) digest: Digest,
     pub(super) size: u64,
+    /// What the file takes of the disk: more than its size where space was set aside for what was to come.
+    pub(super) taken: u64,
     pub(super) modified: SystemTime,
 }
 
@@ -144,7 +146,7 @@ impl Disk {
                     match (digest, entry.metadata()) {
                         (Ok(digest), Ok(meta)) if meta.is_file() && self.blob(&digest) == entry.path() => {
                             let modified = meta.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-                            found.push(Found { digest, size: meta.len(), modified });
+                            found.push(Found { digest, size: meta.len(), taken: meta.blocks() * 512, modified });
                         }
                         (_, Err(error)) if error.kind() == ErrorKind::NotFound => {}
                         _ => tracing::warn!(path = %entry.path().display(), "not a blob; left alone"),
@@ -185,7 +187,7 @@ impl Disk {
             match (digest, entry.metadata()) {
                 (Ok(digest), Ok(meta)) if meta.is_file() => {
                     let modified = meta.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-                    found.push(Found { digest, size: meta.len(), modified });
+                    found.push(Found { digest, size: meta.len(), taken: meta.blocks() * 512, modified });
                 }
                 _ => tracing::warn!(path = %entry.path().display(), "not a partial blob; left alone"),
             }

@@ -30,7 +30,9 @@ pub(super) struct Progress {
     pub(super) written: u64,
     /// How many of them are in the file.
     pub(super) filed: u64,
-    /// The newest of the others.
+    /// No more bytes go into the file.
+    pub(super) in_memory: bool,
+    /// The newest of those that are not in the file.
     window: VecDeque<Chunk>,
     /// The state of the hash where the file ends, once there is a window.
     hash_at_filed: Option<Hasher>,
@@ -111,6 +113,10 @@ impl Growing {
         let _ = self.file.set(file);
     }
 
+    pub(super) fn go_on_in_memory(&self) {
+        self.progress.send_modify(|progress| progress.in_memory = true);
+    }
+
     pub(super) fn set_size(&self, size: u64) {
         self.progress.send_modify(|progress| progress.size = Some(size));
     }
@@ -147,7 +153,7 @@ impl Growing {
     }
 
     /// Waits until the window has room, that is, until the fastest reader is near its front. Before the first one comes, the
-    /// window waits for it at its beginning.
+    /// window waits for it at its beginning; after the last has left, it waits for nobody.
     ///
     /// Cancel safe.
     pub(super) async fn room(&self) {
@@ -157,9 +163,13 @@ impl Growing {
                 let progress = self.progress.borrow();
                 (progress.written, progress.filed)
             };
-            // Who waits far ahead reads nothing yet.
-            let places = lock(&self.readers).places.values().map(|place| place.at).filter(|at| *at <= written).max();
-            if written.saturating_sub(places.unwrap_or(filed)) <= WINDOW / 2 {
+            let (nobody_more, fastest) = {
+                let readers = lock(&self.readers);
+                // Who waits ahead waits for the front.
+                let fastest = readers.places.values().map(|place| place.at.min(written)).max();
+                (readers.next > 0 && readers.places.is_empty(), fastest.unwrap_or(filed))
+            };
+            if nobody_more || written - fastest <= WINDOW / 2 {
                 return;
             }
             moved.await;

@@ -106,7 +106,7 @@ impl Shared {
             if rebooted {
                 self.disk.remove_partial(&found.digest)?;
             } else {
-                let partial = Partial { charge: charge(found.size), since: found.modified.into() };
+                let partial = Partial { charge: charge(found.size).max(found.taken), since: found.modified.into() };
                 lock(&self.books).add_partial(found.digest, partial);
             }
         }

@@ -84,6 +84,12 @@ impl Growth {
         self.0.subscribe().borrow().readable()
     }
 
+    /// True if what was read cannot be read again: the disk does not take the blob.
+    #[must_use]
+    pub fn is_in_memory(&self) -> bool {
+        self.0.subscribe().borrow().in_memory
+    }
+
     /// True if the blob will never be complete.
     #[must_use]
     pub fn has_failed(&self) -> bool {

@@ -107,6 +107,7 @@ impl BlobWriter {
             digest,
         };
         if let Err(why) = target {
+            writer.growing.go_on_in_memory();
             writer.target = Target::Memory(why);
             return writer;
         }
@@ -122,6 +123,7 @@ impl BlobWriter {
             Err(error) => {
                 lock(&writer.store.books).end_writing(&writer.digest);
                 writer.reservation.release();
+                writer.growing.go_on_in_memory();
                 writer.target = Target::Memory(disk_failed("open", &error));
             }
         }

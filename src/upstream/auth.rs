@@ -60,6 +60,8 @@ struct Token {
     header: HeaderValue,
     /// From here on a new one is fetched: somewhat before it expires.
     renew_at: Timestamp,
+    /// Until here it will do where no new one is to be had.
+    expires_at: Timestamp,
 }
 
 #[derive(Deserialize)]
@@ -134,8 +136,9 @@ impl Auth {
     }
 
     async fn token(&self, key: &TokenKey) -> Result<Token, Error> {
-        if let Some(token) = self.tokens.get(key).filter(|token| self.clock.now() < token.renew_at) {
-            return Ok(token);
+        let held = self.tokens.get(key);
+        if let Some(token) = held.as_ref().filter(|token| self.clock.now() < token.renew_at) {
+            return Ok(token.clone());
         }
         let request = self.request(key)?;
         let (client, clock) = (Arc::clone(&self.client), self.clock.clone());
@@ -148,7 +151,11 @@ impl Auth {
             tokens.insert(for_key, token.clone());
             Ok(token)
         });
-        fetched.await.unwrap_or_else(|lost| Err(Error::unavailable(lost.to_string())))
+        let fetched = fetched.await.unwrap_or_else(|lost| Err(Error::unavailable(lost.to_string())));
+        match (fetched, held) {
+            (Err(Error::Unavailable { .. }), Some(held)) if self.clock.now() < held.expires_at => Ok(held),
+            (fetched, _) => fetched,
+        }
     }
 
     /// Where to ask for a token, with which credential. The server chose the place, so it is ours to say whether the
@@ -195,11 +202,11 @@ async fn fetch(
     let asked = clock.now();
     match response.status().as_u16() {
         200 => {}
-        401 if with_credential => return Err(Error::Credentials("its token service does not take them".into())),
+        401 | 403 if with_credential => return Err(Error::Credentials("its token service does not take them".into())),
         401 | 403 => return Err(Error::Denied),
         status => return Err(Error::unavailable(format!("the token service answers {status}"))),
     }
-    let body = read_limited(&mut response, LARGEST_ANSWER).await?;
+    let body = read_limited(&mut response, LARGEST_ANSWER, TOKEN_TIMEOUT).await?;
     let answer: TokenAnswer =
         serde_json::from_slice(&body).map_err(|_| Error::unavailable("the token service answers no JSON"))?;
     let token = answer.token.or(answer.access_token).filter(|token| !token.is_empty());
@@ -209,7 +216,7 @@ async fn fetch(
     header.set_sensitive(true);
     let life = Duration::from_secs(answer.expires_in.unwrap_or(DEFAULT_LIFE));
     let early = (life / 5).min(Duration::from_secs(30));
-    Ok(Token { header, renew_at: asked + life.saturating_sub(early) })
+    Ok(Token { header, renew_at: asked + life.saturating_sub(early), expires_at: asked + life })
 }
 
 // === impl Credential ===
@@ -221,6 +228,11 @@ impl Credential {
         header.set_sensitive(true);
         header
     }
+}
+
+/// Whether a 401 says how to do better.
+pub(super) fn has_challenge(headers: &HeaderMap) -> bool {
+    Challenge::parse(headers).is_some()
 }
 
 // === impl Challenge ===

@@ -119,10 +119,12 @@ fn redirect(at: &Url, response: &Response) -> Result<Option<Url>, Error> {
     Ok(Some(next))
 }
 
-/// Reads a small body, whatever length it announces.
-pub(super) async fn read_limited(response: &mut Response, limit: usize) -> Result<Bytes, Error> {
+/// Reads a small body, whatever length it announces, as long as it is not silent for longer than `idle`.
+pub(super) async fn read_limited(response: &mut Response, limit: usize, idle: Duration) -> Result<Bytes, Error> {
     let mut body = BytesMut::new();
-    while let Some(chunk) = response.chunk().await? {
+    loop {
+        let chunk = tokio::time::timeout(idle, response.chunk()).await;
+        let Some(chunk) = chunk.map_err(|_| Error::timed_out("the body has fallen silent"))?? else { break };
         if body.len() + chunk.len() > limit {
             return Err(Error::unavailable(format!("its answer is larger than {limit} bytes")));
         }

@@ -27,6 +27,7 @@ pub use request::{BlobAnswer, Body, Found, ManifestAnswer, Span, TagsAnswer};
 pub struct Upstream {
     name: Arc<str>,
     reach: Option<Reach>,
+    idle_timeout: Duration,
     clock: Clock,
 }
 
@@ -34,7 +35,6 @@ struct Reach {
     url: Url,
     client: Arc<Client>,
     auth: Auth,
-    idle_timeout: Duration,
     /// Nothing is asked before this.
     cool_until: Mutex<Timestamp>,
 }
@@ -61,14 +61,14 @@ impl Upstream {
         let client = Arc::new(Client::new(url.clone(), options).map_err(|error| wrong(&error))?);
         let credential = credential(options).map_err(|error| wrong(&error))?;
         let auth = Auth::new(url.clone(), credential, options.token_hosts.clone(), Arc::clone(&client), clock.clone());
-        let reach = Reach { url, client, auth, idle_timeout: options.idle_timeout, cool_until: Mutex::default() };
-        Ok(Self { name: name.into(), reach: Some(reach), clock })
+        let reach = Reach { url, client, auth, cool_until: Mutex::default() };
+        Ok(Self { name: name.into(), reach: Some(reach), idle_timeout: options.idle_timeout, clock })
     }
 
     /// An upstream that is never asked.
     #[must_use]
     pub fn offline(name: &str, clock: Clock) -> Self {
-        Self { name: name.into(), reach: None, clock }
+        Self { name: name.into(), reach: None, idle_timeout: Duration::ZERO, clock }
     }
 
     #[must_use]

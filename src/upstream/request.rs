@@ -8,11 +8,11 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use reqwest::Response;
 use serde::Deserialize;
 
-use crate::oci::{ACCEPT, Digest, INDEX_TYPE, MAX_MANIFEST, Page, Reference, RepositoryName};
+use crate::oci::{ACCEPT, Digest, INDEX_TYPE, MAX_MANIFEST, Page, Reference, RepositoryName, merge_indexes};
 
 use super::client::{Followed, read_limited};
 use super::error::Error;
-use super::{DOCKER_HUB, Reach, Upstream};
+use super::{DOCKER_HUB, Reach, Upstream, auth};
 
 /// A manifest's bytes as they came; nothing of them has been checked.
 pub struct ManifestAnswer {
@@ -56,6 +56,8 @@ pub struct TagsAnswer {
 }
 
 const LARGEST_TAG_PAGE: usize = 4 << 20;
+/// Of referrers; a list that is longer does not end.
+const MOST_PAGES: usize = 100;
 
 // === impl Upstream ===
 
@@ -69,9 +71,7 @@ impl Upstream {
         let mut response = self.ask(Method::GET, repository, &path, manifest_headers()).await?;
         refuse_encoding(&response)?;
         let content_type = content_type(&response);
-        let idle_timeout = self.reach()?.idle_timeout;
-        let bytes = tokio::time::timeout(idle_timeout, read_limited(&mut response, MAX_MANIFEST)).await;
-        let bytes = bytes.unwrap_or_else(|_| Err(Error::timed_out("the manifest does not end")))?;
+        let bytes = read_limited(&mut response, MAX_MANIFEST, self.idle_timeout).await?;
         Ok(ManifestAnswer { bytes, content_type })
     }
 
@@ -135,8 +135,7 @@ impl Upstream {
             }
             _ => (0, content_length(&response)),
         };
-        let idle_timeout = self.reach()?.idle_timeout;
-        Ok(BlobAnswer { offset, size, body: Body { response, idle_timeout } })
+        Ok(BlobAnswer { offset, size, body: Body { response, idle_timeout: self.idle_timeout } })
     }
 
     /// Asks for a page of the tags of a repository.
@@ -151,27 +150,39 @@ impl Upstream {
         let query = page.query();
         let path = format!("{repository}/tags/list{}{query}", if query.is_empty() { "" } else { "?" });
         let mut response = self.ask(Method::GET, repository, &path, HeaderMap::new()).await?;
-        let next = response.headers().get(header::LINK).and_then(|value| value.to_str().ok()).and_then(next_page);
-        let body = read_limited(&mut response, LARGEST_TAG_PAGE).await?;
+        let next = link(&response).and_then(next_page);
+        let body = read_limited(&mut response, LARGEST_TAG_PAGE, self.idle_timeout).await?;
         let list: List = serde_json::from_slice(&body).map_err(|_| Error::unavailable("its list of tags is no JSON"))?;
         Ok(TagsAnswer { tags: list.tags.unwrap_or_default(), next })
     }
 
-    /// Asks for the referrers of a digest. `None`: the registry does not have this API.
+    /// Asks for the referrers of a digest, all pages of them. `None`: the registry does not have this API.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn referrers(&self, repository: &RepositoryName, digest: &Digest) -> Result<Option<Bytes>, Error> {
         let path = format!("{repository}/referrers/{digest}");
-        let mut response = match self.ask(Method::GET, repository, &path, HeaderMap::new()).await {
-            Ok(response) => response,
-            Err(Error::NotFound | Error::Unsupported(_)) => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        if content_type(&response).is_none_or(|value| value != INDEX_TYPE) {
-            return Ok(None);
+        let mut pages = Vec::new();
+        let mut next = Some(path.clone());
+        while let Some(page) = next {
+            let mut response = match self.ask(Method::GET, repository, &page, HeaderMap::new()).await {
+                Ok(response) => response,
+                Err(Error::NotFound | Error::Unsupported(_)) if pages.is_empty() => return Ok(None),
+                Err(error) => return Err(error),
+            };
+            if content_type(&response).is_none_or(|value| value != INDEX_TYPE) {
+                return Ok(None);
+            }
+            next = link(&response).and_then(next_query).map(|query| format!("{path}?{query}"));
+            pages.push(read_limited(&mut response, MAX_MANIFEST, self.idle_timeout).await?);
+            if pages.len() > MOST_PAGES {
+                return Err(Error::unavailable("its list of referrers does not end"));
+            }
         }
-        read_limited(&mut response, MAX_MANIFEST).await.map(Some)
+        match pages.len() {
+            1 => Ok(pages.pop()),
+            _ => merge_indexes(&pages).map(|index| Some(index.into())).map_err(|bad| Error::unavailable(bad.to_string())),
+        }
     }
 
     /// Sends a request, proving who we are when asked to, and tells the good answers from the others.
@@ -196,12 +207,15 @@ impl Upstream {
             };
             let Followed { response, own } = reach.client.follow(&method, reqwest::Url::clone(&url), &headers).await?;
             match response.status() {
-                StatusCode::UNAUTHORIZED if own && !proved => {
+                StatusCode::UNAUTHORIZED if own && !proved && auth::has_challenge(response.headers()) => {
                     sent = Some(reach.auth.challenged(repository, response.headers(), sent.as_ref()).await?);
                     proved = true;
                 }
                 // The signature of a redirect has expired: the registry makes a new one.
                 StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED if !own && !asked_again => asked_again = true,
+                StatusCode::UNAUTHORIZED if own && sent.as_ref().is_some_and(is_basic) => {
+                    return Err(Error::Credentials("it does not take the user name and password".into()));
+                }
                 _ => return self.judge(reach, response, own),
             }
         }
@@ -222,6 +236,10 @@ impl Upstream {
             status => Err(Error::unavailable(format!("it answers {status}"))),
         }
     }
+}
+
+fn is_basic(authorization: &HeaderValue) -> bool {
+    authorization.as_bytes().starts_with(b"Basic ")
 }
 
 fn manifest_headers() -> HeaderMap {
@@ -257,22 +275,30 @@ fn content_range(text: &str) -> Option<(Range<u64>, Option<u64>)> {
     legal.then_some((first..last + 1, size))
 }
 
-/// The query of a `Link: <…>; rel="next"`. Only that is used of it: the host is ours to choose.
-fn next_page(link: &str) -> Option<Page> {
+fn link(response: &Response) -> Option<&str> {
+    response.headers().get(header::LINK)?.to_str().ok()
+}
+
+/// The query of a `Link: <…>; rel="next"`. Only that is used of it: host and path are ours to choose.
+fn next_query(link: &str) -> Option<&str> {
     let (url, parameters) = link.strip_prefix('<')?.split_once('>')?;
-    if !parameters.contains("next") {
-        return None;
-    }
+    let (_, query) = url.split_once('?')?;
+    parameters.contains("next").then_some(query)
+}
+
+fn next_page(link: &str) -> Option<Page> {
     let mut page = Page::default();
-    for (key, value) in form_urlencoded::parse(url.split_once('?')?.1.as_bytes()) {
+    for (key, value) in form_urlencoded::parse(next_query(link)?.as_bytes()) {
         match &*key {
-            "n" => page.n = value.parse().ok(),
+            // Some registries say 0 for what was not asked.
+            "n" => page.n = value.parse().ok().filter(|n| *n > 0),
             "last" => page.last = Some(value.into_owned()),
             "next_page" => page.next_page = Some(value.into_owned()),
             _ => {}
         }
     }
-    Some(page)
+    // Without a place it would be the first page again.
+    (page.last.is_some() || page.next_page.is_some()).then_some(page)
 }
 
 /// Seconds, or a date.

@@ -5,7 +5,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::support::{Fault, Image, Match, MultiArch, PutImage, Registry, StoppedMirror, TestMirror, noise};
+use rustix::fs::{FallocateFlags, fallocate};
+
+use crate::support::{Fault, Image, Match, MultiArch, PutImage, Registry, StoppedMirror, TestMirror, digest_of, noise};
 
 const MIB: usize = 1 << 20;
 
@@ -292,6 +294,23 @@ async fn a_partial_file_with_wrong_bytes_spoils_nothing() {
     assert!(!held(&mirror, &layer.digest));
     assert_eq!(mirror.get(&image.blob_path(layer)).await.expect(200).body, layer.bytes);
     assert!(mirror.cache_dir().join("partial").join("stranger").exists());
+}
+
+/// A larder that was killed in mid-fill leaves a short file for which all of its space is set aside. Counted by its length,
+/// it let the cache grow beyond its cap.
+#[tokio::test]
+async fn space_that_a_killed_larder_had_set_aside_counts() {
+    let upstream = Registry::start().await;
+    let stopped = small(&upstream).start().await.stop().await;
+    let path = stopped.cache_dir().join("partial").join(digest_of(b"never complete").replace(':', "-"));
+    let file = fs::File::create(&path).unwrap();
+    file.set_len(1000).unwrap();
+    fallocate(&file, FallocateFlags::KEEP_SIZE, 0, 8 << 20).unwrap();
+    let mirror = stopped.start().await;
+    assert_eq!(mirror.used(), 8 << 20);
+    mirror.clock().advance(Duration::from_secs(3601));
+    mirror.upkeep().await;
+    assert_eq!(mirror.used(), 0);
 }
 
 #[tokio::test]

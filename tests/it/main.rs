@@ -5,9 +5,24 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod breaking;
 mod dependencies;
+mod filling;
+mod http2;
 mod keeping;
 mod layers;
+mod lists;
+mod names;
+mod negotiation;
+mod proxies;
 mod pulls;
+mod ranges;
+mod refusals;
+mod rights;
+mod serving;
+mod stale;
 mod starting;
+mod tags;
 mod tls;
+mod tokens;
+mod upstreams;

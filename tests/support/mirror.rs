@@ -7,7 +7,11 @@ use std::{
     time::Duration,
 };
 
-use larder::{app::App, clock::Clock, config::Config};
+use larder::{
+    app::{App, Drained},
+    clock::Clock,
+    config::Config,
+};
 use tempfile::TempDir;
 use toml::{Table, Value};
 
@@ -79,6 +83,11 @@ impl TestMirror {
         self.app.store().size(&digest.parse().expect("a digest")).is_some()
     }
 
+    /// How many bytes of the disk the cache counts as its own.
+    pub fn used(&self) -> u64 {
+        self.app.store().usage().expect("it has been counted").0
+    }
+
     /// The round of upkeep that is due once a minute.
     pub async fn upkeep(&self) {
         self.app.store().upkeep().await;
@@ -86,8 +95,13 @@ impl TestMirror {
 
     /// Drains and ends it; the cache stays for another start.
     pub async fn stop(self) -> StoppedMirror {
-        self.app.stop().await;
-        self.stopped
+        self.drain().await.0
+    }
+
+    /// Ends it as [`stop`](Self::stop) does, and tells what had to be cut off.
+    pub async fn drain(self) -> (StoppedMirror, Drained) {
+        let drained = self.app.stop().await;
+        (self.stopped, drained)
     }
 }
 

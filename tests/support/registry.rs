@@ -231,4 +231,9 @@ impl Registry {
     pub fn max_concurrent(&self) -> usize {
         self.shared.in_flight.most()
     }
+
+    /// How many bytes of bodies were given to the connections so far, at the front and at the storage.
+    pub fn bytes_sent(&self) -> u64 {
+        self.shared.in_flight.bytes()
+    }
 }

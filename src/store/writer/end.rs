@@ -94,8 +94,9 @@ impl BlobWriter {
 
     /// Stops, and leaves what is on the disk for the next writer. `durable`: so that it outlives the machine as well.
     pub async fn suspend(mut self, durable: bool) {
-        if let Some(job) = self.job.take() {
-            self.end_job(job.await);
+        // What has come is worth keeping, and those who read may have it.
+        while self.is_busy() && matches!(self.target, Target::File(_)) {
+            self.progress().await;
         }
         self.growing.finish(End::Failed);
         let Target::File(handle) = &self.target else { return };
@@ -127,6 +128,7 @@ impl BlobWriter {
     /// Goes on in memory. The file is removed, for which the caller may wait; who reads what is in it keeps it open.
     pub(super) fn bypass(&mut self, why: Bypass) -> Option<impl Future<Output = Result<(), Broken>> + use<>> {
         let Target::File(handle) = std::mem::replace(&mut self.target, Target::Memory(why)) else { return None };
+        self.growing.go_on_in_memory();
         let reserved = self.reservation.forget();
         let mut books = lock(&self.store.books);
         books.release(reserved);

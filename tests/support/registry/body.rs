@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -35,7 +35,7 @@ pub(super) struct Script {
     pace: Option<Pace>,
     wire: Wire,
     hold: Hold,
-    _counted: Counted,
+    counted: Counted,
 }
 
 #[derive(Clone, Copy)]
@@ -59,7 +59,7 @@ pub(super) struct Hold {
     pub(super) held: watch::Sender<usize>,
 }
 
-/// How many bodies are under way.
+/// How many bodies are under way, and what all of them have sent.
 #[derive(Clone, Default)]
 pub(super) struct InFlight {
     counts: Arc<InFlightCounts>,
@@ -69,6 +69,7 @@ pub(super) struct InFlight {
 struct InFlightCounts {
     now: AtomicUsize,
     most: AtomicUsize,
+    bytes: AtomicU64,
 }
 
 struct Counted {
@@ -100,7 +101,7 @@ impl Script {
         }
         breaks.sort_by_key(|(after, _)| *after);
         breaks.reverse();
-        Self { rest: bytes, sent: 0, breaks, pace: bandwidth.map(Pace::new), wire, hold, _counted: in_flight.enter() }
+        Self { rest: bytes, sent: 0, breaks, pace: bandwidth.map(Pace::new), wire, hold, counted: in_flight.enter() }
     }
 
     pub(super) fn into_body(self) -> Body {
@@ -133,6 +134,7 @@ impl Script {
             pace.wait_for(len).await;
         }
         self.sent += len;
+        self.counted.in_flight.counts.bytes.fetch_add(len as u64, Ordering::Relaxed);
         let chunk = self.rest.split_to(len);
         Some((Ok(Frame::data(chunk)), self))
     }
@@ -185,6 +187,10 @@ impl Hold {
 impl InFlight {
     pub(super) fn most(&self) -> usize {
         self.counts.most.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.counts.bytes.load(Ordering::Relaxed)
     }
 
     fn enter(&self) -> Counted {

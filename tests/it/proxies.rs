@@ -1,0 +1,64 @@
+//! The proxies of the environment, as a larder that runs on its own sees it.
+
+use std::net::SocketAddr;
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+    sync::mpsc,
+};
+
+use crate::support::{Process, Registry, digest_of, get, noise};
+
+/// A proxy that answers every request with this body and tells the first line of each.
+async fn proxy(body: bytes::Bytes) -> (SocketAddr, mpsc::UnboundedReceiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (tell, told) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let Ok(byte) = stream.read_u8().await else { break };
+                head.push(byte);
+            }
+            let head = String::from_utf8_lossy(&head).into_owned();
+            let _ = tell.send(head.lines().next().unwrap_or_default().to_owned());
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+                body.len()
+            );
+            let _ = stream.write_all(answer.as_bytes()).await;
+            let _ = stream.write_all(&body).await;
+        }
+    });
+    (address, told)
+}
+
+#[tokio::test]
+async fn a_proxy_of_the_environment_is_asked_instead_of_the_registry() {
+    let blob = noise(1, 50_000);
+    let (address, mut told) = proxy(blob.clone()).await;
+    let (dir, proxy) = (tempfile::tempdir().unwrap(), format!("http://{address}"));
+    let upstream = ["upstream.\"docker.io\".url=http://registry.invalid"];
+    let larder = Process::start(dir.path(), &upstream, &[("HTTP_PROXY", &proxy)]);
+    let path = format!("/v2/library/app/blobs/{}", digest_of(&blob));
+    let answer = get(larder.url(&path)).await.expect(200);
+    assert_eq!(answer.body, blob);
+    assert_eq!(told.recv().await.unwrap(), format!("GET http://registry.invalid{path} HTTP/1.1"));
+}
+
+#[tokio::test]
+async fn a_registry_that_no_proxy_names_is_asked_itself() {
+    let (address, mut told) = proxy(bytes::Bytes::new()).await;
+    let upstream = Registry::start().await;
+    let blob = noise(2, 50_000);
+    let digest = upstream.put_blob("library/app", blob.clone());
+    let (dir, proxy) = (tempfile::tempdir().unwrap(), format!("http://{address}"));
+    let setting = format!("upstream.\"docker.io\".url={}", upstream.url());
+    let environment = [("HTTP_PROXY", proxy.as_str()), ("NO_PROXY", "other.example,127.0.0.1")];
+    let larder = Process::start(dir.path(), &[&setting], &environment);
+    let answer = get(larder.url(&format!("/v2/library/app/blobs/{digest}"))).await.expect(200);
+    assert_eq!(answer.body, blob);
+    assert!(told.try_recv().is_err(), "the proxy was asked");
+}

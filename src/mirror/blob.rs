@@ -36,20 +36,24 @@ impl Mirror {
     /// # Errors
     /// See [`Refusal`].
     pub async fn blob(&self, origin: &Origin, digest: &Digest) -> Result<Blob, Refusal> {
+        let mut unreadable = false;
         loop {
             let mut proven = self.is_proven(origin, digest);
-            if self.0.store.size(digest).is_some() || proven {
+            if !unreadable && (self.0.store.size(digest).is_some() || proven) {
                 let mut served = if origin.is_offline() { Served::Offline } else { Served::Hit };
                 if !proven {
                     self.prove_blob(origin, digest).await?;
                     (proven, served) = (true, Served::Revalidated);
                 }
-                if let Some(blob) = self.0.store.get(digest).await {
-                    return Ok(Blob { served, digest: digest.clone(), source: Source::Cache(blob) });
+                match self.0.store.get(digest).await {
+                    Ok(Some(blob)) => return Ok(Blob { served, digest: digest.clone(), source: Source::Cache(blob) }),
+                    Ok(None) => {}
+                    // The disk's trouble is not the client's: the upstream has the blob as well.
+                    Err(_) => unreadable = true,
                 }
             }
             self.check_missing(&origin.repository, Thing::Blob(digest.clone()))?;
-            let (interest, started) = match self.join_fill(origin, digest) {
+            let (interest, started) = match self.join_fill(origin, digest, unreadable) {
                 Joined::Fill { interest, started } => (interest, started),
                 Joined::Cached => continue,
                 Joined::Ending(landed) => {

@@ -103,8 +103,9 @@ impl Fills {
 // === impl Mirror ===
 
 impl Mirror {
-    /// Joins the fill of `digest`, or starts one on behalf of `origin`.
-    pub(super) fn join_fill(&self, origin: &Origin, digest: &Digest) -> Joined {
+    /// Joins the fill of `digest`, or starts one on behalf of `origin`. `anew`: although the cache has the blob, as it cannot
+    /// be read.
+    pub(super) fn join_fill(&self, origin: &Origin, digest: &Digest, anew: bool) -> Joined {
         let mut running = self.0.fills.running();
         if let Some(fill) = running.get(digest) {
             if fill.closing.load(Ordering::Relaxed) {
@@ -113,7 +114,7 @@ impl Mirror {
             return Joined::Fill { interest: Interest::of(fill), started: false };
         }
         // A fill leaves the list after its blob has come in, so that looking here, under the lock, misses none.
-        if self.0.store.size(digest).is_some() {
+        if !anew && self.0.store.size(digest).is_some() {
             return Joined::Cached;
         }
         let fill = Arc::new(Fill {

@@ -81,7 +81,7 @@ impl Mirror {
     }
 
     async fn read_manifest(&self, digest: &Digest) -> Option<Bytes> {
-        let blob = self.0.store.get(digest).await?;
+        let blob = self.0.store.get(digest).await.ok()??;
         let size = usize::try_from(blob.size()).ok().filter(|size| *size <= oci::MAX_MANIFEST)?;
         let mut bytes = Vec::with_capacity(size);
         let mut reader = blob.read(0..blob.size());

@@ -98,7 +98,10 @@ impl Store {
     /// A verified blob, used now. `None` if the cache has none.
     ///
     /// Cancel safe.
-    pub async fn get(&self, digest: &Digest) -> Option<Blob> {
+    ///
+    /// # Errors
+    /// When the blob is there and cannot be opened, for want of descriptors or because the disk fails.
+    pub async fn get(&self, digest: &Digest) -> io::Result<Option<Blob>> {
         let now = self.0.clock.now();
         let (used, size, open, known) = {
             let mut books = lock(&self.0.books);
@@ -106,7 +109,7 @@ impl Store {
             (used, books.lru.size(digest), books.opened(digest), books.known)
         };
         if used.is_none() && known {
-            return None;
+            return Ok(None);
         }
         if used.is_some_and(|used| used.unix_millis() / 3_600_000 != now.unix_millis() / 3_600_000) {
             let (store, digest) = (Arc::clone(&self.0), digest.clone());
@@ -116,10 +119,10 @@ impl Store {
             });
         }
         if let (Some(handle), Some(size)) = (open, size) {
-            return Some(Blob::new(handle, size));
+            return Ok(Some(Blob::new(handle, size)));
         }
         let (store, digest) = (Arc::clone(&self.0), digest.clone());
-        self.0.pool.run(move || store.open_blob(&digest, size)).await.ok()?
+        self.0.pool.run(move || store.open_blob(&digest, size)).await?
     }
 
     /// Throws away a blob that was found to be damaged.
@@ -218,19 +221,25 @@ impl Shared {
     }
 
     /// Opens a blob. One that is gone or has another size than it was verified with is dropped: it will be fetched anew.
-    fn open_blob(&self, digest: &Digest, size: Option<u64>) -> Option<Blob> {
+    fn open_blob(&self, digest: &Digest, size: Option<u64>) -> io::Result<Option<Blob>> {
         let opened = self.disk.open_blob(digest).and_then(|file| Ok((disk::length(&file)?, file)));
         let (length, file) = match opened {
             Ok((length, file)) if size.is_none_or(|size| size == length) => (length, file),
-            Err(error) if error.kind() == io::ErrorKind::NotFound && size.is_none() => return None,
-            other => {
-                let problem = match other {
-                    Ok((length, _)) => format!("it has {length} bytes"),
-                    Err(error) => error.to_string(),
-                };
-                tracing::error!(%digest, problem, "a cached blob is damaged; it is fetched anew");
+            Ok((length, _)) => {
+                tracing::error!(%digest, length, expected = size, "a cached blob has another size; it is fetched anew");
                 self.discard(digest);
-                return None;
+                return Ok(None);
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if size.is_some() {
+                    tracing::error!(%digest, "a cached blob is gone; it is fetched anew");
+                    self.discard(digest);
+                }
+                return Ok(None);
+            }
+            Err(error) => {
+                tracing::error!(%digest, %error, "a cached blob cannot be opened");
+                return Err(error);
             }
         };
         let handle = self.handle(file);
@@ -249,7 +258,7 @@ impl Shared {
             }
         };
         drop(closed);
-        Some(Blob::new(handle, length))
+        Ok(Some(Blob::new(handle, length)))
     }
 
     fn discard(&self, digest: &Digest) {

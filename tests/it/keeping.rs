@@ -238,6 +238,27 @@ async fn a_blob_that_is_gone_short_or_long_is_fetched_anew() {
     }
 }
 
+/// A blob that could not be opened counted as damaged and was removed: with too few descriptors, a busy larder would have
+/// thrown away its cache.
+#[tokio::test]
+async fn a_blob_that_cannot_be_opened_is_had_from_the_upstream() {
+    let upstream = Registry::start().await;
+    let image = Image::new(1).layers(&[MIB]).put(&upstream, "library/alpine", "latest");
+    let layer = image.layers.last().unwrap();
+    let mirror = TestMirror::of(&upstream).await;
+    pull(&mirror, &image, "latest").await;
+    let stopped = mirror.stop().await;
+    let path = blob_file(&stopped.cache_dir(), &layer.digest);
+    // A loop of links cannot be opened, by root neither.
+    fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink(&path, &path).unwrap();
+    let mirror = stopped.start().await;
+    for _ in 0..2 {
+        assert_eq!(mirror.get(&image.blob_path(layer)).await.expect(200).body, layer.bytes);
+    }
+    kept(&mirror, &layer.digest).await;
+}
+
 #[tokio::test]
 async fn a_damaged_manifest_is_never_served() {
     let upstream = Registry::start().await;

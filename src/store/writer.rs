@@ -56,7 +56,7 @@ pub enum Bypass {
     Starting,
     #[error("the blob is larger than the cache")]
     TooLarge,
-    #[error("everything else in the cache is in use")]
+    #[error("there is no room: the disk is full, or all that could be evicted is in use")]
     Full,
     #[error("it is being written already")]
     Busy,

@@ -3,12 +3,12 @@
 use std::net::SocketAddr;
 
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpListener,
+    io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional},
+    net::{TcpListener, TcpStream},
     sync::mpsc,
 };
 
-use crate::support::{Process, Registry, digest_of, get, noise};
+use crate::support::{Authority, Process, Registry, digest_of, get, noise};
 
 /// A proxy that answers every request with this body and tells the first line of each.
 async fn proxy(body: bytes::Bytes) -> (SocketAddr, mpsc::UnboundedReceiver<String>) {
@@ -61,4 +61,44 @@ async fn a_registry_that_no_proxy_names_is_asked_itself() {
     let answer = get(larder.url(&format!("/v2/library/app/blobs/{digest}"))).await.expect(200);
     assert_eq!(answer.body, blob);
     assert!(told.try_recv().is_err(), "the proxy was asked");
+}
+
+/// A proxy that joins whoever asks for `CONNECT` with `target`, and tells the first line of each.
+async fn tunnel(target: SocketAddr) -> (SocketAddr, mpsc::UnboundedReceiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (tell, told) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((mut outer, _)) = listener.accept().await {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let Ok(byte) = outer.read_u8().await else { break };
+                head.push(byte);
+            }
+            let _ = tell.send(String::from_utf8_lossy(&head).lines().next().unwrap_or_default().to_owned());
+            tokio::spawn(async move {
+                let mut inner = TcpStream::connect(target).await.unwrap();
+                outer.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await.unwrap();
+                let _ = copy_bidirectional(&mut outer, &mut inner).await;
+            });
+        }
+    });
+    (address, told)
+}
+
+#[tokio::test]
+async fn a_proxy_for_https_sees_a_tunnel_and_nothing_of_what_goes_through_it() {
+    let upstream = Registry::start().await;
+    let blob = noise(3, 50_000);
+    let digest = upstream.put_blob("library/app", blob.clone());
+    let authority = Authority::new();
+    let front = authority.front("registry.invalid", false, upstream.address()).await;
+    let (address, mut told) = tunnel(front.address()).await;
+    let dir = tempfile::tempdir().unwrap();
+    let (url, file) = ("upstream.\"docker.io\".url=https://registry.invalid", authority.file(dir.path()));
+    let file = format!("upstream.\"docker.io\".ca_file={}", file.display());
+    let larder = Process::start(dir.path(), &[url, &file], &[("HTTPS_PROXY", &format!("http://{address}"))]);
+    let answer = get(larder.url(&format!("/v2/library/app/blobs/{digest}"))).await.expect(200);
+    assert_eq!(answer.body, blob);
+    assert_eq!(told.recv().await.unwrap(), "CONNECT registry.invalid:443 HTTP/1.1");
 }

@@ -124,8 +124,9 @@ async fn run(
     let upkeep = tokio::spawn(upkeep(store.clone(), stop.clone()));
     let connections = server::serve(listener, &options, mirror.clone(), clock, stop.cancelled_owned()).await;
     let fills = mirror.stop(LAST_WRITES).await;
-    let _ = upkeep.await;
-    if tokio::time::timeout(LAST_WRITES, store.close()).await.is_err() {
+    upkeep.abort();
+    let quiet = fills == 0 && connections == 0;
+    if tokio::time::timeout(LAST_WRITES, store.close(quiet)).await.is_err() {
         tracing::error!("the disk does not answer; the next start looks at every file");
     }
     Drained { connections, fills }

@@ -83,6 +83,10 @@ impl Config {
         config.upstream =
             config.upstream.into_iter().map(|(name, options)| (name.clone(), options.with_presets(&name))).collect();
         config.cache.check().map_err(ConfigError)?;
+        config.server.check().map_err(ConfigError)?;
+        if let Some(name) = config.upstream.keys().find(|name| !name.bytes().all(|b| b.is_ascii_graphic() && b != b'/')) {
+            return Err(ConfigError(format!("upstream.{name:?}: an upstream is named as in an image's name, by its host")));
+        }
         if !config.upstream.contains_key(&config.mirror.default_upstream) {
             let names: Vec<&String> = config.upstream.keys().collect();
             let name = &config.mirror.default_upstream;

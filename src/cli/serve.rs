@@ -84,10 +84,11 @@ impl Greeting {
 
     fn print(&self, app: &App) {
         let address = app.address();
+        let reached = if address.ip().is_unspecified() { format!("THIS-HOST:{}", address.port()) } else { address.to_string() };
         let text = format!(
             "larder listens on http://{address} and caches up to {} in {}\n\
              It mirrors {}\n\
-             Docker: put {{\"registry-mirrors\": [\"http://{address}\"]}} into /etc/docker/daemon.json\n",
+             Docker: put {{\"registry-mirrors\": [\"http://{reached}\"]}} into /etc/docker/daemon.json\n",
             self.max_size,
             self.dir.display(),
             self.upstreams

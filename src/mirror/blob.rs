@@ -1,7 +1,7 @@
 //! Blobs: from the cache, from a fill, or by a new one; and who may have them.
 
 use crate::oci::Digest;
-use crate::store::{self, Growth, Proof, TAIL};
+use crate::store::{self, Growth, Kind, Proof, TAIL};
 
 use super::body::{self, ByteStream};
 use super::fill::{Interest, Joined};
@@ -36,7 +36,7 @@ impl Mirror {
     /// # Errors
     /// See [`Refusal`].
     pub async fn blob(&self, origin: &Origin, digest: &Digest) -> Result<Blob, Refusal> {
-        let mut unreadable = false;
+        let (mut unreadable, mut started_one) = (false, false);
         loop {
             let mut proven = self.is_proven(origin, digest);
             if !unreadable && (self.0.store.size(digest).is_some() || proven) {
@@ -83,10 +83,11 @@ impl Mirror {
                 Err(refusal) if own => return Err(refusal),
                 Ok(None) if started => {
                     interest.landed().await;
-                    // One request starts one fill.
-                    if self.0.store.size(digest).is_none() {
+                    // One request starts one fill, or two if the cache cannot be read.
+                    if started_one || self.0.store.size(digest).is_none() {
                         return Err(incomplete());
                     }
+                    (unreadable, started_one) = (false, true);
                 }
                 // It is over; or it failed for another repository, and now it is for ours.
                 Ok(None) | Err(_) => interest.landed().await,
@@ -107,17 +108,17 @@ impl Mirror {
         }
         self.check_missing(&origin.repository, Thing::Blob(digest.clone()))?;
         if self.is_proven(origin, digest) {
-            let size = self.0.store.proof(&origin.repository, digest).map(|proof| proof.size);
+            let size = self.0.store.proof(&origin.repository, digest, Kind::Blob).map(|proof| proof.size);
             return Ok(BlobSize { served: Served::Hit, size });
         }
         self.prove_blob(origin, digest).await?;
-        let size = held.or_else(|| self.0.store.proof(&origin.repository, digest).map(|proof| proof.size));
+        let size = held.or_else(|| self.0.store.proof(&origin.repository, digest, Kind::Blob).map(|proof| proof.size));
         Ok(BlobSize { served: if held.is_some() { Served::Revalidated } else { Served::Miss }, size })
     }
 
     /// Whether the upstream once answered for this blob in this repository. That it is a manifest there says nothing.
     fn is_proven(&self, origin: &Origin, digest: &Digest) -> bool {
-        self.0.store.proof(&origin.repository, digest).is_some_and(|proof| proof.media_type.is_none())
+        self.0.store.proof(&origin.repository, digest, Kind::Blob).is_some()
     }
 
     /// Asks the upstream whether the repository has the blob.
@@ -150,7 +151,8 @@ fn incomplete() -> Refusal {
 // === impl Blob ===
 
 impl Blob {
-    /// In bytes. Waits for the end of a blob whose upstream does not say its size; `None` if that end never comes.
+    /// In bytes. Waits for the end of a blob whose upstream does not say its size; `None` if that end never comes, or cannot
+    /// be waited for, as the blob is not kept.
     ///
     /// Cancel safe.
     pub async fn size(&self) -> Option<u64> {
@@ -166,6 +168,19 @@ impl Blob {
         match &self.source {
             Source::Cache(blob) => Some(blob.size()),
             Source::Fill(growth, _) => growth.known_size(),
+        }
+    }
+
+    /// The size of a blob of which every byte is verified. Where the bytes are not kept it cannot be waited for: `None`.
+    ///
+    /// Cancel safe.
+    pub async fn verified_size(&self) -> Option<u64> {
+        match &self.source {
+            Source::Cache(blob) => Some(blob.size()),
+            Source::Fill(growth, _) => match growth.size().await {
+                Some(size) if growth.verified().await => Some(size),
+                _ => None,
+            },
         }
     }
 

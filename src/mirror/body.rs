@@ -170,6 +170,11 @@ impl Reading {
                         }
                         Err(broken) => return Some(Err(broken)),
                     },
+                    // Nothing is lost but time: the fill will come there.
+                    Err(error) if ahead.fetch.at == ahead.start => {
+                        tracing::debug!(digest = %self.digest, at = ahead.start, %error, "a range waits for its fill");
+                        self.state = State::Store(ahead.growth.read(ahead.start, Some(self.end)));
+                    }
                     Err(error) => {
                         tracing::warn!(digest = %self.digest, at = ahead.fetch.at, %error, "a range cannot be completed");
                         return Some(Err(Broken));
@@ -200,7 +205,7 @@ impl Lagged {
             }
             // The tail waits for the digest.
             if self.hasher.is_none() || self.held_bytes > TAIL {
-                let mut bytes = self.held.pop_front()?;
+                let Some(mut bytes) = self.held.pop_front() else { return Some(Err(Broken)) };
                 if self.hasher.is_some() {
                     let free = usize::try_from(self.held_bytes - TAIL).unwrap_or(usize::MAX);
                     if free < bytes.len() {

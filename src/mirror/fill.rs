@@ -9,7 +9,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::oci::Digest;
-use crate::store::{BlobWriter, Finished, Growth, Proof};
+use crate::store::{BlobWriter, Finished, Growth, Kind, Proof};
 use crate::upstream::{self, BlobAnswer, Body, Span};
 
 use super::{Mirror, Origin, Refusal, Thing};
@@ -219,6 +219,9 @@ impl Mirror {
     async fn transfer(&self, fill: &Arc<Fill>, writer: &mut BlobWriter, mut body: Body) -> Stretch {
         let mut permit = None;
         loop {
+            if writer.is_too_long() {
+                return Stretch::Complete;
+            }
             if !self.may_go_on(fill, writer, &mut permit) && self.close(fill) {
                 return Stretch::Stopped;
             }
@@ -290,7 +293,7 @@ impl Mirror {
             Finished::Passed(why) => tracing::warn!(digest = %fill.digest, %why, "a blob was passed on and not kept"),
             Finished::Mismatch => {
                 // What it said of the blob is worth as little as what it sent.
-                self.0.store.remove_proof(&fill.origin.repository, &fill.digest);
+                self.0.store.remove_proof(&fill.origin.repository, &fill.digest, Kind::Blob);
                 let upstream = &fill.origin.repository.upstream;
                 tracing::error!(%upstream, repository = %fill.origin.repository.name, digest = %fill.digest, size,
                     "the upstream sent other bytes than the digest promises; nothing of them is kept");

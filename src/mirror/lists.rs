@@ -36,6 +36,15 @@ enum List {
     Referrers(Bytes),
 }
 
+/// About what a list takes of the memory, in bytes.
+pub(super) fn weight(key: &str, cached: &Cached) -> u32 {
+    let bytes = match &cached.list {
+        List::Tags(tags, _) => tags.iter().map(|tag| tag.len() + size_of::<String>()).sum(),
+        List::Referrers(index) => index.len(),
+    };
+    u32::try_from(200 + key.len() + bytes).unwrap_or(u32::MAX)
+}
+
 /// The longest page that is asked for; some registries refuse longer ones.
 const LONGEST_PAGE: u64 = 1000;
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::oci::{self, Accept, Digest, Reference};
-use crate::store::{Finished, Proof};
+use crate::store::{Bypass, Finished, Kind, Proof};
 
 use super::{Mirror, Origin, Refusal, Served, Thing};
 
@@ -68,7 +68,7 @@ impl Mirror {
 
     /// A manifest of the cache that the repository has been proven to hold.
     pub(super) async fn held_manifest(&self, origin: &Origin, digest: &Digest) -> Option<Manifest> {
-        let media_type = self.0.store.proof(&origin.repository, digest)?.media_type?;
+        let media_type = self.0.store.proof(&origin.repository, digest, Kind::Manifest)?.media_type?;
         let bytes = match self.0.hot.get(digest) {
             Some(bytes) => {
                 self.0.store.touch(digest);
@@ -174,7 +174,8 @@ impl Mirror {
         self.0.tasks.spawn(async move {
             let Verified { digest, bytes, manifest } = &*keep;
             match store.put(digest, bytes.clone(), &manifest.names).await {
-                Finished::Kept => {}
+                // Who is at it keeps it.
+                Finished::Kept | Finished::Passed(Bypass::Busy) => {}
                 other => tracing::warn!(%digest, ?other, "a manifest was not kept"),
             }
         });

@@ -21,7 +21,7 @@ use tokio_util::task::TaskTracker;
 use crate::clock::{Clock, Timestamp};
 use crate::flight::Flights;
 use crate::oci::{Digest, InvalidName, Repository, Tag};
-use crate::store::Store;
+use crate::store::{Kind, Store};
 use crate::upstream;
 
 use fill::Fills;
@@ -108,7 +108,10 @@ pub enum Refusal {
 
 /// Hot manifests may take this much memory.
 const HOT_BYTES: u64 = 64 << 20;
-/// How many absent things, waits and lists are remembered.
+/// Lists likewise, and what is remembered as missing.
+const LIST_BYTES: u64 = 64 << 20;
+const MISSING_BYTES: u64 = 4 << 20;
+/// How many waits are remembered.
 const REMEMBERED: u64 = 10_000;
 
 // === impl Mirror ===
@@ -131,8 +134,14 @@ impl Mirror {
             proofs: Flights::default(),
             tags: Flights::default(),
             waits: moka::sync::Cache::new(REMEMBERED),
-            missing: moka::sync::Cache::new(REMEMBERED),
-            lists: moka::sync::Cache::new(REMEMBERED),
+            missing: moka::sync::Cache::builder()
+                .max_capacity(MISSING_BYTES)
+                .weigher(|(_, thing): &(Repository, Thing), _| thing.weight())
+                .build(),
+            lists: moka::sync::Cache::builder()
+                .max_capacity(LIST_BYTES)
+                .weigher(|key: &String, list| lists::weight(key, list))
+                .build(),
             listing: Flights::default(),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
@@ -166,11 +175,24 @@ impl Mirror {
         if !error.is_definitive() {
             return;
         }
-        if let Thing::Manifest(digest) | Thing::Blob(digest) = &thing {
-            self.0.store.remove_proof(repository, digest);
+        match &thing {
+            Thing::Manifest(digest) => self.0.store.remove_proof(repository, digest, Kind::Manifest),
+            Thing::Blob(digest) => self.0.store.remove_proof(repository, digest, Kind::Blob),
+            Thing::Tag(_) | Thing::List(_) => {}
         }
         let until = self.0.clock.now() + self.0.options.negative_ttl;
         self.0.missing.insert((repository.clone(), thing), (until, error.clone()));
+    }
+}
+
+impl Thing {
+    /// About what it takes of the memory, in bytes.
+    fn weight(&self) -> u32 {
+        let text = match self {
+            Self::List(key) => key.len(),
+            Self::Manifest(_) | Self::Blob(_) | Self::Tag(_) => 0,
+        };
+        u32::try_from(400 + text).unwrap_or(u32::MAX)
     }
 }
 

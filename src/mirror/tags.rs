@@ -70,7 +70,9 @@ impl Mirror {
 
     fn is_fresh(&self, origin: &Origin, record: &TagRecord) -> bool {
         let ttl = Some(origin.registry.tag_ttl).filter(|ttl| !ttl.is_zero()).unwrap_or(self.0.options.tag_ttl);
-        self.0.clock.now().since(record.checked) < ttl
+        let now = self.0.clock.now();
+        // A date in the future was written by a clock that was wrong.
+        record.checked <= now && now.since(record.checked) < ttl
     }
 
     /// The answer of last time, although the upstream could not be asked.

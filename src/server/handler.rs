@@ -2,7 +2,8 @@
 
 use std::net::SocketAddr;
 
-use http::{HeaderMap, Method, Request, Response, Uri, header};
+use http::request::Parts;
+use http::{HeaderMap, Method, Request, Response, header};
 use hyper::body::{Body as _, Incoming};
 
 use crate::clock::Clock;
@@ -28,7 +29,7 @@ impl Handler {
         let mut line = AccessLine::new(client, &head.method);
         let mut ns = None;
         let response = if matches!(head.method, Method::GET | Method::HEAD) {
-            let response = self.answer(&head.method, &head.uri, &head.headers, &mut line, &mut ns).await;
+            let response = self.answer(&head, &mut line, &mut ns).await;
             respond::finish(response, &head.method, ns.as_deref())
         } else {
             // Before anything of the request is looked at: nothing that changes something gets further.
@@ -44,14 +45,8 @@ impl Handler {
         response.map(|body| body.logged(line))
     }
 
-    async fn answer(
-        &self,
-        method: &Method,
-        uri: &Uri,
-        headers: &HeaderMap,
-        line: &mut AccessLine,
-        ns: &mut Option<String>,
-    ) -> Response<Body> {
+    async fn answer(&self, head: &Parts, line: &mut AccessLine, ns: &mut Option<String>) -> Response<Body> {
+        let Parts { uri, headers, .. } = head;
         let host = uri.authority().map(http::uri::Authority::as_str).or_else(|| headers.get(header::HOST)?.to_str().ok());
         match Route::parse(uri.path(), uri.query()) {
             Route::Ping => respond::ping(),
@@ -63,7 +58,7 @@ impl Handler {
             Route::Blob(target, digest) => {
                 ns.clone_from(&target.ns);
                 (line.kind, line.reference) = ("blob", digest.to_string());
-                self.blob(method, &target, host, &digest, headers, line).await
+                self.blob(head, &target, host, &digest, line).await
             }
             Route::Tags(target, page) => {
                 ns.clone_from(&target.ns);
@@ -104,22 +99,21 @@ impl Handler {
 
     async fn blob(
         &self,
-        method: &Method,
+        head: &Parts,
         target: &Target,
         host: Option<&str>,
         digest: &Digest,
-        headers: &HeaderMap,
         line: &mut AccessLine,
     ) -> Response<Body> {
         let origin = match self.locate(target, host, line) {
             Ok(origin) => origin,
             Err(refusal) => return self.refuse(&refusal, Kind::Blob, line),
         };
-        if method == Method::HEAD {
+        if head.method == Method::HEAD {
             return match self.mirror.blob_size(&origin, digest).await {
                 Ok(found) => {
                     line.served = Some(found.served.clone());
-                    respond::blob_head(found.size, &found.served, digest, headers)
+                    respond::blob_head(found.size, &found.served, digest, &head.headers)
                 }
                 Err(refusal) => self.refuse(&refusal, Kind::Blob, line),
             };
@@ -127,7 +121,7 @@ impl Handler {
         match self.mirror.blob(&origin, digest).await {
             Ok(blob) => {
                 line.served = Some(blob.served.clone());
-                respond::blob(&blob, digest, headers).await
+                respond::blob(&blob, digest, &head.headers, head.version).await
             }
             Err(refusal) => self.refuse(&refusal, Kind::Blob, line),
         }

@@ -7,8 +7,8 @@ use http::{Method, StatusCode};
 
 use crate::mirror::Served;
 
-/// What is told of a request once its answer has gone out. Only parsed names get here: nothing that a client made up, no
-/// header, no query.
+/// What is told of a request once its answer has gone out. Names get here parsed, or quoted as in an error; no header, no
+/// query.
 pub(super) struct AccessLine {
     pub(super) client: SocketAddr,
     pub(super) method: Method,

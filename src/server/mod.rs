@@ -21,6 +21,7 @@ use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::mirror::Mirror;
@@ -53,6 +54,7 @@ pub async fn serve(
     let builder = builder();
     let graceful = GracefulShutdown::new();
     let places = Arc::new(Semaphore::new(options.max_connections));
+    let stopping = CancellationToken::new();
     tokio::pin!(stop);
     loop {
         let accepted = tokio::select! {
@@ -72,16 +74,23 @@ pub async fn serve(
             let handler = handler.clone();
             async move { Ok::<_, Infallible>(handler.handle(request, client).await) }
         });
-        let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
-        let connection = graceful.watch(connection);
+        let (builder, watcher, stopping) = (builder.clone(), graceful.watcher(), stopping.clone());
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
+            // hyper's limit on the time for a head begins with the first byte.
+            tokio::select! {
+                Ok(Ok(())) = tokio::time::timeout(HEAD_TIMEOUT, stream.readable()) => {}
+                () = stopping.cancelled() => return,
+                else => return,
+            }
+            let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
+            if let Err(error) = watcher.watch(connection).await {
                 tracing::debug!(%client, %error, "a connection ended badly");
             }
             drop(place);
         });
     }
     drop(listener);
+    stopping.cancel();
     tokio::select! {
         () = graceful.shutdown() => 0,
         () = tokio::time::sleep(options.shutdown_grace) => options.max_connections - places.available_permits(),

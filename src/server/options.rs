@@ -18,6 +18,17 @@ pub struct Options {
     pub shutdown_grace: Duration,
 }
 
+impl Options {
+    /// # Errors
+    /// Says in one line what is wrong.
+    pub fn check(&self) -> Result<(), String> {
+        match self.max_connections {
+            1..=1_000_000 => Ok(()),
+            other => Err(format!("server.max_connections is {other}; it must be from 1 to 1000000")),
+        }
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
         Self { listen: SocketAddr::from(([127, 0, 0, 1], 5000)), max_connections: 10_000, shutdown_grace: Duration::from_mins(1) }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use futures_util::stream;
 use http::header::{self, HeaderName};
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version};
 
 use crate::mirror::{self, ByteStream, Refusal, Served};
 use crate::oci::{Digest, ErrorCode};
@@ -73,19 +73,26 @@ pub(super) fn blob_head(size: Option<u64>, served: &Served, digest: &Digest, hea
     response
 }
 
-pub(super) async fn blob(blob: &mirror::Blob, digest: &Digest, headers: &HeaderMap) -> Response<Body> {
+pub(super) async fn blob(blob: &mirror::Blob, digest: &Digest, headers: &HeaderMap, version: Version) -> Response<Body> {
     let range = headers.get(header::RANGE).and_then(|value| value.to_str().ok());
     let range = range.filter(|_| if_range(headers, digest));
     // Only a range needs to know the size; for all of it we need not wait.
-    let size = if range.is_some() { blob.size().await } else { blob.known_size() };
+    let mut size = if range.is_some() { blob.size().await } else { blob.known_size() };
+    // In HTTP/1.0 a body without a length ends with the connection, so that a short one would look whole.
+    let must_be_known = size.is_none() && version == Version::HTTP_10;
+    if must_be_known {
+        size = blob.verified_size().await;
+    }
     let mut response = if none_match(headers, digest) {
         status(StatusCode::NOT_MODIFIED)
     } else {
         match (range, size) {
             (Some(range), Some(size)) => ranged(blob, Ranges::parse(range, size), size),
-            // The blob's end, and with it its size, never came.
-            (Some(_), None) => error(StatusCode::BAD_GATEWAY, ErrorCode::Unavailable, "the upstream broke off"),
-            (None, _) => whole(blob, size),
+            (_, None) if must_be_known => {
+                error(StatusCode::BAD_GATEWAY, ErrorCode::Unavailable, "the upstream does not say how large the blob is")
+            }
+            // Where the size cannot be known in time, a range is passed over, as it may be.
+            (_, size) => whole(blob, size),
         }
     };
     set(&mut response, DIGEST, &digest.to_string());

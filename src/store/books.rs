@@ -17,6 +17,10 @@ pub(super) struct Books {
     pub(super) lru: Lru,
     /// False until all that the directory holds is counted. Until then nothing new is admitted.
     pub(super) known: bool,
+    /// Something is on the disk that should not be; only a look at every file will tell.
+    pub(super) miscounted: bool,
+    /// Blobs have come, gone or been used since the index was written.
+    pub(super) dirty: bool,
     budget: u64,
     reserved: u64,
     /// Taken out of the cache, but not yet off the disk.
@@ -52,6 +56,16 @@ impl Books {
         self.budget
     }
 
+    /// Whether a blob is in the cache or on its way in.
+    pub(super) fn holds(&self, digest: &Digest) -> bool {
+        self.lru.contains(digest) || self.writing.contains(digest)
+    }
+
+    /// Whether the index must be written, which it then is taken to be.
+    pub(super) fn changed(&mut self) -> bool {
+        std::mem::take(&mut self.dirty)
+    }
+
     /// Every byte that the disk holds, or has been promised, for the cache.
     pub(super) fn used(&self) -> u64 {
         self.lru.bytes() + self.partial_bytes() + self.reserved + self.leaving + self.lingering
@@ -79,6 +93,7 @@ impl Books {
     /// Turns what was reserved for a blob into the blob.
     pub(super) fn commit(&mut self, digest: &Digest, size: u64, reserved: u64, now: Timestamp) {
         self.release(reserved);
+        self.dirty = true;
         self.lru.insert(digest, size, now);
     }
 
@@ -127,6 +142,12 @@ impl Books {
         Some(charge)
     }
 
+    /// The file could not be removed.
+    pub(super) fn partial_stays(&mut self, digest: &Digest, charge: u64, now: Timestamp) {
+        self.partial_left(digest, charge);
+        self.add_partial(digest.clone(), Partial { charge, since: now });
+    }
+
     pub(super) fn partial_left(&mut self, digest: &Digest, charge: u64) {
         self.writing.remove(digest);
         self.left(charge);
@@ -145,6 +166,7 @@ impl Books {
             let charge = charge(size);
             sum += charge;
             self.leaving += charge;
+            self.dirty = true;
             victims.push((digest, charge));
         }
         victims
@@ -158,6 +180,7 @@ impl Books {
     /// A blob whose file is gone or wrong. Returns true if it was in the cache.
     pub(super) fn drop_blob(&mut self, digest: &Digest) -> bool {
         self.open.remove(digest);
+        self.dirty = true;
         self.lru.remove(digest).is_some()
     }
 

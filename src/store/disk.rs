@@ -71,9 +71,10 @@ impl Disk {
     pub(super) fn open(root: &Path) -> Result<Opened, OpenError> {
         let unusable = |error| OpenError::Unusable { dir: root.into(), error };
         create_dirs(root).map_err(unusable)?;
-        let mut empty = fs::read_dir(root).map_err(unusable)?.next().is_none();
-        // A lock alone is what a larder leaves that died in its first moments.
-        empty |= fs::read_dir(root).map_err(unusable)?.flatten().all(|entry| entry.file_name() == "lock");
+        // A new file system has a folder of its own; the others are what a larder leaves that died in its first moments.
+        let nothing = ["lost+found", "lock", "layout.new"];
+        let empty =
+            fs::read_dir(root).map_err(unusable)?.flatten().all(|entry| nothing.iter().any(|name| entry.file_name() == *name));
         match read_text(&root.join("layout")) {
             Ok(found) if found == LAYOUT => {}
             Ok(found) => return Err(OpenError::Layout { dir: root.into(), found }),
@@ -102,11 +103,12 @@ impl Disk {
         claim.map_err(unusable)?;
 
         let disk = Self { root: root.into(), _lock: lock };
-        for dir in ["blobs", "partial"] {
-            create_dirs(&root.join(dir)).map_err(unusable)?;
-        }
+        // First of all, as without it the rest is a stranger's.
         if empty {
             disk.replace("layout", LAYOUT.as_bytes()).map_err(unusable)?;
+        }
+        for dir in ["blobs", "partial"] {
+            create_dirs(&root.join(dir)).map_err(unusable)?;
         }
         let clean = match fs::remove_file(root.join("clean")) {
             Ok(()) => {
@@ -206,13 +208,14 @@ impl Disk {
             }
         }
         fs::rename(from, &to)?;
-        sync_dir(shard)
+        // What may be gone after a power loss, and is counted by nobody, must not stay.
+        sync_dir(shard).inspect_err(|_| _ = fs::remove_file(&to))
     }
 
     // --- small files ---
 
-    pub(super) fn read(&self, name: &str) -> io::Result<String> {
-        read_text(&self.root.join(name))
+    pub(super) fn read(&self, name: &str) -> io::Result<Vec<u8>> {
+        read_bytes(&self.root.join(name))
     }
 
     /// Replaces a small file atomically.
@@ -321,10 +324,14 @@ fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-fn read_text(path: &Path) -> io::Result<String> {
+fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    Ok(bytes)
+}
+
+fn read_text(path: &Path) -> io::Result<String> {
+    Ok(String::from_utf8_lossy(&read_bytes(path)?).into_owned())
 }
 
 /// Only the owner may look: what is cached may be private.

@@ -50,7 +50,9 @@ fn read_line(line: &str) -> Option<Snapshot> {
 impl Shared {
     /// Counts what is there after a clean stop, by the index alone. False if it cannot be used.
     pub(super) fn count_by_index(&self) -> bool {
-        let Some(entries) = self.disk.read(NAME).ok().and_then(|text| read(&text)) else { return false };
+        let Some(entries) = self.disk.read(NAME).ok().and_then(|bytes| read(std::str::from_utf8(&bytes).ok()?)) else {
+            return false;
+        };
         let mut books = lock(&self.books);
         entries.iter().for_each(|entry| books.lru.restore(entry));
         books.known = true;
@@ -60,7 +62,7 @@ impl Shared {
     /// Counts what is there by looking at every file. An index, even an old one, tells the order of what it knows; the rest
     /// is ordered by the files' times.
     pub(super) fn count_by_walk(self: &Arc<Self>) -> std::io::Result<()> {
-        let index = self.disk.read(NAME).ok().and_then(|text| read(&text)).unwrap_or_default();
+        let index = self.disk.read(NAME).ok().and_then(|bytes| read(std::str::from_utf8(&bytes).ok()?)).unwrap_or_default();
         let mut index: HashMap<Digest, Snapshot> = index.into_iter().map(|entry| (entry.digest.clone(), entry)).collect();
         let mut entries: Vec<Snapshot> = Vec::new();
         for found in self.disk.blobs()? {

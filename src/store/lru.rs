@@ -62,7 +62,7 @@ const BLOCK: u64 = 4096;
 
 /// What a file of `size` bytes takes of the disk.
 pub(super) fn charge(size: u64) -> u64 {
-    size.next_multiple_of(BLOCK)
+    size.checked_next_multiple_of(BLOCK).unwrap_or(u64::MAX)
 }
 
 /// One entry as it is written to the index and read from it.
@@ -132,17 +132,24 @@ impl Lru {
     pub(super) fn touch(&mut self, digest: &Digest, now: Timestamp) -> Option<Timestamp> {
         /// An index names manifests, which name blobs; deeper nesting is legal and rare.
         const DEPTH: u8 = 4;
+        /// However much an image names, a use of it must not take long.
+        const MOST: u32 = 10_000;
         let slot = *self.slots.get(digest)?;
         if self.entry(slot).place == Place::Absent {
             return None;
         }
         let before = self.entry(slot).used;
-        self.touch_slot(slot, now, false, DEPTH);
+        let mut left = MOST;
+        self.touch_slot(slot, now, false, DEPTH, &mut left);
         self.bound_protected();
         Some(before)
     }
 
-    fn touch_slot(&mut self, slot: u32, now: Timestamp, hot: bool, depth: u8) {
+    fn touch_slot(&mut self, slot: u32, now: Timestamp, hot: bool, depth: u8, left: &mut u32) {
+        if *left == 0 {
+            return;
+        }
+        *left -= 1;
         let entry = self.entry_mut(slot);
         let mut hot = hot;
         if entry.place != Place::Absent {
@@ -154,7 +161,7 @@ impl Lru {
         if depth > 0 {
             for i in 0..self.entry(slot).names.len() {
                 let name = self.entry(slot).names[i];
-                self.touch_slot(name, now, hot, depth - 1);
+                self.touch_slot(name, now, hot, depth - 1, left);
             }
         }
     }

@@ -35,7 +35,7 @@ pub use disk::OpenError;
 pub use growing::{Cut, TAIL};
 pub use options::{Floor, Options};
 pub use reader::{Blob, BlobReader, Growth, ReadError};
-pub use records::{Proof, TagRecord};
+pub use records::{Kind, Proof, TagRecord};
 pub use writer::{BlobWriter, Bypass, Finished};
 
 /// The cache directory. Clones share it.
@@ -50,6 +50,8 @@ struct Shared {
     min_free: Floor,
     /// Held by the thread that renames a blob in or removes one; never while the books are locked.
     gate: Mutex<()>,
+    /// Held by the thread that writes the index.
+    indexing: Mutex<()>,
     clock: Clock,
 }
 
@@ -73,8 +75,8 @@ impl Store {
         let disk = Arc::new(disk);
         let (records_disk, records_pool) = (Arc::clone(&disk), pool.clone());
         let records = pool.run(move || Records::open(records_disk, records_pool)).await.map_err(broken)?;
-        let gate = Mutex::new(());
-        let store = Self(Arc::new(Shared { disk, pool, books, records, min_free: options.min_free, gate, clock }));
+        let (gate, indexing) = (Mutex::new(()), Mutex::new(()));
+        let store = Self(Arc::new(Shared { disk, pool, books, records, min_free: options.min_free, gate, indexing, clock }));
         let shared = Arc::clone(&store.0);
         let counted = store.0.pool.run(move || {
             shared.count_partials(rebooted && !clean)?;
@@ -106,6 +108,7 @@ impl Store {
         let (used, size, open, known) = {
             let mut books = lock(&self.0.books);
             let used = books.lru.touch(digest, now);
+            books.dirty = true;
             (used, books.lru.size(digest), books.opened(digest), books.known)
         };
         if used.is_none() && known {
@@ -133,7 +136,9 @@ impl Store {
 
     /// Notes a use of a blob whose bytes are at hand elsewhere.
     pub fn touch(&self, digest: &Digest) {
-        lock(&self.0.books).lru.touch(digest, self.0.clock.now());
+        let mut books = lock(&self.0.books);
+        books.lru.touch(digest, self.0.clock.now());
+        books.dirty = true;
     }
 
     /// The size of a blob in the cache, without using it.
@@ -178,16 +183,16 @@ impl Store {
     }
 
     #[must_use]
-    pub fn proof(&self, repository: &Repository, digest: &Digest) -> Option<Proof> {
-        self.0.records.proof(repository, digest)
+    pub fn proof(&self, repository: &Repository, digest: &Digest, kind: Kind) -> Option<Proof> {
+        self.0.records.proof(repository, digest, kind)
     }
 
     pub fn set_proof(&self, repository: &Repository, digest: &Digest, proof: Proof) {
         self.0.records.set_proof(repository, digest, proof);
     }
 
-    pub fn remove_proof(&self, repository: &Repository, digest: &Digest) {
-        self.0.records.remove_proof(repository, digest);
+    pub fn remove_proof(&self, repository: &Repository, digest: &Digest, kind: Kind) {
+        self.0.records.remove_proof(repository, digest, kind);
     }
 
     // --- upkeep ---
@@ -205,11 +210,11 @@ impl Store {
         let _ = self.0.pool.run(move || store.upkeep()).await;
     }
 
-    /// Writes down what only memory knows. To be called when nothing writes any more.
-    pub async fn close(&self) {
+    /// Writes down what only memory knows. `quiet`: nothing writes any more, so that the next start can trust it.
+    pub async fn close(&self, quiet: bool) {
         self.0.records.flush().await;
         let store = Arc::clone(&self.0);
-        let _ = self.0.pool.run(move || store.write_index(true)).await;
+        let _ = self.0.pool.run(move || store.write_index(quiet)).await;
     }
 }
 
@@ -269,15 +274,11 @@ impl Shared {
         }
     }
 
-    /// Makes the complete partial file of `digest` visible as the blob.
-    fn publish(&self, digest: &Digest, file: &std::fs::File, size: u64) -> io::Result<()> {
+    /// Makes sure that all of a partial file is on the disk.
+    fn settle(file: &std::fs::File, size: u64) -> io::Result<()> {
         disk::sync(file)?;
         let length = disk::length(file)?;
-        if length != size {
-            return Err(io::Error::other(format!("{length} of {size} bytes are in the file")));
-        }
-        let _gate = lock(&self.gate);
-        self.disk.publish(digest)
+        if length == size { Ok(()) } else { Err(io::Error::other(format!("{length} of {size} bytes are in the file"))) }
     }
 
     fn upkeep(&self) {
@@ -293,18 +294,22 @@ impl Shared {
             }
             Err(error) => tracing::error!(%error, "the free space cannot be told"),
         }
-        self.records.compact(|digest| lock(&self.books).lru.contains(digest));
+        if lock(&self.books).known {
+            self.records.compact(|digest| lock(&self.books).holds(digest));
+        }
         self.write_index(false);
     }
 
     fn write_index(&self, clean: bool) {
+        let _indexing = lock(&self.indexing);
         let text = {
-            let books = lock(&self.books);
-            if !books.known {
+            let mut books = lock(&self.books);
+            if !books.known || !(books.changed() || clean) {
                 return;
             }
             index::write(books.lru.snapshot())
         };
+        let clean = clean && !lock(&self.books).miscounted;
         let written = self.disk.replace(index::NAME, text.as_bytes());
         let written = written.and_then(|()| if clean { self.disk.replace("clean", b"") } else { Ok(()) });
         if let Err(error) = written {

@@ -64,7 +64,7 @@ impl Pool {
     pub(super) fn start(&self, job: impl FnOnce() + Send + 'static) {
         let mut jobs = self.0.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         jobs.queue.push_back(Box::new(job));
-        if jobs.idle == 0 && jobs.threads < THREADS {
+        if jobs.queue.len() > jobs.idle && jobs.threads < THREADS {
             let shared = Arc::clone(&self.0);
             let spawned = std::thread::Builder::new().name("larder-disk".into()).spawn(move || shared.work());
             match spawned {

@@ -102,16 +102,17 @@ impl Growth {
         self.0.subscribe().borrow().size
     }
 
-    /// The size, waiting for the blob's end where the upstream did not announce it; `None` if it never gets complete.
+    /// The size, waiting for the blob's end where the upstream did not announce it; `None` if it never gets complete, or is
+    /// not kept: its end then does not come before someone reads.
     ///
     /// Cancel safe.
     pub async fn size(&self) -> Option<u64> {
         let mut progress = self.0.subscribe();
-        let progress = progress.wait_for(|progress| progress.size.is_some() || progress.end.is_some()).await.ok()?;
-        progress.size
+        let known = |progress: &Progress| progress.size.is_some() || progress.end.is_some() || progress.in_memory;
+        progress.wait_for(known).await.ok()?.size
     }
 
-    /// Waits for the end; true if the blob is verified.
+    /// Waits for the end; true if the blob is verified. The end of a large blob that is not kept comes only while someone reads.
     ///
     /// Cancel safe.
     pub async fn verified(&self) -> bool {

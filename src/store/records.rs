@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use crate::clock::Timestamp;
 use crate::oci::{Digest, Repository, Tag};
@@ -17,9 +17,16 @@ use super::{disk, lock};
 
 /// The log and what it says.
 pub(super) struct Records {
-    state: Arc<Mutex<State>>,
+    shared: Arc<Shared>,
     disk: Arc<Disk>,
     pool: Pool,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// Told when a job has written all there was.
+    written: Condvar,
 }
 
 #[derive(Default)]
@@ -37,7 +44,11 @@ struct Log {
     /// Lines to append; a job is at it while `writing`.
     pending: String,
     writing: bool,
+    /// The last line may have been written in part.
+    torn: bool,
     lines: usize,
+    /// How many there were when it was last written anew.
+    lines_then: usize,
 }
 
 /// What a tag pointed to when the upstream was last asked.
@@ -56,6 +67,13 @@ pub struct Proof {
     pub media_type: Option<String>,
 }
 
+/// As what a repository holds a digest. One says nothing of the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Blob,
+    Manifest,
+}
+
 const NAME: &str = "records";
 const HEADER: &str = "larder records 1\n";
 
@@ -67,46 +85,49 @@ const FEW: usize = 4096;
 impl Records {
     /// Reads the log. Lines that cannot be read are passed over with a warning: what they said is asked again upstream.
     pub(super) fn open(disk: Arc<Disk>, pool: Pool) -> Self {
-        let text = match disk.read(NAME) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-            Err(error) => {
-                tracing::error!(%error, "the records cannot be read; tags and proofs are asked anew");
-                String::new()
-            }
-        };
-        let mut state = State::default();
-        // What follows the last line end was cut off by a crash.
-        let whole = text.rfind('\n').map_or(0, |end| end + 1);
-        if let Some(lines) = text[..whole].strip_prefix(HEADER) {
-            for line in lines.lines() {
-                state.log.lines += 1;
-                if state.read(line).is_none() {
-                    tracing::warn!(line, "a record cannot be read; passed over");
-                }
-            }
-        }
-        let fresh = !text.starts_with(HEADER);
-        let records = Self { state: Arc::new(Mutex::new(state)), disk, pool };
-        let opened = if fresh {
-            records.disk.replace(NAME, HEADER.as_bytes()).and_then(|()| records.disk.open_log(NAME, HEADER.len() as u64))
-        } else {
-            records.disk.open_log(NAME, whole as u64)
-        };
-        match opened {
-            Ok(file) => lock(&records.state).log.file = Some(Arc::new(file)),
-            Err(error) => tracing::error!(%error, "the records cannot be written; they last until the next start"),
+        let records = Self { shared: Arc::default(), disk, pool };
+        match records.read() {
+            Ok(file) => records.lock().log.file = Some(Arc::new(file)),
+            // What is there is left as it is, for whoever can make sense of it.
+            Err(error) => tracing::error!(%error, "the records cannot be used; tags and proofs last until the next start"),
         }
         records
     }
 
+    fn read(&self) -> io::Result<File> {
+        let bytes = match self.disk.read(NAME) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.disk.replace(NAME, HEADER.as_bytes())?;
+                HEADER.as_bytes().to_vec()
+            }
+            read => read?,
+        };
+        // What follows the last line end was cut off by a crash.
+        let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        let text = String::from_utf8_lossy(&bytes[..whole]);
+        let lines = text.strip_prefix(HEADER).ok_or_else(|| io::Error::other("they are of another version"))?;
+        let mut state = self.lock();
+        for line in lines.lines().filter(|line| !line.is_empty()) {
+            state.log.lines += 1;
+            if state.read(line).is_none() {
+                tracing::warn!(line, "a record cannot be read; passed over");
+            }
+        }
+        drop(state);
+        self.disk.open_log(NAME, whole as u64)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.shared.state)
+    }
+
     pub(super) fn tag(&self, repository: &Repository, tag: &Tag) -> Option<TagRecord> {
-        let state = lock(&self.state);
+        let state = self.lock();
         state.tags.get(&(*state.ids.get(repository)?, tag.clone())).cloned()
     }
 
     pub(super) fn set_tag(&self, repository: &Repository, tag: &Tag, record: &TagRecord) {
-        let mut state = lock(&self.state);
+        let mut state = self.lock();
         let id = state.id(repository);
         let line = tag_line(repository, tag, record);
         let before = state.tags.insert((id, tag.clone()), record.clone());
@@ -118,25 +139,25 @@ impl Records {
     }
 
     pub(super) fn remove_tag(&self, repository: &Repository, tag: &Tag) {
-        let mut state = lock(&self.state);
-        let id = state.id(repository);
+        let mut state = self.lock();
+        let Some(id) = state.ids.get(repository).copied() else { return };
         if state.tags.remove(&(id, tag.clone())).is_some() {
             self.append(&mut state, &format!("untag {} {} {tag}\n", repository.upstream, repository.name));
         }
     }
 
-    pub(super) fn proof(&self, repository: &Repository, digest: &Digest) -> Option<Proof> {
-        let state = lock(&self.state);
+    pub(super) fn proof(&self, repository: &Repository, digest: &Digest, kind: Kind) -> Option<Proof> {
+        let state = self.lock();
         let id = *state.ids.get(repository)?;
-        state.proofs.get(digest)?.iter().find(|(by, _)| *by == id).map(|(_, proof)| proof.clone())
+        state.proofs.get(digest)?.iter().find(|(by, proof)| *by == id && proof.kind() == kind).map(|(_, proof)| proof.clone())
     }
 
     pub(super) fn set_proof(&self, repository: &Repository, digest: &Digest, proof: Proof) {
-        let mut state = lock(&self.state);
+        let mut state = self.lock();
         let id = state.id(repository);
         let proofs = state.proofs.entry(digest.clone()).or_default();
         let line = proof_line(repository, digest, &proof);
-        match proofs.iter_mut().find(|(by, _)| *by == id) {
+        match proofs.iter_mut().find(|(by, old)| *by == id && old.kind() == proof.kind()) {
             Some((_, old)) if *old == proof => return,
             Some((_, old)) => *old = proof,
             None => proofs.push((id, proof)),
@@ -144,54 +165,59 @@ impl Records {
         self.append(&mut state, &line);
     }
 
-    pub(super) fn remove_proof(&self, repository: &Repository, digest: &Digest) {
-        let mut state = lock(&self.state);
-        let id = state.id(repository);
+    pub(super) fn remove_proof(&self, repository: &Repository, digest: &Digest, kind: Kind) {
+        let mut state = self.lock();
+        let Some(id) = state.ids.get(repository).copied() else { return };
         let Some(proofs) = state.proofs.get_mut(digest) else { return };
         let before = proofs.len();
-        proofs.retain(|(by, _)| *by != id);
+        proofs.retain(|(by, proof)| *by != id || proof.kind() != kind);
         if proofs.len() < before {
-            self.append(&mut state, &format!("unproof {} {} {digest}\n", repository.upstream, repository.name));
+            let Repository { upstream, name } = repository;
+            self.append(&mut state, &format!("unproof {upstream} {name} {digest} {}\n", kind.word()));
         }
     }
 
     /// The digests that are manifests, as far as the records tell.
     pub(super) fn manifests(&self) -> Vec<Digest> {
-        let state = lock(&self.state);
+        let state = self.lock();
         let is_manifest = |proofs: &[(u32, Proof)]| proofs.iter().any(|(_, proof)| proof.media_type.is_some());
         state.proofs.iter().filter(|(_, proofs)| is_manifest(proofs)).map(|(digest, _)| digest.clone()).collect()
     }
 
-    /// Forgets what is said of digests that are no longer `held`, and writes the log anew if most of it is outdated.
+    /// Forgets what is said of digests that are no longer `held`, once the log has grown enough to be worth writing anew.
     pub(super) fn compact(&self, held: impl Fn(&Digest) -> bool) {
         let text = {
-            let mut state = lock(&self.state);
-            let worth = state.log.lines > FEW && state.log.lines > 2 * state.live();
-            if !worth || state.log.writing {
+            let mut state = self.lock();
+            if state.log.writing || state.log.lines < FEW + 2 * state.log.lines_then {
                 return;
             }
             state.proofs.retain(|digest, _| held(digest));
             state.tags.retain(|_, record| held(&record.digest));
-            state.log.writing = true;
             state.log.pending.clear();
-            state.log.lines = state.live();
+            state.log.writing = true;
+            state.log.lines = state.tags.len() + state.proofs.values().map(Vec::len).sum::<usize>();
+            state.log.lines_then = state.log.lines;
             state.text()
         };
-        let (disk, state) = (Arc::clone(&self.disk), Arc::clone(&self.state));
+        let (disk, shared) = (Arc::clone(&self.disk), Arc::clone(&self.shared));
         self.pool.start(move || {
             let log = disk.replace(NAME, text.as_bytes()).and_then(|()| disk.open_log(NAME, text.len() as u64));
             match log {
-                Ok(file) => lock(&state).log.file = Some(Arc::new(file)),
+                Ok(file) => lock(&shared.state).log.file = Some(Arc::new(file)),
                 Err(error) => tracing::error!(%error, "the records could not be written anew"),
             }
-            append_pending(&state);
+            shared.append_pending();
         });
     }
 
     /// Waits until what was recorded is on the disk.
     pub(super) async fn flush(&self) {
-        let state = Arc::clone(&self.state);
-        let _ = self.pool.run(move || append_pending(&state)).await;
+        let shared = Arc::clone(&self.shared);
+        let flushed = self.pool.run(move || {
+            let state = lock(&shared.state);
+            drop(shared.written.wait_while(state, |state| state.log.writing));
+        });
+        let _ = flushed.await;
     }
 
     fn append(&self, state: &mut State, line: &str) {
@@ -200,27 +226,36 @@ impl Records {
         // Lines that come while a job writes are written by that job: one sync for all of them.
         if !state.log.writing {
             state.log.writing = true;
-            let shared = Arc::clone(&self.state);
-            self.pool.start(move || append_pending(&shared));
+            let shared = Arc::clone(&self.shared);
+            self.pool.start(move || shared.append_pending());
         }
     }
 }
 
-fn append_pending(state: &Mutex<State>) {
-    loop {
-        let (lines, file) = {
-            let mut state = lock(state);
-            let lines = std::mem::take(&mut state.log.pending);
-            match &state.log.file {
-                Some(file) if !lines.is_empty() => (lines, Arc::clone(file)),
-                _ => {
-                    state.log.writing = false;
-                    return;
+// === impl Shared ===
+
+impl Shared {
+    fn append_pending(&self) {
+        loop {
+            let (mut lines, file) = {
+                let mut state = lock(&self.state);
+                let lines = std::mem::take(&mut state.log.pending);
+                match &state.log.file {
+                    Some(file) if !lines.is_empty() => (lines, Arc::clone(file)),
+                    _ => {
+                        state.log.writing = false;
+                        self.written.notify_all();
+                        return;
+                    }
                 }
+            };
+            if std::mem::take(&mut lock(&self.state).log.torn) {
+                lines.insert(0, '\n');
             }
-        };
-        if let Err(error) = disk::append(&file, lines.as_bytes()) {
-            tracing::error!(%error, "records could not be written; they last until the next start");
+            if let Err(error) = disk::append(&file, lines.as_bytes()) {
+                tracing::error!(%error, "records could not be written; they last until the next start");
+                lock(&self.state).log.torn = true;
+            }
         }
     }
 }
@@ -236,10 +271,6 @@ impl State {
         self.repositories.push(repository.clone());
         self.ids.insert(repository.clone(), id);
         id
-    }
-
-    fn live(&self) -> usize {
-        self.tags.len() + self.proofs.values().map(Vec::len).sum::<usize>()
     }
 
     fn text(&self) -> String {
@@ -265,6 +296,7 @@ impl State {
                 let tag = words.next()?.parse().ok()?;
                 let digest = words.next()?.parse().ok()?;
                 let checked = Timestamp::from_unix_millis(words.next()?.parse().ok()?);
+                whole(&mut words)?;
                 self.tags.insert((id, tag), TagRecord { digest, checked });
             }
             "untag" => {
@@ -274,18 +306,46 @@ impl State {
                 let digest: Digest = words.next()?.parse().ok()?;
                 let size = words.next()?.parse().ok()?;
                 let media_type = Some(words.next()?).filter(|text| *text != "-").map(String::from);
+                let proof = Proof { size, media_type };
+                whole(&mut words)?;
                 let proofs = self.proofs.entry(digest).or_default();
-                proofs.retain(|(by, _)| *by != id);
-                proofs.push((id, Proof { size, media_type }));
+                proofs.retain(|(by, old)| *by != id || old.kind() != proof.kind());
+                proofs.push((id, proof));
             }
             "unproof" => {
-                if let Some(proofs) = self.proofs.get_mut(&words.next()?.parse::<Digest>().ok()?) {
-                    proofs.retain(|(by, _)| *by != id);
+                let digest: Digest = words.next()?.parse().ok()?;
+                let kind = [Kind::Blob, Kind::Manifest].into_iter().find(|kind| Some(kind.word()) == words.clone().next())?;
+                if let Some(proofs) = self.proofs.get_mut(&digest) {
+                    proofs.retain(|(by, old)| *by != id || old.kind() != kind);
                 }
             }
             _ => return None,
         }
         Some(())
+    }
+}
+
+/// Nothing follows: two lines that a full disk has run together are none.
+fn whole(words: &mut std::str::Split<'_, char>) -> Option<()> {
+    words.next().is_none().then_some(())
+}
+
+// === impl Proof ===
+
+impl Proof {
+    fn kind(&self) -> Kind {
+        if self.media_type.is_some() { Kind::Manifest } else { Kind::Blob }
+    }
+}
+
+// === impl Kind ===
+
+impl Kind {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Blob => "blob",
+            Self::Manifest => "manifest",
+        }
     }
 }
 

@@ -118,7 +118,11 @@ impl Shared {
         while gone < bytes {
             let oldest = lock(&self.books).stale_partials(self.clock.now(), true);
             let Some(digest) = oldest.first() else { break };
-            gone += self.remove_partial(digest);
+            let freed = self.remove_partial(digest);
+            if freed == 0 {
+                break;
+            }
+            gone += freed;
         }
         if gone >= bytes {
             return gone;
@@ -128,12 +132,15 @@ impl Shared {
             match self.disk.remove_blob(&digest) {
                 Ok(()) => {
                     gone += charge;
+                    lock(&self.books).left(charge);
                     tracing::debug!(%digest, "evicted");
                 }
-                // It is counted again after the next start.
-                Err(error) => tracing::error!(%digest, %error, "a blob could not be evicted"),
+                Err(error) => {
+                    // Its bytes go on counting, and the next start looks at every file.
+                    lock(&self.books).miscounted = true;
+                    tracing::error!(%digest, %error, "a blob could not be evicted");
+                }
             }
-            lock(&self.books).left(charge);
         }
         gone
     }
@@ -141,10 +148,16 @@ impl Shared {
     /// Removes a partial file that nobody fills; returns what it took.
     pub(super) fn remove_partial(&self, digest: &crate::oci::Digest) -> u64 {
         let Some(charge) = lock(&self.books).leave_partial(digest) else { return 0 };
-        if let Err(error) = self.disk.remove_partial(digest) {
-            tracing::error!(%digest, %error, "a partial file could not be removed");
+        match self.disk.remove_partial(digest) {
+            Ok(()) => {
+                lock(&self.books).partial_left(digest, charge);
+                charge
+            }
+            Err(error) => {
+                lock(&self.books).partial_stays(digest, charge, self.clock.now());
+                tracing::error!(%digest, %error, "a partial file could not be removed");
+                0
+            }
         }
-        lock(&self.books).partial_left(digest, charge);
-        charge
     }
 }

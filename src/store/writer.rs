@@ -35,6 +35,7 @@ pub struct BlobWriter {
     /// Bytes accepted, written or not.
     accepted: u64,
     size: Option<u64>,
+    too_long: bool,
     reservation: Reservation,
     /// Accepted, but not yet given to a job.
     batch: Vec<Bytes>,
@@ -99,6 +100,7 @@ impl BlobWriter {
             target: Target::Memory(Bypass::Busy),
             accepted: 0,
             size: None,
+            too_long: false,
             reservation: Reservation::of(&store.books, reservation),
             batch: Vec::new(),
             batch_bytes: 0,
@@ -183,8 +185,14 @@ impl BlobWriter {
         }
     }
 
-    /// Accepts bytes. They move on while [`BlobWriter::progress`] is awaited.
+    /// Accepts bytes. They move on while [`BlobWriter::progress`] is awaited. More than was announced are not accepted, and
+    /// spoil the blob.
     pub fn push(&mut self, bytes: Bytes) {
+        self.too_long |= self.missing().is_some_and(|missing| bytes.len() as u64 > missing);
+        let lost = self.hasher.is_none() && self.job.is_none();
+        if self.too_long || lost {
+            return;
+        }
         self.accepted += bytes.len() as u64;
         self.batch_bytes += bytes.len();
         self.batch.push(bytes);
@@ -194,6 +202,12 @@ impl BlobWriter {
     #[must_use]
     pub fn is_short(&self) -> bool {
         self.missing().is_some_and(|bytes| bytes > 0)
+    }
+
+    /// True if more bytes have come than were announced.
+    #[must_use]
+    pub fn is_too_long(&self) -> bool {
+        self.too_long
     }
 
     /// How many bytes are still to come, if the upstream has announced a size.
@@ -270,7 +284,11 @@ impl BlobWriter {
                 self.bypass(why);
             }
             // The hash is lost with the job, so nothing can be verified any more.
-            Err(Broken) => self.growing.finish(End::Failed),
+            Err(Broken) => {
+                self.batch.clear();
+                self.batch_bytes = 0;
+                self.growing.finish(End::Failed);
+            }
         }
     }
 

@@ -127,6 +127,14 @@ impl Auth {
         self.answer(&challenge).await
     }
 
+    /// A new token for `repository` in place of the one that is held.
+    pub(super) async fn renewed(&self, repository: &RepositoryName) -> Result<Option<HeaderValue>, Error> {
+        if let Some(Challenge::Bearer(key)) = self.challenges.get(repository) {
+            self.tokens.invalidate(&key);
+        }
+        self.header(repository).await
+    }
+
     async fn answer(&self, challenge: &Challenge) -> Result<HeaderValue, Error> {
         match (challenge, &self.credential) {
             (Challenge::Basic, Some(credential)) => Ok(credential.basic()),

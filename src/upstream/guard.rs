@@ -15,6 +15,8 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 pub(super) struct Guard {
     /// The upstream's own host, wherever the operator has put it.
     own_host: Arc<str>,
+    /// The operator's proxies, which are where they are as well.
+    proxies: Arc<[String]>,
     /// The operator trusts the upstream to name hosts on the inside.
     allow_private: bool,
 }
@@ -35,7 +37,7 @@ pub(super) enum Refused {
 
 impl Guard {
     pub(super) fn new(upstream: &Url, allow_private: bool) -> Self {
-        Self { own_host: upstream.host_str().unwrap_or_default().into(), allow_private }
+        Self { own_host: upstream.host_str().unwrap_or_default().into(), proxies: proxies().into(), allow_private }
     }
 
     /// Checks all that can be told before resolution: the scheme, and a host that is an address already.
@@ -59,6 +61,17 @@ impl Guard {
     }
 }
 
+/// The hosts of the proxies that the environment names. They are dialled in place of what a server has named.
+fn proxies() -> Vec<String> {
+    let names = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"];
+    let values = names.iter().flat_map(|name| [std::env::var(name), std::env::var(name.to_ascii_lowercase())]);
+    let host = |value: String| {
+        let url: Option<Url> = value.parse().ok().filter(Url::has_host).or_else(|| format!("http://{value}").parse().ok());
+        url?.host_str().map(str::to_ascii_lowercase)
+    };
+    values.flatten().filter_map(host).collect()
+}
+
 /// Resolves names as the system does and drops the addresses that the guard forbids.
 impl Resolve for Guard {
     fn resolve(&self, name: Name) -> Resolving {
@@ -69,7 +82,10 @@ impl Resolve for Guard {
             let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, 0)).await?.collect();
             let permitted: Vec<SocketAddr> = addresses
                 .into_iter()
-                .filter(|address| guard.permits(address.ip(), host) || own.contains(&address.ip()))
+                .filter(|address| {
+                    let ip = address.ip();
+                    guard.permits(ip, host) || own.contains(&ip) || guard.proxies.iter().any(|proxy| proxy == host)
+                })
                 .collect();
             if permitted.is_empty() {
                 return Err(Refused::Private(host.into()).into());

@@ -25,7 +25,7 @@ pub struct Options {
     pub token_hosts: Vec<String>,
     /// A file of certificates (PEM) to trust beside the system's.
     pub ca_file: PathBuf,
-    /// The upstream may redirect to private addresses.
+    /// The upstream may name private addresses: in redirects, and as its token service.
     pub allow_private: bool,
     /// For how long a tag of this upstream is fresh; 0s: as `mirror.tag_ttl` says.
     #[serde(with = "humantime_serde")]

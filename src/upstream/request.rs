@@ -211,6 +211,11 @@ impl Upstream {
                     sent = Some(reach.auth.challenged(repository, response.headers(), sent.as_ref()).await?);
                     proved = true;
                 }
+                // Said of an old token, it may not be true of a new one.
+                StatusCode::FORBIDDEN if own && !proved && sent.as_ref().is_some_and(|sent| !is_basic(sent)) => {
+                    sent = reach.auth.renewed(repository).await?;
+                    proved = true;
+                }
                 // The signature of a redirect has expired: the registry makes a new one.
                 StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED if !own && !asked_again => asked_again = true,
                 StatusCode::UNAUTHORIZED if own && sent.as_ref().is_some_and(is_basic) => {
@@ -272,7 +277,7 @@ fn content_range(text: &str) -> Option<(Range<u64>, Option<u64>)> {
     let (first, last): (u64, u64) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
     let size = if size == "*" { None } else { Some(size.parse().ok()?) };
     let legal = first <= last && size.is_none_or(|size| last < size);
-    legal.then_some((first..last + 1, size))
+    legal.then_some((first..last.checked_add(1)?, size))
 }
 
 fn link(response: &Response) -> Option<&str> {

@@ -8,7 +8,7 @@ use super::super::growing::End;
 use super::super::handle::Handle;
 use super::super::lru::charge;
 use super::super::pool::Broken;
-use super::super::{disk, disk_failed, lock};
+use super::super::{Shared, disk, disk_failed, lock};
 use super::{BlobWriter, Bypass, Target};
 
 /// How a blob ended whose bytes were all accepted.
@@ -26,9 +26,14 @@ impl BlobWriter {
     /// All bytes were pushed: verifies them, lets the readers have the tail, and commits.
     pub async fn finish(mut self) -> Finished {
         while self.is_busy() {
-            self.progress().await;
+            if matches!(self.target, Target::Memory(_)) && self.job.is_none() {
+                // The last of it need not wait for readers.
+                self.batch_to_memory();
+            } else {
+                self.progress().await;
+            }
         }
-        let right_size = self.size.is_none_or(|size| size == self.accepted);
+        let right_size = !self.too_long && self.size.is_none_or(|size| size == self.accepted);
         let right_hash = self.hasher.take().is_some_and(|hasher| hasher.finish() == self.digest);
         if !(right_size && right_hash) {
             self.growing.finish(End::Failed);
@@ -61,21 +66,23 @@ impl BlobWriter {
         let (store, digest, size) = (Arc::clone(&self.store), self.digest.clone(), self.accepted);
         let mut reservation = self.reservation.take();
         let commit = self.store.pool.run(move || {
-            let committed = store.publish(&digest, &handle.file, size);
-            let mut books = lock(&store.books);
+            // From the rename to the entry in the books, nothing may remove the file.
+            let committed = Shared::settle(&handle.file, size).and_then(|()| {
+                let gate = lock(&store.gate);
+                store.disk.publish(&digest).map(|()| gate)
+            });
             match committed {
-                Ok(()) => {
+                Ok(gate) => {
+                    let mut books = lock(&store.books);
                     books.commit(&digest, size, reservation.forget(), store.clock.now());
                     books.end_writing(&digest);
                     let closed = books.remember(&digest, &handle);
                     drop(books);
+                    drop(gate);
                     drop(closed);
                     Ok(())
                 }
-                Err(error) => {
-                    drop(books);
-                    Err((error, reservation))
-                }
+                Err(error) => Err((error, reservation)),
             }
         });
         match commit.await {

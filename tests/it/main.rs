@@ -20,6 +20,7 @@ mod ranges;
 mod refusals;
 mod rights;
 mod serving;
+mod sizes;
 mod stale;
 mod starting;
 mod tags;

@@ -8,7 +8,7 @@ use tokio::{
     sync::mpsc,
 };
 
-use crate::support::{Authority, Process, Registry, digest_of, get, noise};
+use crate::support::{Authority, Fault, Match, Process, Registry, digest_of, get, noise};
 
 /// A proxy that answers every request with this body and tells the first line of each.
 async fn proxy(body: bytes::Bytes) -> (SocketAddr, mpsc::UnboundedReceiver<String>) {
@@ -101,4 +101,24 @@ async fn a_proxy_for_https_sees_a_tunnel_and_nothing_of_what_goes_through_it() {
     let answer = get(larder.url(&format!("/v2/library/app/blobs/{digest}"))).await.expect(200);
     assert_eq!(answer.body, blob);
     assert_eq!(told.recv().await.unwrap(), "CONNECT registry.invalid:443 HTTP/1.1");
+}
+
+/// The resolver that refuses private addresses to what a server names is also asked for the proxy, when that has a name.
+#[tokio::test]
+async fn a_proxy_may_have_a_name_and_a_private_address() {
+    let upstream = Registry::start().await;
+    let blob = noise(4, 50_000);
+    let digest = upstream.put_blob("library/app", blob.clone());
+    let authority = Authority::new();
+    let front = authority.front("cdn.invalid", false, upstream.address()).await;
+    let storage = format!("https://cdn.invalid/v2/library/app/blobs/{digest}");
+    upstream.on(Match::get("/blobs/").times(1), Fault::answer(307, &[("location", &storage)], ""));
+    let (address, mut told) = tunnel(front.address()).await;
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("upstream.\"docker.io\".url={}", upstream.url());
+    let file = format!("upstream.\"docker.io\".ca_file={}", authority.file(dir.path()).display());
+    let proxy = format!("http://localhost:{}", address.port());
+    let larder = Process::start(dir.path(), &[&url, &file], &[("HTTPS_PROXY", &proxy)]);
+    let _ = get(larder.url(&format!("/v2/library/app/blobs/{digest}"))).await;
+    assert_eq!(told.recv().await.unwrap(), "CONNECT cdn.invalid:443 HTTP/1.1");
 }

@@ -413,3 +413,21 @@ async fn ranges_of_a_blob_that_is_not_kept_may_be_in_any_order() {
     let (blob, answer) = of_a_blob_that_is_not_kept("bytes=9000000-9000009,5-6").await;
     answers(&answer, &blob.bytes, "9000000 and then 5", 206, &[(9_000_000, 9_000_009), (5, 6)]);
 }
+
+/// The range far ahead ended short, although the fill would have come there.
+#[tokio::test]
+async fn a_range_far_ahead_waits_for_the_fill_where_the_upstream_knows_no_ranges() {
+    let blob = Blob::of(24 << 20).await;
+    blob.upstream.on(Match::get(&blob.digest).ranged(), Fault::IgnoreRange);
+    blob.upstream.on(Match::get(&blob.digest), Fault::Gate { after: 1 << 20 });
+    let mirror = TestMirror::of(&blob.upstream).await;
+    let first = mirror.stream(&blob.path).await;
+    blob.upstream.held(1).await;
+    let range = [("range", "bytes=20971520-20971529")];
+    let far = Client::h1().stream_with(mirror.url(&blob.path), &range).await;
+    blob.upstream.release();
+    let far = far.rest().await;
+    assert!(far.complete);
+    assert_eq!(far.body, blob.bytes[20_971_520..20_971_530]);
+    assert!(first.rest().await.complete);
+}

@@ -1,6 +1,6 @@
 //! Who may read a digest: bytes are shared by all repositories, the right to them is not.
 
-use crate::support::{Fault, Match, Registry, TestMirror, noise, stream};
+use crate::support::{Fault, Image, Match, Registry, TestMirror, noise, stream};
 
 fn path(repository: &str, digest: &str) -> String {
     format!("/v2/{repository}/blobs/{digest}")
@@ -156,4 +156,23 @@ async fn head_of_a_blob_that_is_not_there_is_a_404_that_is_remembered_for_a_mome
     upstream.put_blob("team/one", blob.clone());
     mirror.clock().advance(std::time::Duration::from_secs(5));
     assert_eq!(mirror.get(&path("team/one", &digest)).await.expect(200).body, blob);
+}
+
+/// Clients try a digest both ways. A 404 for the one way took back what was proven for the other, and with the upstream down
+/// nothing was left.
+#[tokio::test]
+async fn that_a_digest_is_no_blob_says_nothing_of_the_manifest_and_the_other_way_round() {
+    let upstream = Registry::start().await;
+    let image = Image::new(1).layers(&[70_000]).put(&upstream, "library/alpine", "latest");
+    let layer = &image.layers[0];
+    let mirror = TestMirror::of(&upstream).await;
+    mirror.get(&image.tag_path("latest")).await.expect(200);
+    mirror.get(&image.blob_path(layer)).await.expect(200);
+    assert_eq!(mirror.get(&path("library/alpine", &image.digest)).await.status, 404);
+    assert_eq!(mirror.head(&format!("/v2/library/alpine/manifests/{}", layer.digest)).await.status, 404);
+    let mirror = mirror.stop().await.start().await;
+    upstream.stop().await;
+    assert_eq!(mirror.get(&image.tag_path("latest")).await.expect(200).body, image.manifest);
+    assert_eq!(mirror.get(&image.manifest_path()).await.expect(200).body, image.manifest);
+    assert_eq!(mirror.get(&image.blob_path(layer)).await.expect(200).body, layer.bytes);
 }

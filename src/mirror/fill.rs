@@ -108,7 +108,9 @@ impl Mirror {
     pub(super) fn join_fill(&self, origin: &Origin, digest: &Digest, anew: bool) -> Joined {
         let mut running = self.0.fills.running();
         if let Some(fill) = running.get(digest) {
-            if fill.closing.load(Ordering::Relaxed) {
+            // Its failure is for those who waited for it; who comes now may have better luck.
+            let failed = matches!(*fill.head.borrow(), Head::Failed(_));
+            if failed || fill.closing.load(Ordering::Relaxed) {
                 return Joined::Ending(fill.landed.clone());
             }
             return Joined::Fill { interest: Interest::of(fill), started: false };

@@ -57,6 +57,13 @@ impl Timestamp {
         self.0
     }
 
+    /// True if both lie in the same hour, for what is written down once an hour.
+    #[must_use]
+    pub fn same_hour(self, other: Self) -> bool {
+        const HOUR: u64 = 3_600_000;
+        self.0 / HOUR == other.0 / HOUR
+    }
+
     /// Zero if `earlier` is in fact later.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
@@ -69,6 +76,14 @@ impl std::ops::Add<Duration> for Timestamp {
 
     fn add(self, by: Duration) -> Self {
         Self(self.0.saturating_add(millis(by)))
+    }
+}
+
+impl std::ops::Sub<Duration> for Timestamp {
+    type Output = Self;
+
+    fn sub(self, by: Duration) -> Self {
+        Self(self.0.saturating_sub(millis(by)))
     }
 }
 

@@ -125,7 +125,7 @@ impl Mirror {
     async fn prove_blob(&self, origin: &Origin, digest: &Digest) -> Result<(), Refusal> {
         self.check_missing(&origin.repository, Thing::Blob(digest.clone()))?;
         let (mirror, origin, digest) = (self.clone(), origin.clone(), digest.clone());
-        let key = (origin.repository.clone(), digest.clone());
+        let key = (origin.repository.clone(), digest.clone(), Kind::Blob);
         let proven = self.0.proofs.join(key, || async move {
             match origin.upstream().head_blob(&origin.repository.name, &digest).await {
                 Ok(found) => {

@@ -296,7 +296,7 @@ impl Fetch {
                         return Ok(Some(bytes));
                     }
                     Ok(None) if self.end.is_none() => return Ok(None),
-                    Ok(None) => upstream::Error::Unavailable { why: "the body ended early".into(), timed_out: false },
+                    Ok(None) => upstream::Error::ended_early(),
                     Err(error) => error,
                 },
             };

@@ -234,10 +234,7 @@ impl Mirror {
                 chunk = body.chunk(), if !writer.is_full() => match chunk {
                     Ok(Some(bytes)) => writer.push(bytes),
                     Ok(None) if writer.is_short() => {
-                        return Stretch::Broken(upstream::Error::Unavailable {
-                            why: "the body ended early".into(),
-                            timed_out: false,
-                        });
+                        return Stretch::Broken(upstream::Error::ended_early());
                     }
                     Ok(None) => return Stretch::Complete,
                     Err(error) => return Stretch::Broken(error),
@@ -308,7 +305,7 @@ impl Mirror {
 async fn skip(mut body: Body, mut bytes: u64, writer: &mut BlobWriter) -> Result<Body, upstream::Error> {
     while bytes > 0 {
         let Some(mut chunk) = body.chunk().await? else {
-            return Err(upstream::Error::Unavailable { why: "the body ended early".into(), timed_out: false });
+            return Err(upstream::Error::ended_early());
         };
         let passed = chunk.len().min(usize::try_from(bytes).unwrap_or(usize::MAX));
         let rest = chunk.split_off(passed);

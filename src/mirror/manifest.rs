@@ -103,7 +103,7 @@ impl Mirror {
     async fn prove_manifest(&self, origin: &Origin, digest: &Digest) -> Result<(), Refusal> {
         self.check_missing(&origin.repository, Thing::Manifest(digest.clone()))?;
         let (mirror, origin, digest) = (self.clone(), origin.clone(), digest.clone());
-        let key = (origin.repository.clone(), digest.clone());
+        let key = (origin.repository.clone(), digest.clone(), Kind::Manifest);
         let proven = self.0.proofs.join(key, || async move {
             let reference = Reference::Digest(digest.clone());
             match origin.upstream().head_manifest(&origin.repository.name, &reference).await {

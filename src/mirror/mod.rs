@@ -46,7 +46,7 @@ struct Inner {
     /// Manifests that are asked for often, as they were verified.
     hot: moka::sync::Cache<Digest, Bytes>,
     manifests: Flights<(Repository, Digest), Result<Arc<manifest::Verified>, Refusal>>,
-    proofs: Flights<(Repository, Digest), Result<(), Refusal>>,
+    proofs: Flights<(Repository, Digest, Kind), Result<(), Refusal>>,
     tags: Flights<(Repository, Tag), Result<tags::Checked, Refusal>>,
     /// Tags whose upstream failed: not asked again before then.
     waits: moka::sync::Cache<(Repository, Tag), tags::Wait>,

@@ -9,7 +9,6 @@ pub enum ErrorCode {
     BlobUnknown,
     Denied,
     DigestInvalid,
-    ManifestInvalid,
     ManifestUnknown,
     NameInvalid,
     NameUnknown,
@@ -18,7 +17,6 @@ pub enum ErrorCode {
     TagInvalid,
     TooManyRequests,
     Unavailable,
-    Unknown,
     Unsupported,
 }
 
@@ -29,7 +27,6 @@ impl ErrorCode {
             Self::BlobUnknown => "BLOB_UNKNOWN",
             Self::Denied => "DENIED",
             Self::DigestInvalid => "DIGEST_INVALID",
-            Self::ManifestInvalid => "MANIFEST_INVALID",
             Self::ManifestUnknown => "MANIFEST_UNKNOWN",
             Self::NameInvalid => "NAME_INVALID",
             Self::NameUnknown => "NAME_UNKNOWN",
@@ -38,7 +35,6 @@ impl ErrorCode {
             Self::TagInvalid => "TAG_INVALID",
             Self::TooManyRequests => "TOOMANYREQUESTS",
             Self::Unavailable => "UNAVAILABLE",
-            Self::Unknown => "UNKNOWN",
             Self::Unsupported => "UNSUPPORTED",
         }
     }

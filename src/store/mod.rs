@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::clock::{Clock, Timestamp};
+use crate::clock::Clock;
 use crate::oci::{Digest, Repository, Tag};
 
 use books::Books;
@@ -114,7 +114,7 @@ impl Store {
         if used.is_none() && known {
             return Ok(None);
         }
-        if used.is_some_and(|used| used.unix_millis() / 3_600_000 != now.unix_millis() / 3_600_000) {
+        if used.is_some_and(|used| !used.same_hour(now)) {
             let (store, digest) = (Arc::clone(&self.0), digest.clone());
             self.0.pool.start(move || {
                 // Only the order after a start without an index depends on it.
@@ -282,8 +282,7 @@ impl Shared {
     }
 
     fn upkeep(&self) {
-        let limit = Timestamp::from_unix_millis(self.clock.now().unix_millis().saturating_sub(millis(PARTIAL_LIFE)));
-        let abandoned = lock(&self.books).stale_partials(limit, false);
+        let abandoned = lock(&self.books).stale_partials(self.clock.now() - PARTIAL_LIFE, false);
         for digest in abandoned {
             self.remove_partial(&digest);
         }
@@ -322,10 +321,6 @@ impl Shared {
 fn disk_failed(operation: &str, error: &io::Error) -> Bypass {
     tracing::error!(operation, %error, "the disk failed; the blob goes past the cache");
     Bypass::Disk(format!("{operation}: {error}"))
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// What a lock of ours guards stays whole when a holder panics: no panic comes between two writes that belong together.

@@ -68,7 +68,7 @@ pub struct Proof {
 }
 
 /// As what a repository holds a digest. One says nothing of the other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     Blob,
     Manifest,
@@ -132,7 +132,7 @@ impl Records {
         let line = tag_line(repository, tag, record);
         let before = state.tags.insert((id, tag.clone()), record.clone());
         // That a tag was looked at again is worth a line once an hour; that it moved, always.
-        let known = before.is_some_and(|old| old.digest == record.digest && same_hour(old.checked, record.checked));
+        let known = before.is_some_and(|old| old.digest == record.digest && old.checked.same_hour(record.checked));
         if !known {
             self.append(&mut state, &line);
         }
@@ -357,8 +357,4 @@ fn tag_line(repository: &Repository, tag: &Tag, record: &TagRecord) -> String {
 fn proof_line(repository: &Repository, digest: &Digest, proof: &Proof) -> String {
     let Repository { upstream, name } = repository;
     format!("proof {upstream} {name} {digest} {} {}\n", proof.size, proof.media_type.as_deref().unwrap_or("-"))
-}
-
-fn same_hour(a: Timestamp, b: Timestamp) -> bool {
-    a.unix_millis() / 3_600_000 == b.unix_millis() / 3_600_000
 }

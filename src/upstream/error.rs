@@ -33,6 +33,12 @@ impl Error {
         Self::Unavailable { why: why.into(), timed_out: false }
     }
 
+    /// A body that was announced to be longer.
+    #[must_use]
+    pub fn ended_early() -> Self {
+        Self::unavailable("the body ended early")
+    }
+
     pub(super) fn timed_out(why: impl Into<String>) -> Self {
         Self::Unavailable { why: why.into(), timed_out: true }
     }

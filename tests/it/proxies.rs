@@ -10,6 +10,16 @@ use tokio::{
 
 use crate::support::{Authority, Fault, Match, Process, Registry, digest_of, get, noise};
 
+/// Reads the head of a request, no byte more, and gives its first line.
+async fn first_line(stream: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let Ok(byte) = stream.read_u8().await else { break };
+        head.push(byte);
+    }
+    String::from_utf8_lossy(&head).lines().next().unwrap_or_default().to_owned()
+}
+
 /// A proxy that answers every request with this body and tells the first line of each.
 async fn proxy(body: bytes::Bytes) -> (SocketAddr, mpsc::UnboundedReceiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -17,13 +27,7 @@ async fn proxy(body: bytes::Bytes) -> (SocketAddr, mpsc::UnboundedReceiver<Strin
     let (tell, told) = mpsc::unbounded_channel();
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
-            let mut head = Vec::new();
-            while !head.ends_with(b"\r\n\r\n") {
-                let Ok(byte) = stream.read_u8().await else { break };
-                head.push(byte);
-            }
-            let head = String::from_utf8_lossy(&head).into_owned();
-            let _ = tell.send(head.lines().next().unwrap_or_default().to_owned());
+            let _ = tell.send(first_line(&mut stream).await);
             let answer = format!(
                 "HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
                 body.len()
@@ -70,12 +74,7 @@ async fn tunnel(target: SocketAddr) -> (SocketAddr, mpsc::UnboundedReceiver<Stri
     let (tell, told) = mpsc::unbounded_channel();
     tokio::spawn(async move {
         while let Ok((mut outer, _)) = listener.accept().await {
-            let mut head = Vec::new();
-            while !head.ends_with(b"\r\n\r\n") {
-                let Ok(byte) = outer.read_u8().await else { break };
-                head.push(byte);
-            }
-            let _ = tell.send(String::from_utf8_lossy(&head).lines().next().unwrap_or_default().to_owned());
+            let _ = tell.send(first_line(&mut outer).await);
             tokio::spawn(async move {
                 let mut inner = TcpStream::connect(target).await.unwrap();
                 outer.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await.unwrap();

@@ -127,7 +127,7 @@ impl Mirror {
         let (mirror, origin, digest) = (self.clone(), origin.clone(), digest.clone());
         let key = (origin.repository.clone(), digest.clone(), Kind::Blob);
         let proven = self.0.proofs.join(key, || async move {
-            match origin.upstream().head_blob(&origin.repository.name, &digest).await {
+            match origin.ask().head_blob(&digest).await {
                 Ok(found) => {
                     if let Some(size) = mirror.0.store.size(&digest).or(found.size) {
                         mirror.0.store.set_proof(&origin.repository, &digest, Proof { size, media_type: None });

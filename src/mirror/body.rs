@@ -310,7 +310,7 @@ impl Fetch {
 
     async fn open(&self, origin: &Origin, digest: &Digest) -> Result<Body, upstream::Error> {
         let span = Span { start: self.at, end: self.end };
-        let answer = origin.upstream().blob(&origin.repository.name, digest, Some(span)).await?;
+        let answer = origin.ask().blob(digest, Some(span)).await?;
         if answer.offset == self.at {
             Ok(answer.body)
         } else {

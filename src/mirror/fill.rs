@@ -328,7 +328,7 @@ async fn pause(tries: u32) {
 
 impl Fill {
     async fn ask(&self, span: Option<Span>) -> Result<BlobAnswer, upstream::Error> {
-        self.origin.upstream().blob(&self.origin.repository.name, &self.digest, span).await
+        self.origin.ask().blob(&self.digest, span).await
     }
 }
 

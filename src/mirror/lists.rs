@@ -64,7 +64,7 @@ impl Mirror {
         let key = format!("tags {} {page:?}", origin.repository);
         let (asking, asked) = (origin.clone(), page.clone());
         let list = self.list(origin, key, false, |mirror| async move {
-            let answer = asking.upstream().tags(&asking.repository.name, &asked).await?;
+            let answer = asking.ask().tags(&asked).await?;
             let (tags, next) = cut(answer.tags, answer.next, &asked);
             Ok(Cached { at: mirror.0.clock.now(), list: List::Tags(tags, next) })
         });
@@ -82,7 +82,7 @@ impl Mirror {
         let key = format!("referrers {} {digest}", origin.repository);
         let (asking, asked) = (origin.clone(), digest.clone());
         let list = self.list(origin, key, true, |mirror| async move {
-            let index = match asking.upstream().referrers(&asking.repository.name, &asked).await? {
+            let index = match asking.ask().referrers(&asked).await? {
                 Some(index) => index,
                 None => mirror.referrers_by_tag(&asking, &asked).await?,
             };

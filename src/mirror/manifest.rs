@@ -106,7 +106,7 @@ impl Mirror {
         let key = (origin.repository.clone(), digest.clone(), Kind::Manifest);
         let proven = self.0.proofs.join(key, || async move {
             let reference = Reference::Digest(digest.clone());
-            match origin.upstream().head_manifest(&origin.repository.name, &reference).await {
+            match origin.ask().head_manifest(&reference).await {
                 Ok(found) => {
                     if let Some(media_type) = found.content_type.filter(|media_type| oci::is_manifest_type(media_type)) {
                         let size = mirror.0.store.size(&digest).unwrap_or_default();
@@ -137,7 +137,7 @@ impl Mirror {
                 return Ok(Arc::new(Verified { digest, bytes: held.bytes, manifest }));
             }
             let reference = Reference::Digest(digest.clone());
-            let answer = origin.upstream().manifest(&origin.repository.name, &reference).await.inspect_err(|error| {
+            let answer = origin.ask().manifest(&reference).await.inspect_err(|error| {
                 mirror.note_failure(&origin.repository, Thing::Manifest(digest.clone()), error);
             })?;
             mirror.admit_manifest(&origin, Some(digest), answer.content_type.as_deref(), answer.bytes)

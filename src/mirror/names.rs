@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::oci::{Repository, Target};
-use crate::upstream::{DOCKER_HUB, Upstream};
+use crate::upstream::{Asking, Behalf, DOCKER_HUB, Upstream};
 
 use super::Refusal;
 
@@ -16,6 +16,8 @@ use super::Refusal;
 #[derive(Clone)]
 pub struct Origin {
     pub repository: Repository,
+    /// For whom the upstream is asked.
+    pub behalf: Behalf,
     pub(super) registry: Arc<Registry>,
 }
 
@@ -86,7 +88,7 @@ impl Registries {
             name = format!("library/{name}").parse().map_err(Refusal::InvalidName)?;
         }
         let repository = Repository { upstream: Arc::clone(registry.upstream.name()), name };
-        Ok(Origin { repository, registry: Arc::clone(registry) })
+        Ok(Origin { repository, behalf: Behalf::default(), registry: Arc::clone(registry) })
     }
 }
 
@@ -95,6 +97,11 @@ impl Registries {
 impl Origin {
     pub(super) fn upstream(&self) -> &Upstream {
         &self.registry.upstream
+    }
+
+    /// The repository at its upstream.
+    pub(super) fn ask(&self) -> Asking<'_> {
+        self.upstream().ask(&self.repository.name, &self.behalf)
     }
 
     pub(super) fn is_offline(&self) -> bool {

@@ -112,7 +112,7 @@ impl Mirror {
     }
 
     async fn check_tag_now(&self, origin: &Origin, tag: &Tag) -> Result<Checked, Refusal> {
-        let (name, reference) = (&origin.repository.name, Reference::Tag(tag.clone()));
+        let reference = Reference::Tag(tag.clone());
         let known = self.0.store.tag(&origin.repository, tag);
         if let Some(record) = &known {
             // Someone else's question may have been answered meanwhile.
@@ -120,7 +120,7 @@ impl Mirror {
                 return Ok(Checked::Same(record.digest.clone()));
             }
             // A HEAD is free where pulls are counted. What it says is only that the tag has moved, or has not.
-            match origin.upstream().head_manifest(name, &reference).await?.digest {
+            match origin.ask().head_manifest(&reference).await?.digest {
                 Some(digest) if digest == record.digest => {
                     self.point(origin, tag, &digest);
                     return Ok(Checked::Same(digest));
@@ -141,7 +141,7 @@ impl Mirror {
                 None => {}
             }
         }
-        let answer = origin.upstream().manifest(name, &reference).await?;
+        let answer = origin.ask().manifest(&reference).await?;
         let verified = self.admit_manifest(origin, None, answer.content_type.as_deref(), answer.bytes)?;
         self.point(origin, tag, &verified.digest);
         Ok(Checked::Moved(verified))

@@ -7,6 +7,7 @@ mod digest;
 mod error;
 mod manifest;
 mod name;
+mod pattern;
 mod route;
 
 pub use accept::Accept;
@@ -16,4 +17,5 @@ pub use manifest::{
     ACCEPT, BadManifest, Descriptor, INDEX_TYPE, MAX_MANIFEST, Manifest, filter_referrers, is_manifest_type, merge_indexes,
 };
 pub use name::{InvalidName, Reference, Repository, RepositoryName, Tag};
+pub use pattern::{InvalidPattern, Pattern};
 pub use route::{Page, Route, Target};

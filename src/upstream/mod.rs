@@ -3,6 +3,7 @@
 //! Floor 1. Nothing here knows of the store or of clients.
 
 mod auth;
+mod behalf;
 mod client;
 mod error;
 mod guard;
@@ -19,9 +20,10 @@ use crate::clock::{Clock, Timestamp};
 use auth::{Auth, Credential};
 use client::Client;
 
+pub use behalf::{Behalf, ClientCredential, CredentialKey};
 pub use error::Error;
 pub use options::{DOCKER_HUB, Options, WELL_KNOWN};
-pub use request::{BlobAnswer, Body, Found, ManifestAnswer, Span, TagsAnswer};
+pub use request::{Asking, BlobAnswer, Body, Found, ManifestAnswer, Span, TagsAnswer};
 
 /// A registry. Offline is a kind of upstream: it is there and answers nothing.
 pub struct Upstream {

@@ -12,7 +12,15 @@ use crate::oci::{ACCEPT, Digest, INDEX_TYPE, MAX_MANIFEST, Page, Reference, Repo
 
 use super::client::{Followed, read_limited};
 use super::error::Error;
-use super::{DOCKER_HUB, Reach, Upstream, auth};
+use super::{Behalf, DOCKER_HUB, Reach, Upstream, auth};
+
+/// A repository of an upstream, asked on behalf of someone.
+#[derive(Clone, Copy)]
+pub struct Asking<'a> {
+    upstream: &'a Upstream,
+    repository: &'a RepositoryName,
+    behalf: &'a Behalf,
+}
 
 /// A manifest's bytes as they came; nothing of them has been checked.
 pub struct ManifestAnswer {
@@ -62,16 +70,26 @@ const MOST_PAGES: usize = 100;
 // === impl Upstream ===
 
 impl Upstream {
+    /// Asks for things of `repository`, on behalf of someone.
+    #[must_use]
+    pub fn ask<'a>(&'a self, repository: &'a RepositoryName, behalf: &'a Behalf) -> Asking<'a> {
+        Asking { upstream: self, repository, behalf }
+    }
+}
+
+// === impl Asking ===
+
+impl Asking<'_> {
     /// Asks for a manifest. It costs a pull where pulls are counted.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn manifest(&self, repository: &RepositoryName, reference: &Reference) -> Result<ManifestAnswer, Error> {
-        let path = format!("{repository}/manifests/{reference}");
-        let mut response = self.ask(Method::GET, repository, &path, manifest_headers()).await?;
+    pub async fn manifest(&self, reference: &Reference) -> Result<ManifestAnswer, Error> {
+        let path = format!("{}/manifests/{reference}", self.repository);
+        let mut response = self.send(Method::GET, &path, manifest_headers()).await?;
         refuse_encoding(&response)?;
         let content_type = content_type(&response);
-        let bytes = read_limited(&mut response, MAX_MANIFEST, self.idle_timeout).await?;
+        let bytes = read_limited(&mut response, MAX_MANIFEST, self.upstream.idle_timeout).await?;
         Ok(ManifestAnswer { bytes, content_type })
     }
 
@@ -79,9 +97,9 @@ impl Upstream {
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn head_manifest(&self, repository: &RepositoryName, reference: &Reference) -> Result<Found, Error> {
-        let path = format!("{repository}/manifests/{reference}");
-        match self.ask(Method::HEAD, repository, &path, manifest_headers()).await {
+    pub async fn head_manifest(&self, reference: &Reference) -> Result<Found, Error> {
+        let path = format!("{}/manifests/{reference}", self.repository);
+        match self.send(Method::HEAD, &path, manifest_headers()).await {
             Ok(response) => Ok(Found::of(&response)),
             // Some registries know no HEAD here: nothing was found out.
             Err(Error::Unsupported(_)) => Ok(Found { digest: None, size: None, content_type: None }),
@@ -93,16 +111,16 @@ impl Upstream {
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn head_blob(&self, repository: &RepositoryName, digest: &Digest) -> Result<Found, Error> {
-        let path = format!("{repository}/blobs/{digest}");
-        match self.ask(Method::HEAD, repository, &path, HeaderMap::new()).await {
+    pub async fn head_blob(&self, digest: &Digest) -> Result<Found, Error> {
+        let path = format!("{}/blobs/{digest}", self.repository);
+        match self.send(Method::HEAD, &path, HeaderMap::new()).await {
             Ok(response) if response.status() == StatusCode::OK => return Ok(Found::of(&response)),
             Err(error @ (Error::Offline | Error::RateLimited { .. } | Error::Unavailable { timed_out: true, .. })) => {
                 return Err(error);
             }
             _ => {}
         }
-        let first = self.blob(repository, digest, Some(Span { start: 0, end: Some(1) })).await?;
+        let first = self.blob(digest, Some(Span { start: 0, end: Some(1) })).await?;
         Ok(Found { digest: None, size: first.size, content_type: None })
     }
 
@@ -110,8 +128,8 @@ impl Upstream {
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn blob(&self, repository: &RepositoryName, digest: &Digest, span: Option<Span>) -> Result<BlobAnswer, Error> {
-        let path = format!("{repository}/blobs/{digest}");
+    pub async fn blob(&self, digest: &Digest, span: Option<Span>) -> Result<BlobAnswer, Error> {
+        let path = format!("{}/blobs/{digest}", self.repository);
         let mut headers = HeaderMap::new();
         if let Some(Span { start, end }) = span {
             let range = match end {
@@ -120,7 +138,7 @@ impl Upstream {
             };
             headers.insert(header::RANGE, HeaderValue::try_from(range).map_err(|error| Error::unavailable(error.to_string()))?);
         }
-        let response = self.ask(Method::GET, repository, &path, headers).await?;
+        let response = self.send(Method::GET, &path, headers).await?;
         refuse_encoding(&response)?;
         let (offset, size) = match response.status() {
             StatusCode::PARTIAL_CONTENT => {
@@ -135,23 +153,23 @@ impl Upstream {
             }
             _ => (0, content_length(&response)),
         };
-        Ok(BlobAnswer { offset, size, body: Body { response, idle_timeout: self.idle_timeout } })
+        Ok(BlobAnswer { offset, size, body: Body { response, idle_timeout: self.upstream.idle_timeout } })
     }
 
     /// Asks for a page of the tags of a repository.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn tags(&self, repository: &RepositoryName, page: &Page) -> Result<TagsAnswer, Error> {
+    pub async fn tags(&self, page: &Page) -> Result<TagsAnswer, Error> {
         #[derive(Deserialize)]
         struct List {
             tags: Option<Vec<String>>,
         }
         let query = page.query();
-        let path = format!("{repository}/tags/list{}{query}", if query.is_empty() { "" } else { "?" });
-        let mut response = self.ask(Method::GET, repository, &path, HeaderMap::new()).await?;
+        let path = format!("{}/tags/list{}{query}", self.repository, if query.is_empty() { "" } else { "?" });
+        let mut response = self.send(Method::GET, &path, HeaderMap::new()).await?;
         let next = link(&response).and_then(next_page);
-        let body = read_limited(&mut response, LARGEST_TAG_PAGE, self.idle_timeout).await?;
+        let body = read_limited(&mut response, LARGEST_TAG_PAGE, self.upstream.idle_timeout).await?;
         let list: List = serde_json::from_slice(&body).map_err(|_| Error::unavailable("its list of tags is no JSON"))?;
         Ok(TagsAnswer { tags: list.tags.unwrap_or_default(), next })
     }
@@ -160,12 +178,12 @@ impl Upstream {
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn referrers(&self, repository: &RepositoryName, digest: &Digest) -> Result<Option<Bytes>, Error> {
-        let path = format!("{repository}/referrers/{digest}");
+    pub async fn referrers(&self, digest: &Digest) -> Result<Option<Bytes>, Error> {
+        let path = format!("{}/referrers/{digest}", self.repository);
         let mut pages = Vec::new();
         let mut next = Some(path.clone());
         while let Some(page) = next {
-            let mut response = match self.ask(Method::GET, repository, &page, HeaderMap::new()).await {
+            let mut response = match self.send(Method::GET, &page, HeaderMap::new()).await {
                 Ok(response) => response,
                 Err(Error::NotFound | Error::Unsupported(_)) if pages.is_empty() => return Ok(None),
                 Err(error) => return Err(error),
@@ -174,7 +192,7 @@ impl Upstream {
                 return Ok(None);
             }
             next = link(&response).and_then(next_query).map(|query| format!("{path}?{query}"));
-            pages.push(read_limited(&mut response, MAX_MANIFEST, self.idle_timeout).await?);
+            pages.push(read_limited(&mut response, MAX_MANIFEST, self.upstream.idle_timeout).await?);
             if pages.len() > MOST_PAGES {
                 return Err(Error::unavailable("its list of referrers does not end"));
             }
@@ -186,14 +204,9 @@ impl Upstream {
     }
 
     /// Sends a request, proving who we are when asked to, and tells the good answers from the others.
-    async fn ask(
-        &self,
-        method: Method,
-        repository: &RepositoryName,
-        path: &str,
-        mut headers: HeaderMap,
-    ) -> Result<Response, Error> {
-        let reach = self.reach()?;
+    async fn send(&self, method: Method, path: &str, mut headers: HeaderMap) -> Result<Response, Error> {
+        let Self { upstream, repository, .. } = *self;
+        let reach = upstream.reach()?;
         let base = reach.url.as_str().trim_end_matches('/');
         let url = format!("{base}/v2/{path}").parse().map_err(|_| Error::unavailable("no URL can be made of the name"))?;
         // Bodies must arrive as they are stored; a digest is over those bytes.
@@ -221,11 +234,13 @@ impl Upstream {
                 StatusCode::UNAUTHORIZED if own && sent.as_ref().is_some_and(is_basic) => {
                     return Err(Error::Credentials("it does not take the user name and password".into()));
                 }
-                _ => return self.judge(reach, response, own),
+                _ => return upstream.judge(reach, response, own),
             }
         }
     }
+}
 
+impl Upstream {
     fn judge(&self, reach: &Reach, response: Response, own: bool) -> Result<Response, Error> {
         match response.status().as_u16() {
             200 | 206 => Ok(response),

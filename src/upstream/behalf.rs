@@ -1,0 +1,60 @@
+//! For whom an upstream is asked.
+
+use std::sync::Arc;
+
+use http::HeaderValue;
+use sha2::{Digest as _, Sha256};
+
+use super::auth::Credential;
+
+/// What a request takes along of the client that caused it. By default nothing: it is made for larder itself.
+#[derive(Clone, Default)]
+pub struct Behalf {
+    /// The proxies that the client's request has come through, as its `Via` told (RFC 9110, section 7.6.3).
+    pub via: Option<HeaderValue>,
+    /// The client's own credential, where the upstream is to be asked with that and not with larder's.
+    pub client: Option<ClientCredential>,
+}
+
+/// What a client has shown of itself: a user and a password, or that it is nobody. It has no `Debug`, so that it cannot get
+/// into a log. Cheap to clone.
+#[derive(Clone)]
+pub struct ClientCredential(Arc<Shown>);
+
+struct Shown {
+    credential: Option<Credential>,
+    key: CredentialKey,
+}
+
+/// Tells credentials apart without telling them: a digest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CredentialKey([u8; 32]);
+
+// === impl ClientCredential ===
+
+impl ClientCredential {
+    #[must_use]
+    pub fn nobody() -> Self {
+        Self(Arc::new(Shown { credential: None, key: CredentialKey([0; 32]) }))
+    }
+
+    #[must_use]
+    pub fn new(username: String, password: String) -> Self {
+        let mut hasher = Sha256::new();
+        // The length keeps `a` and `bc` apart from `ab` and `c`.
+        hasher.update((username.len() as u64).to_be_bytes());
+        hasher.update(&username);
+        hasher.update(&password);
+        let key = CredentialKey(hasher.finalize().into());
+        Self(Arc::new(Shown { credential: Some(Credential { username, password }), key }))
+    }
+
+    #[must_use]
+    pub fn key(&self) -> CredentialKey {
+        self.0.key
+    }
+
+    pub(super) fn credential(&self) -> Option<&Credential> {
+        self.0.credential.as_ref()
+    }
+}

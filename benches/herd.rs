@@ -17,8 +17,6 @@ mod rig;
 mod support;
 
 const ROUNDS: usize = 5;
-const UPSTREAM: Setup =
-    Setup { auth: support::Auth::None, redirect_blobs: false, latency: Duration::from_millis(50), bandwidth: Some(32 << 20) };
 
 struct Round {
     gets: usize,
@@ -38,7 +36,8 @@ async fn herd() {
     let clients = rig::argument(0, 50);
     let size = rig::argument(1, ByteSize::mib(64));
     println!("{clients} clients, one cold layer of {size}; upstream 50 ms away, 32 MiB/s a connection");
-    let upstream = rig::aside(Registry::with(UPSTREAM)).await;
+    let setup = Setup { latency: Duration::from_millis(50), bandwidth: Some(32 << 20), ..Setup::default() };
+    let upstream = rig::aside(Registry::with(setup)).await;
     let layer = support::noise(1, usize::try_from(size.as_u64()).expect("fits into memory"));
     let path = format!("/v2/library/app/blobs/{}", upstream.put_blob("library/app", layer));
 

@@ -11,6 +11,7 @@ mod filling;
 mod http2;
 mod keeping;
 mod layers;
+mod likes;
 mod lists;
 mod names;
 mod negotiation;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{Auth, Fault, Image, Listener, Match, Registry, Setup, TestMirror, noise};
+use crate::support::{Auth, Blobs, Fault, Image, Listener, Match, Registry, Setup, TestMirror, noise};
 
 const REPOSITORY: &str = "library/app";
 
@@ -12,7 +12,7 @@ fn path(digest: &str) -> String {
 
 async fn redirecting() -> Registry {
     let auth = Auth::Bearer { user: None, expires_in: Some(300) };
-    Registry::with(Setup { auth, redirect_blobs: true, ..Setup::default() }).await
+    Registry::with(Setup { auth, blobs: Blobs::REDIRECTED, ..Setup::default() }).await
 }
 
 // === redirects ===

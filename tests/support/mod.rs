@@ -46,7 +46,10 @@ pub use self::{
     images::{Content, Image, MultiArch, PutImage, PutIndex, digest_of, noise, sha512_of},
     mirror::{StoppedMirror, TestMirror},
     process::{Ended, Process},
-    registry::{Auth, Fault, Listener, Match, Recorded, Registry, Setup},
+    registry::{
+        ANONYMOUS, Advertised, Auth, Blobs, Fault, HeadBlob, Life, Like, Link, Listener, Lists, Manifests, Match, Missing, Page,
+        Recorded, Redirect, Registry, Scope, Setup, Target, TokenHost, TokenService, UnacceptedIndex,
+    },
     tls::{Authority, TlsFront},
 };
 

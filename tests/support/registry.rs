@@ -1,21 +1,30 @@
 //! A scripted registry: a real HTTP/1.1 server that speaks the pull half of the distribution spec,
 //! does what it is told to do wrong, and remembers everything that it was asked.
 //!
-//! Three listeners, as with the registries of this world: the *front* (`/v2/…`), the *token* service
-//! that it challenges for, and the *storage* (a CDN) to which it may redirect.
+//! Four listeners, as with the registries of this world: the *front* (`/v2/…`), the *token* service
+//! that it challenges for, the *storage* (a CDN) to which it may redirect, and the *backend*, a second
+//! registry for a front that is only a gateway.
 //!
-//! Reads downward: [`Registry`] is the handle; `answer` makes one answer of routes, rules and faults;
-//! `front`, `auth` and `storage` know what is right, `fault` what is wrong; `body` sends it, `port`
-//! carries it.
+//! Reads downward: [`Registry`] is the handle; [`Setup`] says what it is in health, and [`Like`] what those
+//! of this world are; `answer` makes one answer of routes, rules and faults; `front`, `lists`, `auth`,
+//! `tokens`, `limit` and `storage` know what is right, `fault` what is wrong; `body` sends it, `port` carries it.
 
 use std::{net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
+use larder::clock::Clock;
 use tokio::time::timeout;
 
-use super::{PATIENCE, images::digest_of};
+use super::{
+    PATIENCE,
+    images::{digest_of, noise},
+};
 
-use self::{answer::Shared, fault::Rules, port::Port};
+use self::{
+    answer::{Addresses, Shared},
+    fault::Rules,
+    port::Port,
+};
 
 mod answer;
 mod auth;
@@ -23,16 +32,26 @@ mod body;
 mod content;
 mod fault;
 mod front;
+mod gzip;
 mod journal;
+mod like;
+mod limit;
+mod lists;
 mod port;
 mod reply;
 mod setup;
 mod storage;
+mod tokens;
 
 pub use self::{
+    auth::ANONYMOUS,
     fault::{Fault, Match},
     journal::{Listener, Recorded},
-    setup::{Auth, Setup},
+    like::Like,
+    setup::{
+        Advertised, Auth, Blobs, HeadBlob, Life, Link, Lists, Manifests, Missing, Page, Redirect, Scope, Setup, Target,
+        TokenHost, TokenService, UnacceptedIndex,
+    },
 };
 
 /// A registry under the test's hand. Dropped, it closes its ports and connections.
@@ -41,6 +60,7 @@ pub struct Registry {
     front: Port,
     storage: Port,
     token: Port,
+    backend: Port,
 }
 
 // === impl Registry: life ===
@@ -51,10 +71,17 @@ impl Registry {
         Self::with(Setup::default()).await
     }
 
+    /// One that behaves as this one does.
+    pub async fn like(like: Like) -> Self {
+        Self::with(like.setup()).await
+    }
+
     pub async fn with(setup: Setup) -> Self {
-        let [front, storage, token] = [(); 3].map(|()| Port::reserve());
-        let shared = Shared::new(setup, storage.address(), token.address());
-        let registry = Self { shared: Arc::new(shared), front, storage, token };
+        let [front, storage, token, backend] = [(); 4].map(|()| Port::reserve());
+        let addresses =
+            Addresses { front: front.address(), storage: storage.address(), token: token.address(), backend: backend.address() };
+        let shared = Shared::new(setup, addresses);
+        let registry = Self { shared: Arc::new(shared), front, storage, token, backend };
         registry.restart().await;
         registry
     }
@@ -62,7 +89,7 @@ impl Registry {
     /// Refuses connections from now on and closes those that are open, in the middle of a body too.
     /// The ports stay reserved: nobody else gets them before [`restart`](Self::restart).
     pub async fn stop(&self) {
-        for port in [&self.front, &self.storage, &self.token] {
+        for (port, _) in self.ports() {
             port.close().await;
         }
     }
@@ -70,12 +97,24 @@ impl Registry {
     /// Listens again on the same ports; content, rules, tokens and journal are as they were.
     pub async fn restart(&self) {
         self.stop().await;
-        for (port, listener) in
-            [(&self.front, Listener::Front), (&self.storage, Listener::Storage), (&self.token, Listener::Token)]
-        {
+        for (port, listener) in self.ports() {
             let shared = Arc::clone(&self.shared);
             port.open(move |request, wire| answer::answer(Arc::clone(&shared), listener, request, wire));
         }
+    }
+
+    fn ports(&self) -> [(&Port, Listener); 4] {
+        [
+            (&self.front, Listener::Front),
+            (&self.storage, Listener::Storage),
+            (&self.token, Listener::Token),
+            (&self.backend, Listener::Backend),
+        ]
+    }
+
+    /// By which it dates its tokens; a larder that is given a clone of it agrees with it.
+    pub fn clock(&self) -> &Clock {
+        &self.shared.clock
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -142,6 +181,11 @@ impl Registry {
         self.shared.content.lock().unwrap().remove(repository, digest);
     }
 
+    /// Lets only these accounts read the repository, as far as tokens are what opens it.
+    pub fn restrict(&self, repository: &str, readers: &[&str]) {
+        self.shared.content.lock().unwrap().restrict(repository, readers);
+    }
+
     /// Gives the repository the referrers API, with this index for this subject; without one, and for
     /// any other subject, the index is empty. A repository that was never given one answers a plain 404.
     pub fn put_referrers(&self, repository: &str, subject: &str, index: Option<Bytes>) {
@@ -175,6 +219,11 @@ impl Registry {
         self.shared.tokens.expire();
     }
 
+    /// Lets this account GET so many manifests from now on.
+    pub fn set_budget(&self, account: &str, left: u64) {
+        self.shared.budgets.set(account, left);
+    }
+
     /// No redirect issued so far leads anywhere any more: 403 from the storage.
     pub fn expire_signatures(&self) {
         self.shared.storage.expire();
@@ -184,7 +233,7 @@ impl Registry {
 // === impl Registry: what it saw ===
 
 impl Registry {
-    /// Every request so far on all three listeners, in the order of arrival, refused ones too.
+    /// Every request so far on all listeners, in the order of arrival, refused ones too.
     pub fn requests(&self) -> Vec<Recorded> {
         self.shared.journal.all()
     }
@@ -201,6 +250,21 @@ impl Registry {
     /// How often a token was asked for.
     pub fn token_requests(&self) -> usize {
         self.count_at(Listener::Token, "GET", "") + self.count_at(Listener::Token, "POST", "")
+    }
+
+    /// How often this account asked for a token for this scope.
+    pub fn tokens(&self, account: &str, scope: &str) -> usize {
+        let asked = |request: &&Recorded| {
+            request.listener == Listener::Token
+                && request.account == account
+                && request.parameters("scope").iter().any(|asked| asked == scope)
+        };
+        self.requests().iter().filter(asked).count()
+    }
+
+    /// How many manifests this account may still GET.
+    pub fn budget(&self, account: &str) -> u64 {
+        self.shared.budgets.left(account)
     }
 
     /// Forgets the requests so far, so that a test counts only what follows.

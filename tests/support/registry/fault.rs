@@ -77,6 +77,11 @@ impl Fault {
         Self::Status { code, headers: headers.collect(), body: body.into() }
     }
 
+    /// What Docker Hub says to those who ask thousands of times a minute.
+    pub fn too_many_requests() -> Self {
+        Self::answer(429, &[("content-type", "text/plain")], "Too Many Requests")
+    }
+
     /// Changes what can be changed before anything is sent. A `Status` is the whole answer: it goes
     /// first, and what comes after it changes that.
     pub(super) fn rewrite(&self, reply: &mut Reply) {
@@ -135,6 +140,11 @@ impl Match {
     /// Requests to which the front has redirected: their paths end in the digest.
     pub fn storage(part: impl Into<String>) -> Self {
         Self::new(Listener::Storage, None, part)
+    }
+
+    /// Requests to which the gateway has redirected.
+    pub fn backend(part: impl Into<String>) -> Self {
+        Self::new(Listener::Backend, None, part)
     }
 
     /// Requests for a token.

@@ -1,16 +1,22 @@
 //! The pull half of the distribution spec, as a healthy registry answers it.
 
+use std::net::SocketAddr;
+
 use hyper::{Method, StatusCode};
 
 use super::{
-    content::{Content, Repository},
+    content::{Content, Manifest, Repository},
+    gzip::gzip,
     journal::Recorded,
+    limit::Budgets,
+    lists::{referrers, tags},
     reply::Reply,
+    setup::{HeadBlob, Setup, UnacceptedIndex},
+    storage::Storage,
 };
 
-const INDEX: &str = "application/vnd.oci.image.index.v1+json";
-
 /// What a path asks for. Names may hold any word, so it is read from its right end.
+#[derive(Clone, Copy)]
 pub(super) enum Route<'a> {
     Base,
     Manifest(&'a str, &'a str),
@@ -19,6 +25,19 @@ pub(super) enum Route<'a> {
     Referrers(&'a str, &'a str),
     Unknown,
 }
+
+/// All that an answer is made of.
+pub(super) struct Front<'a> {
+    pub(super) setup: &'a Setup,
+    pub(super) content: &'a mut Content,
+    pub(super) storage: &'a Storage,
+    pub(super) budgets: &'a Budgets,
+    pub(super) address: SocketAddr,
+    pub(super) backend: SocketAddr,
+}
+
+/// Where the backend keeps what the gateway has sent it.
+const BACKEND: &str = "/v2/k8s-artifacts-prod/images";
 
 // === impl Route ===
 
@@ -44,12 +63,8 @@ impl<'a> Route<'a> {
         }
     }
 
-    /// What a token must allow; any token will do for a route without a repository.
-    pub(super) fn scope(&self) -> Option<String> {
-        self.name().map(|name| format!("repository:{name}:pull"))
-    }
-
-    fn name(&self) -> Option<&'a str> {
+    /// The repository, where it is about one.
+    pub(super) fn name(&self) -> Option<&'a str> {
         match self {
             Self::Manifest(name, _) | Self::Blob(name, _) | Self::Referrers(name, _) | Self::Tags(name) => Some(name),
             Self::Base | Self::Unknown => None,
@@ -57,80 +72,113 @@ impl<'a> Route<'a> {
     }
 }
 
-/// `redirect` gives the place to which a GET of a blob is sent, if it is to be sent anywhere.
-pub(super) fn front(content: &Content, request: &Recorded, redirect: impl FnOnce(&str, &str) -> Option<String>) -> Reply {
-    if request.method != Method::GET && request.method != Method::HEAD {
-        return Reply::error(405, "UNSUPPORTED").header("allow", "GET, HEAD");
+// === impl Front ===
+
+impl Front<'_> {
+    pub(super) fn answer(&mut self, request: &Recorded) -> Reply {
+        match self.elsewhere(&request.path) {
+            Some(redirect) => redirect,
+            None => self.here(Route::of(&request.path), request),
+        }
     }
-    let route = Route::of(&request.path);
-    let repository = route.name().and_then(|name| content.repository(name));
-    let reply = match (route, repository) {
-        (Route::Base, _) => Reply::ok("application/json", "{}"),
-        (Route::Unknown, _) => Reply::text(404, "404 page not found"),
-        (Route::Referrers(_, subject), repository) => referrers(repository, subject),
-        (_, None) => Reply::error(404, "NAME_UNKNOWN"),
-        (Route::Manifest(_, reference), Some(repository)) => manifest(repository, reference),
-        (Route::Tags(name), Some(repository)) => tags(name, repository, request),
-        (Route::Blob(name, digest), Some(repository)) => {
-            let blob = blob(repository, digest);
-            let redirects = blob.status == StatusCode::OK && request.method == Method::GET;
-            match redirects.then(|| redirect(name, digest)).flatten() {
-                Some(location) => Reply::new(307).header("location", &location),
-                None => blob,
+
+    /// What the gateway's redirects find.
+    pub(super) fn answer_as_backend(&mut self, request: &Recorded) -> Reply {
+        match request.path.strip_prefix(BACKEND) {
+            Some(rest) => self.here(Route::of(&format!("/v2{rest}")), request),
+            None => Reply::text(404, "404 page not found"),
+        }
+    }
+
+    fn elsewhere(&self, path: &str) -> Option<Reply> {
+        match Route::of(path) {
+            Route::Manifest(..) | Route::Tags(_) | Route::Referrers(..) if self.setup.gateway => {
+                let rest = path.strip_prefix("/v2")?;
+                Some(Reply::redirect(307, &format!("http://{}{BACKEND}{rest}", self.backend)))
+            }
+            Route::Manifest(name, _) | Route::Blob(name, _) => {
+                let (project, short) = name.split_once('/')?;
+                let applies = self.setup.hub_project == Some(project) && !short.contains('/');
+                let rest = path.strip_prefix("/v2/")?.strip_prefix(name)?;
+                applies.then(|| Reply::redirect(301, &format!("/v2/{project}/library/{short}{rest}")))
+            }
+            _ => None,
+        }
+    }
+
+    fn here(&mut self, route: Route<'_>, request: &Recorded) -> Reply {
+        if request.method != Method::GET && request.method != Method::HEAD {
+            return Reply::error(405, "UNSUPPORTED").header("allow", "GET, HEAD");
+        }
+        let repository = route.name().and_then(|name| self.content.repository(name));
+        let lists = &self.setup.lists;
+        let reply = match (route, repository) {
+            (Route::Base, _) => Reply::ok("application/json", "{}"),
+            (Route::Unknown, _) => Reply::text(404, "404 page not found"),
+            (Route::Referrers(_, subject), repository) => referrers(lists, repository, subject),
+            (_, None) => Reply::error(404, "NAME_UNKNOWN"),
+            (Route::Manifest(_, reference), Some(repository)) => self.manifest(repository, reference, request),
+            (Route::Tags(name), Some(repository)) => tags(lists, name, repository, request, self.address),
+            (Route::Blob(name, digest), Some(_)) => self.blob(name, digest, request),
+        };
+        reply.header("docker-distribution-api-version", "registry/2.0").without(match route {
+            Route::Manifest(..) => self.setup.manifests.lacks,
+            Route::Blob(..) => self.setup.blobs.lacks,
+            _ => &[],
+        })
+    }
+
+    fn manifest(&self, repository: &Repository, reference: &str, request: &Recorded) -> Reply {
+        let setup = &self.setup.manifests;
+        if setup.no_head && request.method == Method::HEAD {
+            return Reply::error(405, "UNSUPPORTED").header("allow", "GET");
+        }
+        let Some(mut manifest) = repository.manifest(reference) else {
+            return Reply::error(404, "MANIFEST_UNKNOWN");
+        };
+        if manifest.is_index() && !request.accepts(&manifest.media_type) {
+            match setup.unaccepted_index {
+                UnacceptedIndex::Index => {}
+                UnacceptedIndex::Child => manifest = child(repository, reference, manifest),
+                UnacceptedIndex::NotFound => return Reply::error(404, "MANIFEST_UNKNOWN"),
             }
         }
-    };
-    reply.header("docker-distribution-api-version", "registry/2.0")
-}
-
-fn manifest(repository: &Repository, reference: &str) -> Reply {
-    match repository.manifest(reference) {
-        Some(manifest) => Reply::ok(&manifest.media_type, manifest.bytes.clone())
+        let reply = Reply::ok(&manifest.media_type, manifest.bytes.clone())
             .header("docker-content-digest", &manifest.digest)
-            .header("etag", &format!("\"{}\"", manifest.digest)),
-        None => Reply::error(404, "MANIFEST_UNKNOWN"),
+            .header("etag", &format!("\"{}\"", manifest.digest));
+        let reply = if setup.gzip { reply.body(gzip(&manifest.bytes)).header("content-encoding", "gzip") } else { reply };
+        self.budgets.count(request, reply)
     }
-}
 
-fn blob(repository: &Repository, digest: &str) -> Reply {
-    match repository.blobs.get(digest) {
-        Some(bytes) => Reply::ok("application/octet-stream", bytes.clone())
-            .header("accept-ranges", "bytes")
-            .header("docker-content-digest", digest)
-            .header("etag", &format!("\"{digest}\"")),
-        None => Reply::error(404, "BLOB_UNKNOWN"),
-    }
-}
-
-/// A page of at most `n` tags after `last`, and where the next one is.
-fn tags(name: &str, repository: &Repository, request: &Recorded) -> Reply {
-    let last = request.parameter("last").unwrap_or_default();
-    let size = match request.parameter("n").map(|n| n.parse::<usize>()) {
-        None => usize::MAX,
-        Some(Ok(n)) => n,
-        Some(Err(_)) => return Reply::error(400, "PAGINATION_NUMBER_INVALID"),
-    };
-    let mut after = repository.tags.keys().filter(|tag| **tag > last);
-    let page: Vec<&String> = after.by_ref().take(size).collect();
-    let body = serde_json::json!({ "name": name, "tags": page });
-    let reply = Reply::ok("application/json", body.to_string());
-    match page.last() {
-        Some(last) if after.next().is_some() => {
-            let link = format!("</v2/{name}/tags/list?last={last}&n={size}>; rel=\"next\"");
-            reply.header("link", &link)
+    fn blob(&mut self, name: &str, digest: &str, request: &Recorded) -> Reply {
+        let setup = &self.setup.blobs;
+        let is_head = request.method == Method::HEAD;
+        let repository = self.content.repository_mut(name);
+        let Some(bytes) = repository.blobs.get(digest).cloned() else {
+            return Reply::error(404, "BLOB_UNKNOWN");
+        };
+        if !is_head {
+            repository.fetched.insert(digest.to_owned());
+        } else if setup.head == HeadBlob::AfterGet && !repository.fetched.contains(digest) {
+            return Reply::error(404, "BLOB_UNKNOWN");
         }
-        _ => reply,
+        match setup.redirect {
+            Some(redirect) if !is_head || setup.head == HeadBlob::Redirected => {
+                Reply::redirect(redirect.status, &self.storage.sign(redirect.to, name, digest))
+            }
+            _ => Reply::ok("application/octet-stream", bytes)
+                .header("accept-ranges", "bytes")
+                .header("docker-content-digest", digest)
+                .header("etag", &format!("\"{digest}\"")),
+        }
     }
 }
 
-fn referrers(repository: Option<&Repository>, subject: &str) -> Reply {
-    let Some(known) = repository.and_then(|repository| repository.referrers.as_ref()) else {
-        return Reply::text(404, "404 page not found");
-    };
-    if let Some(index) = known.get(subject) {
-        Reply::ok(INDEX, index.clone())
-    } else {
-        let empty = serde_json::json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [] });
-        Reply::ok(INDEX, empty.to_string())
-    }
+/// The child of an index for linux/amd64. What was asked for by digest is never another.
+fn child<'a>(repository: &'a Repository, reference: &str, index: &'a Manifest) -> &'a Manifest {
+    let parsed: serde_json::Value = serde_json::from_slice(&index.bytes).expect("an index is JSON");
+    let children = parsed["manifests"].as_array().into_iter().flatten();
+    let amd64 = children.filter(|child| child["platform"]["architecture"] == "amd64").find_map(|child| child["digest"].as_str());
+    let child = amd64.filter(|_| reference != index.digest).and_then(|digest| repository.manifests.get(digest));
+    child.unwrap_or(index)
 }

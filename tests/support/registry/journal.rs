@@ -1,14 +1,17 @@
 //! What the registry was asked.
 
-use hyper::{HeaderMap, Method, Request, header};
+use http::request;
+use hyper::{HeaderMap, Method, header};
 use tokio::sync::watch;
 
-/// Which of the three servers was asked.
+/// What was asked. The storage and the token service may be on the front's own host.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Listener {
     Front,
     Storage,
     Token,
+    /// The registry to which a gateway sends what it does not answer itself.
+    Backend,
 }
 
 /// One request as it arrived.
@@ -19,6 +22,11 @@ pub struct Recorded {
     pub path: String,
     pub query: String,
     pub headers: HeaderMap,
+    /// Of a POST.
+    pub body: String,
+    /// Whose request it was: the user whose password or token was shown and right, or
+    /// [`ANONYMOUS`](super::ANONYMOUS).
+    pub account: String,
 }
 
 /// All requests, in the order of their arrival; whoever waits for one is woken by it.
@@ -29,13 +37,16 @@ pub(super) struct Journal {
 // === impl Recorded ===
 
 impl Recorded {
-    pub(super) fn new<B>(listener: Listener, request: &Request<B>) -> Self {
+    /// A request of an account that is still to be found out.
+    pub(super) fn new(listener: Listener, head: request::Parts, body: String) -> Self {
         Self {
             listener,
-            method: request.method().clone(),
-            path: request.uri().path().to_owned(),
-            query: request.uri().query().unwrap_or_default().to_owned(),
-            headers: request.headers().clone(),
+            method: head.method,
+            path: head.uri.path().to_owned(),
+            query: head.uri.query().unwrap_or_default().to_owned(),
+            headers: head.headers,
+            body,
+            account: String::new(),
         }
     }
 
@@ -52,9 +63,17 @@ impl Recorded {
         self.header(header::AUTHORIZATION.as_str())
     }
 
-    /// All values of a query parameter, decoded.
+    /// Whether `Accept` names this media type; `*/*` names none.
+    pub(super) fn accepts(&self, media_type: &str) -> bool {
+        let values = self.headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+        let mut types = values.flat_map(|value| value.split(','));
+        types.any(|accepted| accepted.split(';').next().is_some_and(|accepted| accepted.trim() == media_type))
+    }
+
+    /// All values of a parameter in the query or in the form, decoded.
     pub fn parameters(&self, name: &str) -> Vec<String> {
-        let pairs = self.query.split('&').filter_map(|pair| pair.split_once('='));
+        let pairs = [&self.query, &self.body].into_iter().flat_map(|text| text.split('&'));
+        let pairs = pairs.filter_map(|pair| pair.split_once('='));
         pairs
             .filter(|(key, _)| *key == name)
             .map(|(_, value)| {

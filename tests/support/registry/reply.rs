@@ -7,13 +7,16 @@ pub(super) struct Reply {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
+    /// Headers that are left out in the end.
+    without: &'static [&'static str],
 }
 
 // === impl Reply ===
 
 impl Reply {
     pub(super) fn new(status: u16) -> Self {
-        Self { status: StatusCode::from_u16(status).expect("a status code"), headers: HeaderMap::new(), body: Bytes::new() }
+        let status = StatusCode::from_u16(status).expect("a status code");
+        Self { status, headers: HeaderMap::new(), body: Bytes::new(), without: &[] }
     }
 
     pub(super) fn ok(media_type: &str, body: impl Into<Bytes>) -> Self {
@@ -34,6 +37,10 @@ impl Reply {
         reply.body(text)
     }
 
+    pub(super) fn redirect(status: u16, location: &str) -> Self {
+        Self::new(status).header("location", location)
+    }
+
     pub(super) fn header(mut self, name: &'static str, value: &str) -> Self {
         let value = value.parse().expect("a header's value");
         self.headers.insert(name, value);
@@ -43,6 +50,11 @@ impl Reply {
     pub(super) fn body(mut self, body: impl Into<Bytes>) -> Self {
         self.body = body.into();
         self
+    }
+
+    /// Leaves these headers out if it is a good answer.
+    pub(super) fn without(self, headers: &'static [&'static str]) -> Self {
+        if self.status == StatusCode::OK { Self { without: headers, ..self } } else { self }
     }
 
     /// The part that `Range` asks for, if this is a whole blob: 206 or 416. What is not understood, more
@@ -74,6 +86,9 @@ impl Reply {
         if with_length && !self.headers.contains_key(header::CONTENT_LENGTH) {
             let length = self.body.len().into();
             self.headers.insert(header::CONTENT_LENGTH, length);
+        }
+        for name in self.without {
+            self.headers.remove(*name);
         }
         let (mut head, ()) = Response::new(()).into_parts();
         head.status = self.status;

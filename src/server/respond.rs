@@ -234,6 +234,7 @@ pub(super) fn refusal(refusal: &Refusal, kind: Kind, wait: impl Fn(crate::clock:
         Refusal::Upstream(Error::RateLimited { .. }) if kind == Kind::Blob => {
             (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
         }
+        Refusal::Upstream(Error::QuotaSpent { .. }) => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable),
         Refusal::Upstream(Error::RateLimited { .. }) => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyRequests),
         Refusal::Upstream(Error::Unavailable { timed_out: true, .. }) => (StatusCode::GATEWAY_TIMEOUT, ErrorCode::Unavailable),
         Refusal::Upstream(Error::Unavailable { .. } | Error::Credentials(_)) | Refusal::WrongContent(_) => {
@@ -243,7 +244,9 @@ pub(super) fn refusal(refusal: &Refusal, kind: Kind, wait: impl Fn(crate::clock:
     };
     let mut response = error(status, code, &refusal.to_string());
     let retry_after = match refusal {
-        Refusal::Upstream(Error::RateLimited { until }) => Some(wait(*until).min(LONGEST_RETRY_AFTER)),
+        Refusal::Upstream(Error::RateLimited { until } | Error::QuotaSpent { until }) => {
+            Some(wait(*until).min(LONGEST_RETRY_AFTER))
+        }
         Refusal::Interrupted => Some(Duration::from_secs(1)),
         _ => None,
     };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::HeaderValue;
 use sha2::{Digest as _, Sha256};
 
-use super::auth::Credential;
+use super::credentials::Credential;
 
 /// What a request takes along of the client that caused it. By default nothing: it is made for larder itself.
 #[derive(Clone, Default)]

@@ -1,29 +1,34 @@
 //! HTTP to one upstream: connections, TLS, redirects.
 
-use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, Method, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use reqwest::{Response, Url, redirect};
-use rustls::RootCertStore;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 
+use crate::clock::Clock;
+
+use super::breaker::Breaker;
 use super::error::Error;
 use super::guard::Guard;
 use super::options::Options;
+use super::tls;
+use super::trust::authority;
 
 /// HTTP/1.1: a transfer has a connection of its own, as CDNs limit the speed of each.
 ///
 /// Two connection pools: one for the upstream itself, where the operator has put it; one for wherever it sends us.
 pub(super) struct Client {
     upstream: Url,
+    /// `/v2/` of it.
+    base: Url,
     own: reqwest::Client,
     elsewhere: reqwest::Client,
     guard: Guard,
     header_timeout: Duration,
+    breaker: Breaker,
+    clock: Clock,
 }
 
 /// How many redirects are followed.
@@ -33,45 +38,105 @@ const IDLE_CONNECTION: Duration = Duration::from_secs(50);
 // === impl Client ===
 
 impl Client {
-    pub(super) fn new(upstream: Url, options: &Options) -> Result<Self, String> {
-        let tls = tls(&options.ca_file)?;
-        let guard = Guard::new(&upstream, options.allow_private);
-        let builder = || {
-            reqwest::Client::builder()
-                .tls_backend_preconfigured(tls.clone())
+    pub(super) fn new(upstream: Url, options: &Options, clock: Clock) -> Result<Self, String> {
+        let base = format!("{}/v2/", upstream.as_str().trim_end_matches('/'));
+        let base = base.parse().map_err(|error| format!("url {base:?} is no URL: {error}"))?;
+        let guard = Guard::new(&upstream, options.allow_private, &options.proxy)?;
+        let builder = |tls| {
+            let builder = reqwest::Client::builder();
+            let builder = match &*options.proxy {
+                "" => builder,
+                "none" => builder.no_proxy(),
+                url => builder.no_proxy().proxy(reqwest::Proxy::all(url).map_err(|_| "proxy must be a URL or none".to_owned())?),
+            };
+            let client = builder
+                .tls_backend_preconfigured(tls)
                 .redirect(redirect::Policy::none())
                 .referer(false)
                 .user_agent(concat!("larder/", env!("CARGO_PKG_VERSION")))
                 .connect_timeout(options.connect_timeout)
                 .http1_only()
-                .pool_idle_timeout(IDLE_CONNECTION)
+                .pool_idle_timeout(IDLE_CONNECTION);
+            Ok::<_, String>(client)
         };
         let build = |builder: reqwest::ClientBuilder| builder.build().map_err(|error| error.to_string());
         Ok(Self {
-            own: build(builder())?,
-            elsewhere: build(builder().dns_resolver(Arc::new(guard.clone())))?,
+            own: build(builder(tls::config(options, true)?)?)?,
+            elsewhere: build(builder(tls::config(options, false)?)?.dns_resolver(Arc::new(guard.clone())))?,
             upstream,
+            base,
             guard,
             header_timeout: options.header_timeout,
+            breaker: Breaker::default(),
+            clock,
         })
+    }
+
+    /// `/v2/`.
+    pub(super) fn base(&self) -> &Url {
+        &self.base
+    }
+
+    /// What lies at `path` below `/v2/`.
+    pub(super) fn url(&self, path: &str) -> Result<Url, Error> {
+        format!("{}{path}", self.base).parse().map_err(|_| Error::unavailable("no URL can be made of the name"))
+    }
+
+    /// Whether the upstream itself may be asked.
+    pub(super) fn breaker(&self) -> &Breaker {
+        &self.breaker
+    }
+
+    /// The upstream's host and port, to be shown.
+    pub(super) fn host(&self) -> String {
+        authority(&self.upstream)
     }
 
     /// One request, no redirect. To the upstream's own origin, or guarded to elsewhere.
     pub(super) async fn get(&self, url: &Url, headers: HeaderMap) -> Result<Response, Error> {
-        self.send(Method::GET, url, headers).await
+        self.send(Method::GET, url, headers, None).await
     }
 
-    async fn send(&self, method: Method, url: &Url, headers: HeaderMap) -> Result<Response, Error> {
-        let client = if url.origin() == self.upstream.origin() {
+    /// Likewise, with a form.
+    pub(super) async fn post(&self, url: &Url, mut headers: HeaderMap, form: String) -> Result<Response, Error> {
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
+        self.send(Method::POST, url, headers, Some(form)).await
+    }
+
+    async fn send(&self, method: Method, url: &Url, headers: HeaderMap, body: Option<String>) -> Result<Response, Error> {
+        let own = url.origin() == self.upstream.origin();
+        let client = if own {
             &self.own
         } else {
             self.guard.check(&self.upstream, url).map_err(|refused| Error::unavailable(refused.to_string()))?;
             &self.elsewhere
         };
-        let request = client.request(method, url.clone()).headers(headers).send();
-        match tokio::time::timeout(self.header_timeout, request).await {
-            Ok(answered) => Ok(answered?),
+        let request = client.request(method, url.clone()).headers(headers);
+        let request = match body {
+            Some(body) => request.body(body),
+            None => request,
+        };
+        let answered = match tokio::time::timeout(self.header_timeout, request.send()).await {
+            Ok(answered) => answered.map_err(Error::from),
             Err(_) => Err(Error::timed_out(format!("no answer within {}", humantime::format_duration(self.header_timeout)))),
+        };
+        if own {
+            self.note(&answered);
+        }
+        answered
+    }
+
+    /// How the upstream itself fares.
+    fn note(&self, answered: &Result<Response, Error>) {
+        let trouble = match answered {
+            Err(error) => error.clone(),
+            Ok(response) if matches!(response.status().as_u16(), 502..=504) => {
+                Error::unavailable(format!("it answers {}", response.status()))
+            }
+            Ok(_) => return self.breaker.succeeded(),
+        };
+        if self.breaker.failed(self.clock.now(), &trouble) {
+            tracing::warn!(host = %self.host(), %trouble, "an upstream fails again and again; it is left alone for moments");
         }
     }
 
@@ -84,7 +149,7 @@ impl Client {
             if !own {
                 sent.remove(header::AUTHORIZATION);
             }
-            let response = self.send(method.clone(), &at, sent).await?;
+            let response = self.send(method.clone(), &at, sent, None).await?;
             let Some(next) = redirect(&at, &response)? else { return Ok(Followed { response, own }) };
             at = next;
         }
@@ -131,36 +196,4 @@ pub(super) async fn read_limited(response: &mut Response, limit: usize, idle: Du
         body.extend_from_slice(&chunk);
     }
     Ok(body.freeze())
-}
-
-/// Trusts what the system trusts, and `ca_file` where one is given.
-fn tls(ca_file: &Path) -> Result<rustls::ClientConfig, String> {
-    let mut roots = system_roots().clone();
-    if !ca_file.as_os_str().is_empty() {
-        let unreadable = |error: &dyn std::fmt::Display| format!("ca_file {} cannot be read: {error}", ca_file.display());
-        let certificates = CertificateDer::pem_file_iter(ca_file).map_err(|error| unreadable(&error))?;
-        for certificate in certificates {
-            let certificate = certificate.map_err(|error| unreadable(&error))?;
-            roots.add(certificate).map_err(|error| unreadable(&error))?;
-        }
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(config)
-}
-
-fn system_roots() -> &'static RootCertStore {
-    static ROOTS: OnceLock<RootCertStore> = OnceLock::new();
-    ROOTS.get_or_init(|| {
-        let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        if roots.is_empty() {
-            roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-        }
-        roots
-    })
 }

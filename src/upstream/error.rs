@@ -20,6 +20,9 @@ pub enum Error {
     /// It wants to be left alone until then.
     #[error("the upstream limits the rate of requests")]
     RateLimited { until: Timestamp },
+    /// The operator lets no more bytes be fetched from it until then.
+    #[error("the byte_quota of the upstream is used up")]
+    QuotaSpent { until: Timestamp },
     /// It could not be reached, or failed, or made no sense.
     #[error("the upstream is unavailable: {why}")]
     Unavailable { why: String, timed_out: bool },

@@ -36,8 +36,14 @@ pub(super) enum Refused {
 // === impl Guard ===
 
 impl Guard {
-    pub(super) fn new(upstream: &Url, allow_private: bool) -> Self {
-        Self { own_host: upstream.host_str().unwrap_or_default().into(), proxies: proxies().into(), allow_private }
+    /// `proxy`: the option of the upstream; empty for those that the environment names.
+    pub(super) fn new(upstream: &Url, allow_private: bool, proxy: &str) -> Result<Self, String> {
+        let proxies = match proxy {
+            "" => proxies(),
+            "none" => Vec::new(),
+            url => vec![proxy_host(url).ok_or("proxy must be a URL such as http://proxy.corp:3128, or none")?],
+        };
+        Ok(Self { own_host: upstream.host_str().unwrap_or_default().into(), proxies: proxies.into(), allow_private })
     }
 
     /// Checks all that can be told before resolution: the scheme, and a host that is an address already.
@@ -65,11 +71,12 @@ impl Guard {
 fn proxies() -> Vec<String> {
     let names = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"];
     let values = names.iter().flat_map(|name| [std::env::var(name), std::env::var(name.to_ascii_lowercase())]);
-    let host = |value: String| {
-        let url: Option<Url> = value.parse().ok().filter(Url::has_host).or_else(|| format!("http://{value}").parse().ok());
-        url?.host_str().map(str::to_ascii_lowercase)
-    };
-    values.flatten().filter_map(host).collect()
+    values.flatten().filter_map(|value| proxy_host(&value)).collect()
+}
+
+fn proxy_host(value: &str) -> Option<String> {
+    let url: Option<Url> = value.parse().ok().filter(Url::has_host).or_else(|| format!("http://{value}").parse().ok());
+    url?.host_str().map(str::to_ascii_lowercase)
 }
 
 /// Resolves names as the system does and drops the addresses that the guard forbids.
@@ -158,7 +165,7 @@ mod tests {
     #[test]
     fn no_spelling_of_an_inner_address_passes() {
         let upstream = url("https://registry.example");
-        let guard = Guard::new(&upstream, false);
+        let guard = Guard::new(&upstream, false, "none").unwrap();
         for host in [
             "127.0.0.1",
             "127.1",
@@ -194,7 +201,7 @@ mod tests {
     #[test]
     fn the_upstreams_own_address_is_where_the_operator_put_it() {
         let upstream = url("http://127.0.0.1:5000");
-        let guard = Guard::new(&upstream, false);
+        let guard = Guard::new(&upstream, false, "none").unwrap();
         assert!(guard.check(&upstream, &url("http://127.0.0.1:6000/x")).is_ok());
         assert!(guard.check(&upstream, &url("http://127.0.0.2:6000/x")).is_err());
     }
@@ -202,14 +209,14 @@ mod tests {
     #[test]
     fn https_never_becomes_http() {
         let upstream = url("https://registry.example");
-        let guard = Guard::new(&upstream, true);
+        let guard = Guard::new(&upstream, true, "none").unwrap();
         assert!(matches!(guard.check(&upstream, &url("http://registry.example/x")), Err(Refused::Downgrade)));
         assert!(matches!(guard.check(&upstream, &url("file:///etc/passwd")), Err(Refused::Scheme)));
     }
 
     #[tokio::test]
     async fn a_name_that_resolves_to_the_inside_is_refused() {
-        let guard = Guard::new(&url("https://registry.example"), false);
+        let guard = Guard::new(&url("https://registry.example"), false, "none").unwrap();
         assert!(guard.resolve("localhost".parse().unwrap()).await.is_err());
     }
 }

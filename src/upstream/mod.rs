@@ -1,50 +1,62 @@
 //! One registry as larder asks it: who we are to it, where it sends us, how long we wait, when it wants to be left alone.
 //!
-//! Floor 1. Nothing here knows of the store or of clients.
+//! Floor 1. Nothing here knows of the store or of clients. A question goes downward: `request` words it, `send` chooses the
+//! address (`endpoint`) and the account (`accounts`), `auth` gets the `token`, `client` carries it where the `guard` lets it.
 
+mod accounts;
 mod auth;
 mod behalf;
+mod breaker;
+mod budget;
+mod challenge;
 mod client;
+mod credentials;
+mod endpoint;
 mod error;
 mod guard;
 mod options;
+mod quota;
 mod request;
+mod send;
+mod tls;
+mod token;
+mod trust;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use reqwest::Url;
 
-use crate::clock::{Clock, Timestamp};
+use crate::clock::Clock;
+use crate::oci::RepositoryName;
 
-use auth::{Auth, Credential};
-use client::Client;
+use accounts::Accounts;
+use auth::{Login, LoginKey};
+use endpoint::Endpoint;
+use quota::Quota;
+use trust::Trust;
 
 pub use behalf::{Behalf, ClientCredential, CredentialKey};
+pub use budget::BudgetReport;
+pub use credentials::AccountOptions;
 pub use error::Error;
 pub use options::{DOCKER_HUB, Options, WELL_KNOWN};
+pub use quota::Spent;
 pub use request::{Asking, BlobAnswer, Body, Found, ManifestAnswer, Span, TagsAnswer};
 
 /// A registry. Offline is a kind of upstream: it is there and answers nothing.
 pub struct Upstream {
     name: Arc<str>,
-    reach: Option<Reach>,
+    /// In the order in which they are asked; none if it is offline.
+    endpoints: Vec<Arc<Endpoint>>,
+    accounts: Accounts,
+    quota: Arc<Quota>,
+    /// It was found to refuse HEAD of blobs, and to give their bytes.
+    refuses_blob_head: AtomicBool,
     idle_timeout: Duration,
     clock: Clock,
 }
-
-struct Reach {
-    url: Url,
-    client: Arc<Client>,
-    auth: Auth,
-    /// Nothing is asked before this.
-    cool_until: Mutex<Timestamp>,
-}
-
-/// A registry that limits the rate and does not say for how long.
-const COOL_DOWN: Duration = Duration::from_secs(30);
-/// However long it says.
-const LONGEST_COOL_DOWN: Duration = Duration::from_mins(10);
 
 // === impl Upstream ===
 
@@ -52,25 +64,33 @@ impl Upstream {
     /// # Errors
     /// One line that says which option is wrong.
     pub fn new(name: &str, options: &Options, clock: Clock) -> Result<Self, String> {
-        let wrong = |what: &str| format!("upstream.\"{name}\".{what}");
-        let url: Url = options.url.parse().map_err(|error| wrong(&format!("url {:?} is no URL: {error}", options.url)))?;
-        if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
-            return Err(wrong(&format!("url {:?} must begin with https:// or http://", options.url)));
+        let wrong = |what: String| format!("upstream.\"{name}\".{what}");
+        let url = parse("url", &options.url).map_err(wrong)?;
+        let mut urls = vec![url.clone()];
+        for fallback in &options.fallbacks {
+            urls.push(parse("fallbacks", fallback).map_err(wrong)?);
         }
-        if !url.username().is_empty() || url.password().is_some() || url.query().is_some() || url.fragment().is_some() {
-            return Err(wrong("url must be without user, query and fragment; give username and password_file"));
-        }
-        let client = Arc::new(Client::new(url.clone(), options).map_err(|error| wrong(&error))?);
-        let credential = credential(options).map_err(|error| wrong(&error))?;
-        let auth = Auth::new(url.clone(), credential, options.token_hosts.clone(), Arc::clone(&client), clock.clone());
-        let reach = Reach { url, client, auth, cool_until: Mutex::default() };
-        Ok(Self { name: name.into(), reach: Some(reach), idle_timeout: options.idle_timeout, clock })
+        let accounts = Accounts::new(&options.accounts(), name, &url, &clock).map_err(wrong)?;
+        let trust = Arc::new(Trust::new(url, options.token_hosts.clone()));
+        let endpoint = |url| Endpoint::new(url, options, &trust, accounts.len(), clock.clone()).map(Arc::new);
+        let endpoints = urls.into_iter().map(endpoint).collect::<Result<Vec<_>, _>>().map_err(wrong)?;
+        let quota = Arc::new(Quota::new(options.byte_quota.as_u64(), options.byte_quota_window));
+        let (name, idle_timeout) = (name.into(), options.idle_timeout);
+        Ok(Self { name, endpoints, accounts, quota, refuses_blob_head: AtomicBool::new(false), idle_timeout, clock })
     }
 
     /// An upstream that is never asked.
     #[must_use]
     pub fn offline(name: &str, clock: Clock) -> Self {
-        Self { name: name.into(), reach: None, idle_timeout: Duration::ZERO, clock }
+        Self {
+            name: name.into(),
+            endpoints: Vec::new(),
+            accounts: Accounts::default(),
+            quota: Arc::new(Quota::new(0, Duration::ZERO)),
+            refuses_blob_head: AtomicBool::new(false),
+            idle_timeout: Duration::ZERO,
+            clock,
+        }
     }
 
     #[must_use]
@@ -80,41 +100,81 @@ impl Upstream {
 
     #[must_use]
     pub fn is_offline(&self) -> bool {
-        self.reach.is_none()
+        self.endpoints.is_empty()
     }
 
-    /// What can be asked, unless we are offline or the upstream wants to be left alone.
-    fn reach(&self) -> Result<&Reach, Error> {
-        let reach = self.reach.as_ref().ok_or(Error::Offline)?;
-        let until = *reach.cool_until.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.clock.now() < until { Err(Error::RateLimited { until }) } else { Ok(reach) }
+    /// larder shows credentials of its own there, so that what it can read is perhaps not for everyone.
+    #[must_use]
+    pub fn has_credentials(&self) -> bool {
+        self.accounts.have_credentials()
     }
 
-    fn cool_down(&self, reach: &Reach, retry_after: Option<Duration>) -> Error {
-        let until = self.clock.now() + retry_after.unwrap_or(COOL_DOWN).min(LONGEST_COOL_DOWN);
-        *reach.cool_until.lock().unwrap_or_else(PoisonError::into_inner) = until;
-        tracing::warn!(upstream = %self.name, "the upstream limits the rate of requests; it is left alone for a while");
-        Error::RateLimited { until }
+    /// Whether a client's credential is known there, whatever it may read.
+    ///
+    /// # Errors
+    /// [`Error::Credentials`] if it is not; see [`Error`] for the others.
+    pub async fn check_login(&self, client: &ClientCredential) -> Result<(), Error> {
+        let login = Login { key: LoginKey::Client(client.key()), credential: client.credential().cloned() };
+        let mut outcome = Err(Error::Offline);
+        for endpoint in self.endpoints()?.iter().filter(|endpoint| endpoint.trusted) {
+            outcome = endpoint.auth.check(&login).await;
+            if !matches!(outcome, Err(Error::Unavailable { .. })) {
+                return outcome;
+            }
+        }
+        outcome
+    }
+
+    /// How much of the budget for pulls is left for `repository`, of 1: that of the account that has most of it. `None` where
+    /// nothing is counted, or nothing has been told yet.
+    #[must_use]
+    pub fn budget_share(&self, repository: &RepositoryName) -> Option<f64> {
+        let endpoint = self.endpoints.first()?;
+        let now = self.clock.now();
+        let share = |(index, _)| endpoint.budget(LoginKey::Account(index), |budget| budget.share(now));
+        // One account that is not counted is enough for everything.
+        let shares: Option<Vec<f64>> = self.accounts.of(repository).into_iter().map(share).collect();
+        shares?.into_iter().reduce(f64::max)
+    }
+
+    /// What each account has left, where that is counted.
+    #[must_use]
+    pub fn budgets(&self) -> Vec<BudgetReport> {
+        let now = self.clock.now();
+        let report = |endpoint: &Arc<Endpoint>| {
+            let accounts = self.accounts.iter().enumerate();
+            let reports = accounts.filter_map(|(index, account)| {
+                endpoint.budget(LoginKey::Account(index), |budget| budget.report(account.label(), now))
+            });
+            reports.collect::<Vec<_>>()
+        };
+        self.endpoints.first().map(report).unwrap_or_default()
+    }
+
+    /// What has been spent of the byte quota; `None` where there is none.
+    #[must_use]
+    pub fn spent(&self) -> Option<Spent> {
+        self.quota.spent()
+    }
+
+    /// Goes on from what was spent of the byte quota before.
+    pub fn resume_spent(&self, spent: Spent) {
+        self.quota.resume(spent);
+    }
+
+    /// Where it can be asked, unless we are offline.
+    fn endpoints(&self) -> Result<&[Arc<Endpoint>], Error> {
+        if self.endpoints.is_empty() { Err(Error::Offline) } else { Ok(&self.endpoints) }
     }
 }
 
-fn credential(options: &Options) -> Result<Option<Credential>, String> {
-    let file = &options.password_file;
-    let by_file = !file.as_os_str().is_empty();
-    let by_env = !options.password_env.is_empty();
-    if options.username.is_empty() {
-        let misplaced = by_file || by_env;
-        return if misplaced { Err("username is missing beside the password".into()) } else { Ok(None) };
+fn parse(option: &str, text: &str) -> Result<Url, String> {
+    let url: Url = text.parse().map_err(|error| format!("{option} {text:?} is no URL: {error}"))?;
+    if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
+        return Err(format!("{option} {text:?} must begin with https:// or http://"));
     }
-    let password = match (by_file, by_env) {
-        (true, false) => {
-            std::fs::read_to_string(file).map_err(|error| format!("password_file {} cannot be read: {error}", file.display()))?
-        }
-        (false, true) => std::env::var(&options.password_env)
-            .map_err(|_| format!("password_env names {}, which is not set", options.password_env))?,
-        (true, true) => return Err("password_file and password_env are both given; one is enough".into()),
-        (false, false) => return Err("password_file or password_env is missing beside username".into()),
-    };
-    let password = password.trim_end_matches(['\r', '\n']).to_owned();
-    Ok(Some(Credential { username: options.username.clone(), password }))
+    if !url.username().is_empty() || url.password().is_some() || url.query().is_some() || url.fragment().is_some() {
+        return Err(format!("{option} must be without user, query and fragment; give username and password_file"));
+    }
+    Ok(url)
 }

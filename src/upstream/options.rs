@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
+
+use super::credentials::AccountOptions;
 
 /// One registry that larder stands before. The table's name is how clients name it: `docker.io`, `registry.corp:5000`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -11,6 +14,8 @@ use serde::{Deserialize, Serialize};
 pub struct Options {
     /// Where it is. Empty: `https://` and the name.
     pub url: String,
+    /// Where else it is to be had, asked in turn while `url` fails. They see the credentials only if `token_hosts` lists them.
+    pub fallbacks: Vec<String>,
     /// Other names that mean the same registry in `ns` and as a path prefix.
     pub aliases: Vec<String>,
     /// Host names under which larder is reached by clients that want this upstream.
@@ -21,15 +26,33 @@ pub struct Options {
     pub password_file: PathBuf,
     /// The environment variable that holds the password.
     pub password_env: String,
-    /// Hosts besides the upstream that may receive the password for a token.
+    /// A Docker `config.json` with the credentials, or with the helpers that know them.
+    pub docker_config: PathBuf,
+    /// The helper that knows the credentials: `ecr-login` for the program `docker-credential-ecr-login`.
+    pub credential_helper: String,
+    /// The repositories for which these credentials are used, as patterns; empty: all.
+    pub repositories: Vec<String>,
+    /// More accounts. For a repository the one whose pattern says most about it is used; of several that say as much, the next
+    /// when the budget of one is used up.
+    pub account: Vec<AccountOptions>,
+    /// Hosts besides the upstream that may see the credentials: token services, fallbacks.
     pub token_hosts: Vec<String>,
     /// A file of certificates (PEM) to trust beside the system's.
     pub ca_file: PathBuf,
+    /// The certificate (PEM) that larder shows to the upstream, and the file of its key.
+    pub client_cert_file: PathBuf,
+    pub client_key_file: PathBuf,
+    /// The proxy on the way to the upstream. Empty: as the environment says; `none`: none.
+    pub proxy: String,
     /// The upstream may name private addresses: in redirects, and as its token service.
     pub allow_private: bool,
     /// For how long a tag of this upstream is fresh; 0s: as `mirror.tag_ttl` says.
     #[serde(with = "humantime_serde")]
     pub tag_ttl: Duration,
+    /// How many bytes of blobs may be fetched from it within the window; `0B`: any number.
+    pub byte_quota: ByteSize,
+    #[serde(with = "humantime_serde")]
+    pub byte_quota_window: Duration,
     /// How long a connection may take to come about.
     #[serde(with = "humantime_serde")]
     pub connect_timeout: Duration,
@@ -45,15 +68,25 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             url: String::new(),
+            fallbacks: Vec::new(),
             aliases: Vec::new(),
             hosts: Vec::new(),
             username: String::new(),
             password_file: PathBuf::new(),
             password_env: String::new(),
+            docker_config: PathBuf::new(),
+            credential_helper: String::new(),
+            repositories: Vec::new(),
+            account: Vec::new(),
             token_hosts: Vec::new(),
             ca_file: PathBuf::new(),
+            client_cert_file: PathBuf::new(),
+            client_key_file: PathBuf::new(),
+            proxy: String::new(),
             allow_private: false,
             tag_ttl: Duration::ZERO,
+            byte_quota: ByteSize(0),
+            byte_quota_window: Duration::from_hours(30 * 24),
             connect_timeout: Duration::from_secs(5),
             header_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(30),
@@ -77,6 +110,21 @@ pub const WELL_KNOWN: [&str; 9] = [
 pub const DOCKER_HUB: &str = "docker.io";
 
 impl Options {
+    /// All accounts: that of the upstream's own section first, unless it names none and others follow.
+    #[must_use]
+    pub(super) fn accounts(&self) -> Vec<AccountOptions> {
+        let own = AccountOptions {
+            username: self.username.clone(),
+            password_file: self.password_file.clone(),
+            password_env: self.password_env.clone(),
+            docker_config: self.docker_config.clone(),
+            credential_helper: self.credential_helper.clone(),
+            repositories: self.repositories.clone(),
+        };
+        let named = own != AccountOptions::default() || self.account.is_empty();
+        named.then_some(own).into_iter().chain(self.account.iter().cloned()).collect()
+    }
+
     /// What is known of the registry `name`, under what the operator says of it.
     #[must_use]
     pub fn with_presets(mut self, name: &str) -> Self {

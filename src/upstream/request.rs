@@ -1,7 +1,10 @@
 //! What larder asks of a registry, in the terms of the distribution specification.
 
+use std::io::Read as _;
 use std::ops::Range;
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
@@ -10,9 +13,13 @@ use serde::Deserialize;
 
 use crate::oci::{ACCEPT, Digest, INDEX_TYPE, MAX_MANIFEST, Page, Reference, RepositoryName, merge_indexes};
 
-use super::client::{Followed, read_limited};
+use super::budget::Purpose;
+use super::client::read_limited;
+use super::endpoint::Endpoint;
 use super::error::Error;
-use super::{Behalf, DOCKER_HUB, Reach, Upstream, auth};
+use super::quota::Quota;
+use super::send::{Answered, Question};
+use super::{Behalf, Upstream};
 
 /// A repository of an upstream, asked on behalf of someone.
 #[derive(Clone, Copy)]
@@ -55,6 +62,10 @@ pub struct Span {
 pub struct Body {
     response: Response,
     idle_timeout: Duration,
+    endpoint: Arc<Endpoint>,
+    quota: Arc<Quota>,
+    /// In bytes.
+    received: u64,
 }
 
 pub struct TagsAnswer {
@@ -64,6 +75,8 @@ pub struct TagsAnswer {
 }
 
 const LARGEST_TAG_PAGE: usize = 4 << 20;
+/// An address that has sent this much of a blob does its work.
+const PROOF: u64 = 1 << 20;
 /// Of referrers; a list that is longer does not end.
 const MOST_PAGES: usize = 100;
 
@@ -86,10 +99,14 @@ impl Asking<'_> {
     /// See [`Error`].
     pub async fn manifest(&self, reference: &Reference) -> Result<ManifestAnswer, Error> {
         let path = format!("{}/manifests/{reference}", self.repository);
-        let mut response = self.send(Method::GET, &path, manifest_headers()).await?;
-        refuse_encoding(&response)?;
+        let mut response = self.send(Purpose::Pull, Method::GET, &path, manifest_headers()).await?.response;
         let content_type = content_type(&response);
         let bytes = read_limited(&mut response, MAX_MANIFEST, self.upstream.idle_timeout).await?;
+        let bytes = match encoding(&response) {
+            None => bytes,
+            Some("gzip" | "x-gzip") => unzip(&bytes)?,
+            Some(_) => return Err(encoded()),
+        };
         Ok(ManifestAnswer { bytes, content_type })
     }
 
@@ -99,8 +116,8 @@ impl Asking<'_> {
     /// See [`Error`].
     pub async fn head_manifest(&self, reference: &Reference) -> Result<Found, Error> {
         let path = format!("{}/manifests/{reference}", self.repository);
-        match self.send(Method::HEAD, &path, manifest_headers()).await {
-            Ok(response) => Ok(Found::of(&response)),
+        match self.send(Purpose::Pull, Method::HEAD, &path, manifest_headers()).await {
+            Ok(answered) => Ok(Found::of(&answered.response)),
             // Some registries know no HEAD here: nothing was found out.
             Err(Error::Unsupported(_)) => Ok(Found { digest: None, size: None, content_type: None }),
             Err(error) => Err(error),
@@ -113,14 +130,21 @@ impl Asking<'_> {
     /// See [`Error`].
     pub async fn head_blob(&self, digest: &Digest) -> Result<Found, Error> {
         let path = format!("{}/blobs/{digest}", self.repository);
-        match self.send(Method::HEAD, &path, HeaderMap::new()).await {
-            Ok(response) if response.status() == StatusCode::OK => return Ok(Found::of(&response)),
-            Err(error @ (Error::Offline | Error::RateLimited { .. } | Error::Unavailable { timed_out: true, .. })) => {
-                return Err(error);
+        let refuses_head = &self.upstream.refuses_blob_head;
+        let mut refused = refuses_head.load(Ordering::Relaxed);
+        if !refused {
+            match self.send(Purpose::Blob, Method::HEAD, &path, HeaderMap::new()).await {
+                Ok(Answered { response, .. }) if response.status() == StatusCode::OK => return Ok(Found::of(&response)),
+                Err(error @ (Error::Offline | Error::RateLimited { .. } | Error::Unavailable { timed_out: true, .. })) => {
+                    return Err(error);
+                }
+                Err(Error::Denied | Error::Unsupported(_)) => refused = true,
+                _ => {}
             }
-            _ => {}
         }
         let first = self.blob(digest, Some(Span { start: 0, end: Some(1) })).await?;
+        // Who gives the blob and refuses its HEAD does so with every blob.
+        refuses_head.store(refused, Ordering::Relaxed);
         Ok(Found { digest: None, size: first.size, content_type: None })
     }
 
@@ -138,8 +162,12 @@ impl Asking<'_> {
             };
             headers.insert(header::RANGE, HeaderValue::try_from(range).map_err(|error| Error::unavailable(error.to_string()))?);
         }
-        let response = self.send(Method::GET, &path, headers).await?;
-        refuse_encoding(&response)?;
+        self.upstream.quota.admit(self.upstream.clock.now())?;
+        let Answered { response, endpoint } = self.send(Purpose::Blob, Method::GET, &path, headers).await?;
+        // Bytes that were compressed on the way are not those that the digest is over.
+        if encoding(&response).is_some() {
+            return Err(encoded());
+        }
         let (offset, size) = match response.status() {
             StatusCode::PARTIAL_CONTENT => {
                 let range = response.headers().get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
@@ -153,7 +181,14 @@ impl Asking<'_> {
             }
             _ => (0, content_length(&response)),
         };
-        Ok(BlobAnswer { offset, size, body: Body { response, idle_timeout: self.upstream.idle_timeout } })
+        let body = Body {
+            response,
+            idle_timeout: self.upstream.idle_timeout,
+            endpoint,
+            quota: Arc::clone(&self.upstream.quota),
+            received: 0,
+        };
+        Ok(BlobAnswer { offset, size, body })
     }
 
     /// Asks for a page of the tags of a repository.
@@ -167,7 +202,7 @@ impl Asking<'_> {
         }
         let query = page.query();
         let path = format!("{}/tags/list{}{query}", self.repository, if query.is_empty() { "" } else { "?" });
-        let mut response = self.send(Method::GET, &path, HeaderMap::new()).await?;
+        let mut response = self.send(Purpose::List, Method::GET, &path, HeaderMap::new()).await?.response;
         let next = link(&response).and_then(next_page);
         let body = read_limited(&mut response, LARGEST_TAG_PAGE, self.upstream.idle_timeout).await?;
         let list: List = serde_json::from_slice(&body).map_err(|_| Error::unavailable("its list of tags is no JSON"))?;
@@ -183,8 +218,8 @@ impl Asking<'_> {
         let mut pages = Vec::new();
         let mut next = Some(path.clone());
         while let Some(page) = next {
-            let mut response = match self.send(Method::GET, &page, HeaderMap::new()).await {
-                Ok(response) => response,
+            let mut response = match self.send(Purpose::List, Method::GET, &page, HeaderMap::new()).await {
+                Ok(answered) => answered.response,
                 Err(Error::NotFound | Error::Unsupported(_)) if pages.is_empty() => return Ok(None),
                 Err(error) => return Err(error),
             };
@@ -203,63 +238,10 @@ impl Asking<'_> {
         }
     }
 
-    /// Sends a request, proving who we are when asked to, and tells the good answers from the others.
-    async fn send(&self, method: Method, path: &str, mut headers: HeaderMap) -> Result<Response, Error> {
-        let Self { upstream, repository, .. } = *self;
-        let reach = upstream.reach()?;
-        let base = reach.url.as_str().trim_end_matches('/');
-        let url = format!("{base}/v2/{path}").parse().map_err(|_| Error::unavailable("no URL can be made of the name"))?;
-        // Bodies must arrive as they are stored; a digest is over those bytes.
-        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        let mut sent = reach.auth.header(repository).await?;
-        let (mut proved, mut asked_again) = (false, false);
-        loop {
-            match &sent {
-                Some(value) => headers.insert(header::AUTHORIZATION, value.clone()),
-                None => headers.remove(header::AUTHORIZATION),
-            };
-            let Followed { response, own } = reach.client.follow(&method, reqwest::Url::clone(&url), &headers).await?;
-            match response.status() {
-                StatusCode::UNAUTHORIZED if own && !proved && auth::has_challenge(response.headers()) => {
-                    sent = Some(reach.auth.challenged(repository, response.headers(), sent.as_ref()).await?);
-                    proved = true;
-                }
-                // Said of an old token, it may not be true of a new one.
-                StatusCode::FORBIDDEN if own && !proved && sent.as_ref().is_some_and(|sent| !is_basic(sent)) => {
-                    sent = reach.auth.renewed(repository).await?;
-                    proved = true;
-                }
-                // The signature of a redirect has expired: the registry makes a new one.
-                StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED if !own && !asked_again => asked_again = true,
-                StatusCode::UNAUTHORIZED if own && sent.as_ref().is_some_and(is_basic) => {
-                    return Err(Error::Credentials("it does not take the user name and password".into()));
-                }
-                _ => return upstream.judge(reach, response, own),
-            }
-        }
+    async fn send(&self, purpose: Purpose, method: Method, path: &str, headers: HeaderMap) -> Result<Answered, Error> {
+        let (repository, behalf, path) = (self.repository, self.behalf, path.to_owned());
+        self.upstream.send(Question { method, repository, behalf, path, headers, purpose }).await
     }
-}
-
-impl Upstream {
-    fn judge(&self, reach: &Reach, response: Response, own: bool) -> Result<Response, Error> {
-        match response.status().as_u16() {
-            200 | 206 => Ok(response),
-            404 => Err(Error::NotFound),
-            status @ (400 | 405 | 406 | 410 | 416 | 501) => Err(Error::Unsupported(status)),
-            // Docker Hub says so of repositories that are not there, whoever asks.
-            401 if own && *self.name == *DOCKER_HUB => Err(Error::NotFound),
-            401 | 403 if own => Err(Error::Denied),
-            429 => {
-                let after = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
-                Err(self.cool_down(reach, after.and_then(retry_after)))
-            }
-            status => Err(Error::unavailable(format!("it answers {status}"))),
-        }
-    }
-}
-
-fn is_basic(authorization: &HeaderValue) -> bool {
-    authorization.as_bytes().starts_with(b"Basic ")
 }
 
 fn manifest_headers() -> HeaderMap {
@@ -277,11 +259,24 @@ fn content_length(response: &Response) -> Option<u64> {
     response.headers().get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// Bytes that were compressed on the way are not those that the digest is over.
-fn refuse_encoding(response: &Response) -> Result<(), Error> {
-    match response.headers().get(header::CONTENT_ENCODING) {
-        Some(encoding) if encoding != "identity" => Err(Error::unavailable("it encodes what must not be changed")),
-        _ => Ok(()),
+/// How the body is encoded, if it is.
+fn encoding(response: &Response) -> Option<&str> {
+    let encoding = response.headers().get(header::CONTENT_ENCODING)?.to_str().unwrap_or("?").trim();
+    Some(encoding).filter(|encoding| !encoding.is_empty() && !encoding.eq_ignore_ascii_case("identity"))
+}
+
+fn encoded() -> Error {
+    Error::unavailable("it encodes what must not be changed")
+}
+
+/// A manifest that was compressed on the way, although we asked for it as it is. Its digest is checked by whoever asked.
+fn unzip(bytes: &[u8]) -> Result<Bytes, Error> {
+    let mut plain = Vec::new();
+    let limit = MAX_MANIFEST as u64 + 1;
+    let read = flate2::read::GzDecoder::new(bytes).take(limit).read_to_end(&mut plain);
+    match read {
+        Ok(size) if size <= MAX_MANIFEST => Ok(plain.into()),
+        _ => Err(encoded()),
     }
 }
 
@@ -321,15 +316,6 @@ fn next_page(link: &str) -> Option<Page> {
     (page.last.is_some() || page.next_page.is_some()).then_some(page)
 }
 
-/// Seconds, or a date.
-fn retry_after(text: &str) -> Option<Duration> {
-    if let Ok(seconds) = text.trim().parse() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let date = httpdate::parse_http_date(text).ok()?;
-    Some(date.duration_since(SystemTime::now()).unwrap_or_default())
-}
-
 // === impl Found ===
 
 impl Found {
@@ -353,10 +339,23 @@ impl Body {
     /// # Errors
     /// When the connection breaks, or nothing comes for too long.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
-        match tokio::time::timeout(self.idle_timeout, self.response.chunk()).await {
-            Ok(chunk) => Ok(chunk?),
+        let chunk = match tokio::time::timeout(self.idle_timeout, self.response.chunk()).await {
+            Ok(chunk) => chunk.map_err(Error::from),
             Err(_) => Err(Error::timed_out("the body has fallen silent")),
+        };
+        match &chunk {
+            Ok(Some(bytes)) => {
+                let before = self.received;
+                self.received += bytes.len() as u64;
+                self.quota.spend(bytes.len() as u64);
+                if before < PROOF && self.received >= PROOF {
+                    self.endpoint.body_came();
+                }
+            }
+            Ok(None) => self.endpoint.body_came(),
+            Err(error) => self.endpoint.body_broke(error),
         }
+        chunk
     }
 }
 
@@ -379,12 +378,5 @@ mod tests {
         assert_eq!(page, Page { n: Some(50), last: Some("b".into()), next_page: Some("gAAA=".into()) });
         assert_eq!(next_page(r#"</v2/x?n=1>; rel="prev""#), None);
         assert_eq!(next_page("nonsense"), None);
-    }
-
-    #[test]
-    fn retry_after_is_seconds_or_a_date() {
-        assert_eq!(retry_after("120"), Some(Duration::from_mins(2)));
-        assert_eq!(retry_after("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::ZERO));
-        assert_eq!(retry_after("soon"), None);
     }
 }

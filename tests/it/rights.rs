@@ -129,13 +129,17 @@ async fn an_upstream_that_refuses_head_is_asked_for_one_byte() {
         let head = mirror.head(&path("team/one", &digest)).await.expect(200);
         assert_eq!(head.header("content-length"), Some("300000"), "HEAD is answered {code}");
         let byte = format!("GET {} bytes=0-0", path("team/one", &digest));
-        assert_eq!(asked(&upstream), [format!("HEAD {} ", path("team/one", &digest)), byte]);
+        // Who says 401 and not what it wants may say so at `/v2/`.
+        let lines = || asked(&upstream).into_iter().filter(|line| *line != "GET /v2/ ").collect::<Vec<_>>();
+        assert_eq!(lines(), [format!("HEAD {} ", path("team/one", &digest)), byte]);
 
         mirror.get(&path("team/one", &digest)).await.expect(200);
         upstream.forget_requests();
         assert_eq!(mirror.get(&path("team/two", &digest)).await.expect(200).body, blob);
         let byte = format!("GET {} bytes=0-0", path("team/two", &digest));
-        assert_eq!(asked(&upstream), [format!("HEAD {} ", path("team/two", &digest)), byte]);
+        // One that refuses is not asked so again; one that says it is not there may say other things of other blobs.
+        let head = matches!(code, 401 | 404).then(|| format!("HEAD {} ", path("team/two", &digest)));
+        assert_eq!(lines(), head.into_iter().chain([byte]).collect::<Vec<_>>());
     }
 }
 

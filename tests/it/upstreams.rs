@@ -123,7 +123,8 @@ async fn an_upstream_that_refuses_connections_is_a_502_and_what_is_cached_is_ser
     mirror.get("/v2/").await.expect(200);
 
     upstream.restart().await;
-    assert_eq!(mirror.get(&path(&digest)).await.expect(200).body, blob, "and it is asked again at once");
+    mirror.clock().advance(Duration::from_secs(5));
+    assert_eq!(mirror.get(&path(&digest)).await.expect(200).body, blob, "and it is asked again within five seconds");
 }
 
 #[tokio::test]

@@ -1,0 +1,194 @@
+//! Sending a request: to the first address that answers, as the first account that may ask, with the proof that is wanted.
+
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use reqwest::{Response, Url};
+
+use crate::clock::Timestamp;
+use crate::oci::RepositoryName;
+
+use super::accounts::Account;
+use super::auth::{Login, LoginKey, is_basic, refused};
+use super::budget::Purpose;
+use super::client::Followed;
+use super::endpoint::Endpoint;
+use super::error::Error;
+use super::{Behalf, DOCKER_HUB, Upstream};
+
+/// What is asked, of whichever address.
+pub(super) struct Question<'a> {
+    pub(super) method: Method,
+    pub(super) repository: &'a RepositoryName,
+    pub(super) behalf: &'a Behalf,
+    /// After `/v2/`.
+    pub(super) path: String,
+    pub(super) headers: HeaderMap,
+    pub(super) purpose: Purpose,
+}
+
+/// A good answer, and where it came from.
+pub(super) struct Answered {
+    pub(super) response: Response,
+    pub(super) endpoint: Arc<Endpoint>,
+}
+
+/// As whom to ask.
+enum Who<'a> {
+    Account(usize, &'a Account),
+    Client(Login),
+}
+
+// === impl Upstream ===
+
+impl Upstream {
+    /// Asks each address in turn until one answers. What only a later one says, that there is nothing or that we may not, is
+    /// not believed: it may be behind the first.
+    pub(super) async fn send(&self, mut question: Question<'_>) -> Result<Answered, Error> {
+        // Bodies must arrive as they are stored; a digest is over those bytes.
+        question.headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        if let Some(via) = &question.behalf.via {
+            question.headers.insert(header::VIA, via.clone());
+        }
+        let mut trouble = None;
+        for endpoint in self.endpoints()? {
+            match self.send_to(endpoint, &question).await {
+                Ok(response) => return Ok(Answered { response, endpoint: Arc::clone(endpoint) }),
+                Err(error @ (Error::Unavailable { .. } | Error::RateLimited { .. } | Error::Credentials(_))) => {
+                    trouble.get_or_insert(error);
+                }
+                Err(error) => return Err(trouble.unwrap_or(error)),
+            }
+        }
+        Err(trouble.unwrap_or(Error::Offline))
+    }
+
+    /// Asks as each account in turn until one has not used up its budget.
+    async fn send_to(&self, endpoint: &Endpoint, question: &Question<'_>) -> Result<Response, Error> {
+        endpoint.admit(question.purpose)?;
+        let mut limited: Option<Timestamp> = None;
+        for who in self.who(question) {
+            let admitted = endpoint.budget(who.key(), |budget| budget.admit(question.purpose, self.clock.now()));
+            let until = match admitted {
+                Ok(()) => match self.send_as(endpoint, &who, question).await {
+                    Err(Error::RateLimited { until }) => until,
+                    outcome => return outcome,
+                },
+                Err(until) => until,
+            };
+            limited = Some(limited.map_or(until, |earliest| earliest.min(until)));
+        }
+        Err(limited.map_or(Error::Denied, |until| Error::RateLimited { until }))
+    }
+
+    fn who<'a>(&'a self, question: &Question<'_>) -> Vec<Who<'a>> {
+        match &question.behalf.client {
+            Some(client) => {
+                let credential = client.credential().cloned();
+                vec![Who::Client(Login { key: LoginKey::Client(client.key()), credential })]
+            }
+            None => {
+                let accounts = self.accounts.of(question.repository).into_iter();
+                accounts.map(|(index, account)| Who::Account(index, account)).collect()
+            }
+        }
+    }
+
+    /// Asks as this account; once more where it has a new password.
+    async fn send_as(&self, endpoint: &Endpoint, who: &Who<'_>, question: &Question<'_>) -> Result<Response, Error> {
+        let mut login = who.login().await?;
+        if !endpoint.trusted {
+            login.credential = None;
+        }
+        match (self.send_with(endpoint, &login, question).await, who, &login.credential) {
+            (Err(Error::Credentials(why)), Who::Account(_, account), Some(credential)) => {
+                match account.renew(credential).await? {
+                    Some(renewed) => {
+                        let login = Login { credential: Some(renewed), ..login };
+                        self.send_with(endpoint, &login, question).await
+                    }
+                    None => Err(Error::Credentials(why)),
+                }
+            }
+            // They are not larder's; it is the client who may not.
+            (Err(Error::Credentials(_)), Who::Client(_), _) => Err(Error::Denied),
+            (outcome, ..) => outcome,
+        }
+    }
+
+    /// Sends it, proving who we are when asked to, and tells the good answers from the others.
+    async fn send_with(&self, endpoint: &Endpoint, login: &Login, question: &Question<'_>) -> Result<Response, Error> {
+        let Question { method, repository, path, headers, purpose, .. } = question;
+        let url: Url = endpoint.client.url(path)?;
+        let mut headers = headers.clone();
+        let mut sent = endpoint.auth.header(login, repository).await?;
+        let (mut proofs, mut asked_again) = (0, false);
+        loop {
+            match &sent {
+                Some(value) => headers.insert(header::AUTHORIZATION, value.clone()),
+                None => headers.remove(header::AUTHORIZATION),
+            };
+            let Followed { response, own } = endpoint.client.follow(method, url.clone(), &headers).await?;
+            if own {
+                let now = self.clock.now();
+                let noted =
+                    endpoint.budget(login.key, |budget| budget.note(*purpose, response.status(), response.headers(), now));
+                if let Err(until) = noted {
+                    tracing::warn!(upstream = %self.name, "the upstream limits the rate of requests; it is left alone for a while");
+                    return Err(Error::RateLimited { until });
+                }
+            }
+            match response.status() {
+                // First perhaps with an old token, then with a new one, then with what `/v2/` wants.
+                StatusCode::UNAUTHORIZED if own && proofs < 2 => {
+                    let better = endpoint.auth.challenged(login, repository, response.headers(), sent.as_ref()).await?;
+                    if better.is_none() || (better == sent && sent.as_ref().is_some_and(is_basic)) {
+                        return self.judge(&response, own, sent.as_ref()).map(|()| response);
+                    }
+                    // A registry that refuses what its token service has just given means the repository.
+                    proofs += if better.as_ref().is_some_and(is_basic) { 1 } else { 2 };
+                    sent = better;
+                }
+                // Said of an old token, it may not be true of a new one.
+                StatusCode::FORBIDDEN if own && proofs == 0 && sent.as_ref().is_some_and(|sent| !is_basic(sent)) => {
+                    sent = endpoint.auth.renewed(login, repository).await?;
+                    proofs = 2;
+                }
+                // The signature of a redirect has expired: the registry makes a new one.
+                StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED if !own && !asked_again => asked_again = true,
+                _ => return self.judge(&response, own, sent.as_ref()).map(|()| response),
+            }
+        }
+    }
+
+    fn judge(&self, response: &Response, own: bool, sent: Option<&HeaderValue>) -> Result<(), Error> {
+        match response.status().as_u16() {
+            200 | 206 => Ok(()),
+            404 => Err(Error::NotFound),
+            status @ (400 | 405 | 406 | 410 | 416 | 501) => Err(Error::Unsupported(status)),
+            401 if own && sent.is_some_and(is_basic) => Err(refused()),
+            // Docker Hub says so of repositories that are not there, whoever asks.
+            401 if own && *self.name == *DOCKER_HUB => Err(Error::NotFound),
+            401 | 403 if own => Err(Error::Denied),
+            status => Err(Error::unavailable(format!("it answers {status}"))),
+        }
+    }
+}
+
+// === impl Who ===
+
+impl Who<'_> {
+    fn key(&self) -> LoginKey {
+        match self {
+            Self::Account(index, _) => LoginKey::Account(*index),
+            Self::Client(login) => login.key,
+        }
+    }
+
+    async fn login(&self) -> Result<Login, Error> {
+        match self {
+            Self::Account(index, account) => account.login(*index).await,
+            Self::Client(login) => Ok(login.clone()),
+        }
+    }
+}

@@ -13,8 +13,8 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::mirror::{Mirror, Registries, Registry};
 use crate::server;
-use crate::store::{self, Store};
-use crate::upstream::Upstream;
+use crate::store::{self, Store, Tally};
+use crate::upstream::{Spent, Upstream};
 
 /// A running larder. To be ended with [`App::stop`]; dropped, its tasks go on.
 pub struct App {
@@ -89,6 +89,11 @@ impl App {
         let listener = TcpListener::bind(address).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
         let store = Store::open(&config.cache, clock.clone()).await?;
+        for upstream in registries.upstreams() {
+            if let Some(Tally { since, amount }) = store.tally(&tally_name(upstream)) {
+                upstream.resume_spent(Spent { since, bytes: amount });
+            }
+        }
         let mirror = Mirror::new(config.mirror, store.clone(), registries, clock.clone());
         let stop = CancellationToken::new();
         let running = tokio::spawn(run(listener, config.server, mirror, store.clone(), clock, stop.clone()));
@@ -121,10 +126,11 @@ async fn run(
     clock: Clock,
     stop: CancellationToken,
 ) -> Drained {
-    let upkeep = tokio::spawn(upkeep(store.clone(), stop.clone()));
+    let upkeep = tokio::spawn(upkeep(mirror.clone(), store.clone(), stop.clone()));
     let connections = server::serve(listener, &options, mirror.clone(), clock, stop.cancelled_owned()).await;
     let fills = mirror.stop(LAST_WRITES).await;
     upkeep.abort();
+    note_spent(&mirror, &store);
     let quiet = fills == 0 && connections == 0;
     if tokio::time::timeout(LAST_WRITES, store.close(quiet)).await.is_err() {
         tracing::error!("the disk does not answer; the next start looks at every file");
@@ -132,15 +138,31 @@ async fn run(
     Drained { connections, fills }
 }
 
-async fn upkeep(store: Store, stop: CancellationToken) {
+async fn upkeep(mirror: Mirror, store: Store, stop: CancellationToken) {
     let mut due = tokio::time::interval(UPKEEP);
     due.tick().await;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            _ = due.tick() => store.upkeep().await,
+            _ = due.tick() => {
+                note_spent(&mirror, &store);
+                store.upkeep().await;
+            }
         }
     }
+}
+
+/// Writes down what has been spent of byte quotas, which last longer than a process.
+fn note_spent(mirror: &Mirror, store: &Store) {
+    for upstream in mirror.registries().upstreams() {
+        if let Some(Spent { since, bytes }) = upstream.spent() {
+            store.set_tally(&tally_name(upstream), Tally { since, amount: bytes });
+        }
+    }
+}
+
+fn tally_name(upstream: &Upstream) -> String {
+    format!("bytes-from-{}", upstream.name())
 }
 
 fn registries(config: &Config, clock: &Clock) -> Result<Registries, String> {

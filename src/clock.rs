@@ -48,7 +48,7 @@ impl Clock {
 
 impl Timestamp {
     #[must_use]
-    pub fn from_unix_millis(millis: u64) -> Self {
+    pub const fn from_unix_millis(millis: u64) -> Self {
         Self(millis)
     }
 

@@ -50,6 +50,11 @@ impl Registries {
         self.by_host.insert(host.to_ascii_lowercase(), Arc::clone(registry));
     }
 
+    /// All that are configured, each perhaps more than once.
+    pub fn upstreams(&self) -> impl Iterator<Item = &Upstream> {
+        self.by_name.values().map(|registry| &registry.upstream)
+    }
+
     fn named(&self, name: &str) -> Option<&Arc<Registry>> {
         self.by_name.get(&name.to_ascii_lowercase())
     }

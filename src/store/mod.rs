@@ -35,7 +35,7 @@ pub use disk::OpenError;
 pub use growing::{Cut, TAIL};
 pub use options::{Floor, Options};
 pub use reader::{Blob, BlobReader, Growth, ReadError};
-pub use records::{Kind, Proof, TagRecord};
+pub use records::{Kind, Proof, TagRecord, Tally};
 pub use writer::{BlobWriter, Bypass, Finished};
 
 /// The cache directory. Clones share it.
@@ -168,6 +168,16 @@ impl Store {
     }
 
     // --- records ---
+
+    /// What was counted under `name`, a word without spaces.
+    #[must_use]
+    pub fn tally(&self, name: &str) -> Option<Tally> {
+        self.0.records.tally(name)
+    }
+
+    pub fn set_tally(&self, name: &str, tally: Tally) {
+        self.0.records.set_tally(name, tally);
+    }
 
     #[must_use]
     pub fn tag(&self, repository: &Repository, tag: &Tag) -> Option<TagRecord> {

@@ -35,6 +35,7 @@ struct State {
     ids: HashMap<Repository, u32>,
     tags: HashMap<(u32, Tag), TagRecord>,
     proofs: HashMap<Digest, Vec<(u32, Proof)>>,
+    tallies: HashMap<String, Tally>,
     log: Log,
 }
 
@@ -65,6 +66,13 @@ pub struct Proof {
     pub size: u64,
     /// For a manifest: the media type it is served with. `None` for a blob.
     pub media_type: Option<String>,
+}
+
+/// What has been counted under some name since some time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tally {
+    pub since: Timestamp,
+    pub amount: u64,
 }
 
 /// As what a repository holds a digest. One says nothing of the other.
@@ -177,6 +185,17 @@ impl Records {
         }
     }
 
+    pub(super) fn tally(&self, name: &str) -> Option<Tally> {
+        self.lock().tallies.get(name).copied()
+    }
+
+    pub(super) fn set_tally(&self, name: &str, tally: Tally) {
+        let mut state = self.lock();
+        if state.tallies.insert(name.to_owned(), tally) != Some(tally) {
+            self.append(&mut state, &tally_line(name, tally));
+        }
+    }
+
     /// The digests that are manifests, as far as the records tell.
     pub(super) fn manifests(&self) -> Vec<Digest> {
         let state = self.lock();
@@ -195,7 +214,7 @@ impl Records {
             state.tags.retain(|_, record| held(&record.digest));
             state.log.pending.clear();
             state.log.writing = true;
-            state.log.lines = state.tags.len() + state.proofs.values().map(Vec::len).sum::<usize>();
+            state.log.lines = state.tallies.len() + state.tags.len() + state.proofs.values().map(Vec::len).sum::<usize>();
             state.log.lines_then = state.log.lines;
             state.text()
         };
@@ -275,6 +294,7 @@ impl State {
 
     fn text(&self) -> String {
         let mut text = String::from(HEADER);
+        self.tallies.iter().for_each(|(name, tally)| text.push_str(&tally_line(name, *tally)));
         for ((id, tag), record) in &self.tags {
             text.push_str(&tag_line(&self.repositories[*id as usize], tag, record));
         }
@@ -289,6 +309,14 @@ impl State {
     fn read(&mut self, line: &str) -> Option<()> {
         let mut words = line.split(' ');
         let kind = words.next()?;
+        if kind == "tally" {
+            let name = words.next()?.to_owned();
+            let since = Timestamp::from_unix_millis(words.next()?.parse().ok()?);
+            let amount = words.next()?.parse().ok()?;
+            whole(&mut words)?;
+            self.tallies.insert(name, Tally { since, amount });
+            return Some(());
+        }
         let repository = Repository { upstream: words.next()?.into(), name: words.next()?.parse().ok()? };
         let id = self.id(&repository);
         match kind {
@@ -357,4 +385,8 @@ fn tag_line(repository: &Repository, tag: &Tag, record: &TagRecord) -> String {
 fn proof_line(repository: &Repository, digest: &Digest, proof: &Proof) -> String {
     let Repository { upstream, name } = repository;
     format!("proof {upstream} {name} {digest} {} {}\n", proof.size, proof.media_type.as_deref().unwrap_or("-"))
+}
+
+fn tally_line(name: &str, tally: Tally) -> String {
+    format!("tally {name} {} {}\n", tally.since.unix_millis(), tally.amount)
 }

@@ -9,8 +9,11 @@ use super::error::Error;
 
 /// Opens after a few failures in a row. While it is open nothing is asked; then one request goes through, and what becomes of
 /// it decides.
-#[derive(Default)]
-pub(super) struct Breaker(Mutex<State>);
+pub(super) struct Breaker {
+    /// For so long it is open the first time; then for twice as long each time.
+    shortest: Duration,
+    state: Mutex<State>,
+}
 
 #[derive(Default)]
 struct State {
@@ -23,14 +26,16 @@ struct State {
 
 /// So many failures in a row open it.
 const FEW: u32 = 3;
-/// The first time for so long, then twice as long each time.
-const SHORTEST: Duration = Duration::from_secs(1);
 /// What has come back is found again within this.
-const LONGEST: Duration = Duration::from_secs(5);
+pub(super) const LONGEST: Duration = Duration::from_secs(5);
 
 // === impl Breaker ===
 
 impl Breaker {
+    pub(super) fn new(shortest: Duration) -> Self {
+        Self { shortest, state: Mutex::default() }
+    }
+
     /// Whether something may be asked at `now`.
     ///
     /// # Errors
@@ -62,13 +67,13 @@ impl Breaker {
             return false;
         }
         let doubled = (state.failures - FEW).min(8);
-        state.closed_from = now + (SHORTEST * (1 << doubled)).min(LONGEST);
+        state.closed_from = now + (self.shortest * (1 << doubled)).min(LONGEST);
         state.why = Some(why.clone());
         state.failures == FEW
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -76,11 +81,12 @@ impl Breaker {
 mod tests {
     use super::*;
 
+    const SHORTEST: Duration = Duration::from_secs(1);
     const WHY: Error = Error::Unsupported(502);
 
     #[test]
     fn it_opens_after_three_failures_in_a_row_and_tries_with_one_request() {
-        let (breaker, start) = (Breaker::default(), Timestamp::default());
+        let (breaker, start) = (Breaker::new(SHORTEST), Timestamp::default());
         assert!(!breaker.failed(start, &WHY));
         assert!(!breaker.failed(start, &WHY));
         breaker.succeeded();
@@ -99,7 +105,7 @@ mod tests {
 
     #[test]
     fn what_has_come_back_is_tried_within_five_seconds() {
-        let (breaker, mut now) = (Breaker::default(), Timestamp::default());
+        let (breaker, mut now) = (Breaker::new(SHORTEST), Timestamp::default());
         for _ in 0..50 {
             breaker.failed(now, &WHY);
             now = now + LONGEST;

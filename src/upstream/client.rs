@@ -33,6 +33,8 @@ pub(super) struct Client {
 
 /// How many redirects are followed.
 const HOPS: u8 = 5;
+/// What fails again and again, for a start.
+const LEFT_ALONE: Duration = Duration::from_secs(1);
 const IDLE_CONNECTION: Duration = Duration::from_secs(50);
 
 // === impl Client ===
@@ -67,7 +69,7 @@ impl Client {
             base,
             guard,
             header_timeout: options.header_timeout,
-            breaker: Breaker::default(),
+            breaker: Breaker::new(LEFT_ALONE),
             clock,
         })
     }

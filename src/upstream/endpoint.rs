@@ -7,7 +7,7 @@ use reqwest::Url;
 use crate::clock::Clock;
 
 use super::auth::{Auth, LoginKey};
-use super::breaker::Breaker;
+use super::breaker::{self, Breaker};
 use super::budget::{Budget, Purpose};
 use super::client::Client;
 use super::error::Error;
@@ -40,8 +40,10 @@ impl Endpoint {
         let client = Arc::new(Client::new(url, options, clock.clone())?);
         let auth = Auth::new(Arc::clone(&client), Arc::clone(trust), clock.clone());
         let budgets = (0..accounts).map(|_| Mutex::default()).collect();
+        // As long as can be, as a transfer waits before it is taken up again.
+        let bodies = Breaker::new(breaker::LONGEST);
         let clients = moka::sync::Cache::new(REMEMBERED);
-        Ok(Self { client, auth, trusted, bodies: Breaker::default(), budgets, clients, clock })
+        Ok(Self { client, auth, trusted, bodies, budgets, clients, clock })
     }
 
     /// Whether it may be asked now.

@@ -14,7 +14,6 @@ use serde::Deserialize;
 use crate::oci::{ACCEPT, Digest, INDEX_TYPE, MAX_MANIFEST, Page, Reference, RepositoryName, merge_indexes};
 
 use super::budget::Purpose;
-use super::client::read_limited;
 use super::endpoint::Endpoint;
 use super::error::Error;
 use super::quota::Quota;
@@ -99,9 +98,8 @@ impl Asking<'_> {
     /// See [`Error`].
     pub async fn manifest(&self, reference: &Reference) -> Result<ManifestAnswer, Error> {
         let path = format!("{}/manifests/{reference}", self.repository);
-        let mut response = self.send(Purpose::Pull, Method::GET, &path, manifest_headers()).await?.response;
+        let Answered { response, bytes, .. } = self.read(Purpose::Pull, &path, manifest_headers(), MAX_MANIFEST).await?;
         let content_type = content_type(&response);
-        let bytes = read_limited(&mut response, MAX_MANIFEST, self.upstream.idle_timeout).await?;
         let bytes = match encoding(&response) {
             None => bytes,
             Some("gzip" | "x-gzip") => unzip(&bytes)?,
@@ -163,7 +161,7 @@ impl Asking<'_> {
             headers.insert(header::RANGE, HeaderValue::try_from(range).map_err(|error| Error::unavailable(error.to_string()))?);
         }
         self.upstream.quota.admit(self.upstream.clock.now())?;
-        let Answered { response, endpoint } = self.send(Purpose::Blob, Method::GET, &path, headers).await?;
+        let Answered { response, endpoint, .. } = self.send(Purpose::Blob, Method::GET, &path, headers).await?;
         // Bytes that were compressed on the way are not those that the digest is over.
         if encoding(&response).is_some() {
             return Err(encoded());
@@ -202,10 +200,9 @@ impl Asking<'_> {
         }
         let query = page.query();
         let path = format!("{}/tags/list{}{query}", self.repository, if query.is_empty() { "" } else { "?" });
-        let mut response = self.send(Purpose::List, Method::GET, &path, HeaderMap::new()).await?.response;
+        let Answered { response, bytes, .. } = self.read(Purpose::List, &path, HeaderMap::new(), LARGEST_TAG_PAGE).await?;
         let next = link(&response).and_then(next_page);
-        let body = read_limited(&mut response, LARGEST_TAG_PAGE, self.upstream.idle_timeout).await?;
-        let list: List = serde_json::from_slice(&body).map_err(|_| Error::unavailable("its list of tags is no JSON"))?;
+        let list: List = serde_json::from_slice(&bytes).map_err(|_| Error::unavailable("its list of tags is no JSON"))?;
         Ok(TagsAnswer { tags: list.tags.unwrap_or_default(), next })
     }
 
@@ -218,8 +215,8 @@ impl Asking<'_> {
         let mut pages = Vec::new();
         let mut next = Some(path.clone());
         while let Some(page) = next {
-            let mut response = match self.send(Purpose::List, Method::GET, &page, HeaderMap::new()).await {
-                Ok(answered) => answered.response,
+            let Answered { response, bytes, .. } = match self.read(Purpose::List, &page, HeaderMap::new(), MAX_MANIFEST).await {
+                Ok(answered) => answered,
                 Err(Error::NotFound | Error::Unsupported(_)) if pages.is_empty() => return Ok(None),
                 Err(error) => return Err(error),
             };
@@ -227,7 +224,7 @@ impl Asking<'_> {
                 return Ok(None);
             }
             next = link(&response).and_then(next_query).map(|query| format!("{path}?{query}"));
-            pages.push(read_limited(&mut response, MAX_MANIFEST, self.upstream.idle_timeout).await?);
+            pages.push(bytes);
             if pages.len() > MOST_PAGES {
                 return Err(Error::unavailable("its list of referrers does not end"));
             }
@@ -240,7 +237,14 @@ impl Asking<'_> {
 
     async fn send(&self, purpose: Purpose, method: Method, path: &str, headers: HeaderMap) -> Result<Answered, Error> {
         let (repository, behalf, path) = (self.repository, self.behalf, path.to_owned());
-        self.upstream.send(Question { method, repository, behalf, path, headers, purpose }).await
+        self.upstream.send(Question { method, repository, behalf, path, headers, purpose, whole: None }).await
+    }
+
+    /// A GET whose whole body is wanted.
+    async fn read(&self, purpose: Purpose, path: &str, headers: HeaderMap, limit: usize) -> Result<Answered, Error> {
+        let (repository, behalf, path) = (self.repository, self.behalf, path.to_owned());
+        let (method, whole) = (Method::GET, Some(limit));
+        self.upstream.send(Question { method, repository, behalf, path, headers, purpose, whole }).await
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use reqwest::{Response, Url};
 
@@ -11,7 +12,7 @@ use crate::oci::RepositoryName;
 use super::accounts::Account;
 use super::auth::{Login, LoginKey, is_basic, refused};
 use super::budget::Purpose;
-use super::client::Followed;
+use super::client::{Followed, read_limited};
 use super::endpoint::Endpoint;
 use super::error::Error;
 use super::{Behalf, DOCKER_HUB, Upstream};
@@ -25,11 +26,15 @@ pub(super) struct Question<'a> {
     pub(super) path: String,
     pub(super) headers: HeaderMap,
     pub(super) purpose: Purpose,
+    /// The body is to be read to its end if it is no longer than this, in bytes.
+    pub(super) whole: Option<usize>,
 }
 
 /// A good answer, and where it came from.
 pub(super) struct Answered {
     pub(super) response: Response,
+    /// The body, where it was to be read.
+    pub(super) bytes: Bytes,
     pub(super) endpoint: Arc<Endpoint>,
 }
 
@@ -52,8 +57,12 @@ impl Upstream {
         }
         let mut trouble = None;
         for endpoint in self.endpoints()? {
-            match self.send_to(endpoint, &question).await {
-                Ok(response) => return Ok(Answered { response, endpoint: Arc::clone(endpoint) }),
+            let answered = match self.send_to(endpoint, &question).await {
+                Ok(response) => self.read(response, question.whole).await,
+                Err(error) => Err(error),
+            };
+            match answered {
+                Ok((response, bytes)) => return Ok(Answered { response, bytes, endpoint: Arc::clone(endpoint) }),
                 Err(error @ (Error::Unavailable { .. } | Error::RateLimited { .. } | Error::Credentials(_))) => {
                     trouble.get_or_insert(error);
                 }
@@ -61,6 +70,14 @@ impl Upstream {
             }
         }
         Err(trouble.unwrap_or(Error::Offline))
+    }
+
+    async fn read(&self, mut response: Response, whole: Option<usize>) -> Result<(Response, Bytes), Error> {
+        let bytes = match whole {
+            Some(limit) => read_limited(&mut response, limit, self.idle_timeout).await?,
+            None => Bytes::new(),
+        };
+        Ok((response, bytes))
     }
 
     /// Asks as each account in turn until one has not used up its budget.

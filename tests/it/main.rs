@@ -5,8 +5,10 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod accounts;
 mod breaking;
 mod dependencies;
+mod fallbacks;
 mod filling;
 mod http2;
 mod keeping;

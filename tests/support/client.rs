@@ -216,7 +216,8 @@ impl Answer {
     /// The same answer, if it came whole and with this status.
     #[track_caller]
     pub fn expect(self, status: u16) -> Self {
-        assert_eq!(self.status, status, "{:?} {:?}", self.headers, self.text());
+        let shown: String = self.text().chars().take(500).collect();
+        assert_eq!(self.status, status, "{:?} {shown:?}", self.headers);
         assert!(self.complete, "ended after {} bytes: {:?}", self.body.len(), self.headers);
         self
     }

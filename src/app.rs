@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::mirror::{Mirror, Registries, Registry};
+use crate::mirror::{Access, Mirror, Registries, Registry};
 use crate::server;
 use crate::store::{self, Store, Tally};
 use crate::upstream::{Spent, Upstream};
@@ -170,8 +170,15 @@ fn registries(config: &Config, clock: &Clock) -> Result<Registries, String> {
     for (name, options) in &config.upstream {
         // Also a sealed larder says what is wrong with its configuration.
         let upstream = Upstream::new(name, options, clock.clone())?;
+        if upstream.has_credentials() && options.allow.is_empty() {
+            tracing::warn!(
+                "upstream.{name:?} has credentials and no allow-list: whoever reaches larder can read all that they can; \
+                 say in upstream.{name:?}.allow what may be read"
+            );
+        }
         let upstream = if config.mirror.offline { Upstream::offline(name, clock.clone()) } else { upstream };
-        all.push((name, options, Arc::new(Registry { upstream, tag_ttl: options.tag_ttl })));
+        let access = Access { allow: options.allow.clone(), deny: options.deny.clone() };
+        all.push((name, options, Arc::new(Registry { upstream, tag_ttl: options.tag_ttl, access })));
     }
     let default = all.iter().find(|(name, ..)| **name == config.mirror.default_upstream);
     let (.., default) = default.ok_or("mirror.default_upstream is no upstream")?;

@@ -2,6 +2,7 @@
 //!
 //! Floor 2. It brings the store and the upstreams together, which know nothing of each other.
 
+mod access;
 mod blob;
 mod body;
 mod fill;
@@ -26,6 +27,7 @@ use crate::upstream;
 
 use fill::Fills;
 
+pub use access::Access;
 pub use blob::{Blob, BlobSize};
 pub use body::{Broken, ByteStream};
 pub use lists::{Referrers, TagList};
@@ -93,6 +95,9 @@ pub enum Refusal {
     UnknownUpstream(String),
     #[error(transparent)]
     InvalidName(InvalidName),
+    /// The operator does not let it be had; says by which rule.
+    #[error("{0}")]
+    NotAllowed(String),
     /// The client takes only types that the manifest is not.
     #[error("the manifest is {0}, which the Accept header does not allow")]
     NotAccepted(String),

@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::oci::{Repository, Target};
 use crate::upstream::{Asking, Behalf, DOCKER_HUB, Upstream};
 
-use super::Refusal;
+use super::{Access, Refusal};
 
 /// A repository and the registry to ask for it.
 #[derive(Clone)]
@@ -25,6 +25,7 @@ pub struct Origin {
 pub struct Registry {
     pub upstream: Upstream,
     pub tag_ttl: Duration,
+    pub access: Access,
 }
 
 /// The configured upstreams by all their names.
@@ -69,7 +70,7 @@ impl Registries {
     /// this before the first component of the path, and that before the default.
     ///
     /// # Errors
-    /// An upstream that is not configured, or a name that is none.
+    /// An upstream that is not configured, a name that is none, or a repository that may not be had.
     pub fn locate(&self, target: &Target, host: Option<&str>) -> Result<Origin, Refusal> {
         let unknown = |name: &str| Refusal::UnknownUpstream(name.into());
         let (first, rest) = target.path.split_once('/').unwrap_or(("", &target.path));
@@ -93,6 +94,7 @@ impl Registries {
             name = format!("library/{name}").parse().map_err(Refusal::InvalidName)?;
         }
         let repository = Repository { upstream: Arc::clone(registry.upstream.name()), name };
+        registry.access.check(&repository)?;
         Ok(Origin { repository, behalf: Behalf::default(), registry: Arc::clone(registry) })
     }
 }
@@ -122,7 +124,7 @@ mod tests {
     fn registries() -> Registries {
         let registry = |name| {
             let upstream = Upstream::offline(name, Clock::system());
-            Arc::new(Registry { upstream, tag_ttl: Duration::ZERO })
+            Arc::new(Registry { upstream, tag_ttl: Duration::ZERO, access: Access::default() })
         };
         let (hub, quay, corp) = (registry("docker.io"), registry("quay.io"), registry("registry.corp:5000"));
         let mut registries = Registries::new(Arc::clone(&hub));

@@ -229,7 +229,7 @@ pub(super) fn refusal(refusal: &Refusal, kind: Kind, wait: impl Fn(crate::clock:
         Refusal::UnknownUpstream(_)
         | Refusal::NotAccepted(_)
         | Refusal::Upstream(Error::NotFound | Error::Unsupported(_) | Error::Offline) => (StatusCode::NOT_FOUND, unknown),
-        Refusal::Upstream(Error::Denied) => (StatusCode::FORBIDDEN, ErrorCode::Denied),
+        Refusal::NotAllowed(_) | Refusal::Upstream(Error::Denied) => (StatusCode::FORBIDDEN, ErrorCode::Denied),
         // podman sleeps through 429 instead of failing over, and for a blob it has nowhere to go.
         Refusal::Upstream(Error::RateLimited { .. }) if kind == Kind::Blob => {
             (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
@@ -252,7 +252,7 @@ pub(super) fn refusal(refusal: &Refusal, kind: Kind, wait: impl Fn(crate::clock:
     };
     retry_after.iter().for_each(|after| set(&mut response, header::RETRY_AFTER, &after.as_secs().max(1).to_string()));
     let detail = match refusal {
-        Refusal::UnknownUpstream(_) | Refusal::InvalidName(_) => "larder; detail=refused",
+        Refusal::UnknownUpstream(_) | Refusal::InvalidName(_) | Refusal::NotAllowed(_) => "larder; detail=refused",
         Refusal::Upstream(Error::Offline) => "larder; detail=offline",
         _ => "larder; fwd=miss; detail=failed",
     };

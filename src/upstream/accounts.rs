@@ -28,8 +28,7 @@ impl Accounts {
     /// One line that says which option is wrong.
     pub(super) fn new(options: &[AccountOptions], name: &str, url: &Url, clock: &Clock) -> Result<Self, String> {
         let account = |options: &AccountOptions| {
-            let patterns: Result<Vec<Pattern>, _> = options.repositories.iter().map(|text| text.parse()).collect();
-            let patterns = patterns.map_err(|error| format!("repositories: {error}"))?;
+            let patterns = options.repositories.clone();
             Ok(Account { patterns, credentials: Credentials::new(options, name, url, clock.clone())? })
         };
         options.iter().map(account).collect::<Result<_, String>>().map(Self)

@@ -6,6 +6,8 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
+use crate::oci::Pattern;
+
 use super::credentials::AccountOptions;
 
 /// One registry that larder stands before. The table's name is how clients name it: `docker.io`, `registry.corp:5000`.
@@ -20,6 +22,10 @@ pub struct Options {
     pub aliases: Vec<String>,
     /// Host names under which larder is reached by clients that want this upstream.
     pub hosts: Vec<String>,
+    /// The repositories that may be had: `library/*`, `myorg/**`. Empty: all.
+    pub allow: Vec<Pattern>,
+    /// The repositories that may not, also of those that `allow` names.
+    pub deny: Vec<Pattern>,
     /// The user larder is to the upstream. Empty: nobody.
     pub username: String,
     /// The file that holds the password; a line end at its end does not count.
@@ -31,7 +37,7 @@ pub struct Options {
     /// The helper that knows the credentials: `ecr-login` for the program `docker-credential-ecr-login`.
     pub credential_helper: String,
     /// The repositories for which these credentials are used, as patterns; empty: all.
-    pub repositories: Vec<String>,
+    pub repositories: Vec<Pattern>,
     /// More accounts. For a repository the one whose pattern says most about it is used; of several that say as much, the next
     /// when the budget of one is used up.
     pub account: Vec<AccountOptions>,
@@ -71,6 +77,8 @@ impl Default for Options {
             fallbacks: Vec::new(),
             aliases: Vec::new(),
             hosts: Vec::new(),
+            allow: Vec::new(),
+            deny: Vec::new(),
             username: String::new(),
             password_file: PathBuf::new(),
             password_env: String::new(),

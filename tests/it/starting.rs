@@ -50,6 +50,7 @@ async fn a_mistake_is_one_line_on_stderr_and_changes_nothing() {
         (&["upstream.\"docker.io\".url=ftp://x"], &[], "must begin with https:// or http://"),
         (&["upstream.\"docker.io\".username=bob"], &[], "password_file or password_env is missing"),
         (&["upstream.\"docker.io\".ca_file=/nowhere.pem"], &[], "/nowhere.pem"),
+        (&["upstream.\"docker.io\".allow=library/*,a b"], &[], "allow[1]: \"a b\" is no pattern; write one such as library/*"),
         (&["mirror.default_upstream=nowhere"], &[], "nowhere"),
         (&["cache.dir=/proc/nowhere"], &[], "give another one as cache.dir"),
         (&[port_in_use.as_str()], &[], "give another address as server.listen"),

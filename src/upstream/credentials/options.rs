@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::oci::Pattern;
+
 /// Who larder is to an upstream. The same keys stand in `[upstream."x"]` itself, for its first account, and in
 /// `[[upstream."x".account]]`. Only one kind of source may be given; none: larder is nobody.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -20,5 +22,5 @@ pub struct AccountOptions {
     /// A program that knows the credentials: `ecr-login` runs docker-credential-ecr-login.
     pub credential_helper: String,
     /// The repositories that the account is for, as patterns. Empty: all.
-    pub repositories: Vec<String>,
+    pub repositories: Vec<Pattern>,
 }

@@ -185,9 +185,9 @@ fn registries(config: &Config, clock: &Clock) -> Result<Registries, String> {
     let mut registries = Registries::new(Arc::clone(default));
     for (name, options, registry) in &all {
         for name in std::iter::once(*name).chain(&options.aliases) {
-            registries.add_name(name, registry);
+            registries.add_name(name, registry)?;
         }
-        options.hosts.iter().for_each(|host| registries.add_host(host, registry));
+        options.hosts.iter().try_for_each(|host| registries.add_host(host, registry))?;
     }
     Ok(registries)
 }

@@ -162,7 +162,7 @@ impl Mirror {
 fn cut(mut tags: Vec<String>, next: Option<Page>, asked: &Page) -> (Vec<String>, Option<Page>) {
     let n = asked.n.and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX);
     let passed_over = asked.last.as_ref().is_some_and(|last| tags.contains(last));
-    if next.is_some() || (!passed_over && tags.len() <= n) {
+    if next.is_some() || asked.next.is_some() || (!passed_over && tags.len() <= n) {
         return (tags, next);
     }
     // The whole list, in whatever order: its pages need one in which they follow each other.
@@ -174,7 +174,7 @@ fn cut(mut tags: Vec<String>, next: Option<Page>, asked: &Page) -> (Vec<String>,
     }
     let more = tags.len() > n;
     tags.truncate(n);
-    let next = if more { tags.last().map(|last| Page { n: asked.n, last: Some(last.clone()), next_page: None }) } else { None };
+    let next = if more { tags.last().map(|last| Page { n: asked.n, last: Some(last.clone()), ..Page::default() }) } else { None };
     (tags, next)
 }
 
@@ -187,7 +187,7 @@ mod tests {
     use super::*;
 
     fn page(n: Option<u64>, last: Option<&str>) -> Page {
-        Page { n, last: last.map(Into::into), next_page: None }
+        Page { n, last: last.map(Into::into), ..Page::default() }
     }
 
     fn tags(names: &str) -> Vec<String> {

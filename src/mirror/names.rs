@@ -43,12 +43,20 @@ impl Registries {
         Self { by_name: HashMap::new(), by_host: HashMap::new(), default }
     }
 
-    pub fn add_name(&mut self, name: &str, registry: &Arc<Registry>) {
-        self.by_name.insert(name.to_ascii_lowercase(), Arc::clone(registry));
+    /// Lets clients name a registry so, in `ns` or as a prefix.
+    ///
+    /// # Errors
+    /// Another claims the name.
+    pub fn add_name(&mut self, name: &str, registry: &Arc<Registry>) -> Result<(), String> {
+        claim(&mut self.by_name, name, registry)
     }
 
-    pub fn add_host(&mut self, host: &str, registry: &Arc<Registry>) {
-        self.by_host.insert(host.to_ascii_lowercase(), Arc::clone(registry));
+    /// Lets clients mean a registry by speaking to larder under this host name.
+    ///
+    /// # Errors
+    /// Another claims the host.
+    pub fn add_host(&mut self, host: &str, registry: &Arc<Registry>) -> Result<(), String> {
+        claim(&mut self.by_host, host, registry)
     }
 
     /// All that are configured, each perhaps more than once.
@@ -99,6 +107,15 @@ impl Registries {
     }
 }
 
+fn claim(claimed: &mut HashMap<String, Arc<Registry>>, name: &str, registry: &Arc<Registry>) -> Result<(), String> {
+    let (one, other) = match claimed.insert(name.to_ascii_lowercase(), Arc::clone(registry)) {
+        Some(before) if !Arc::ptr_eq(&before, registry) => (before, registry),
+        _ => return Ok(()),
+    };
+    let (one, other) = (one.upstream.name(), other.upstream.name());
+    Err(format!("upstream.\"{one}\" and upstream.\"{other}\" both claim the name {name}; take it from one of them"))
+}
+
 // === impl Origin ===
 
 impl Origin {
@@ -129,11 +146,11 @@ mod tests {
         let (hub, quay, corp) = (registry("docker.io"), registry("quay.io"), registry("registry.corp:5000"));
         let mut registries = Registries::new(Arc::clone(&hub));
         for name in ["docker.io", "index.docker.io", "registry-1.docker.io"] {
-            registries.add_name(name, &hub);
+            registries.add_name(name, &hub).unwrap();
         }
-        registries.add_name("quay.io", &quay);
-        registries.add_name("registry.corp:5000", &corp);
-        registries.add_host("quay-mirror:5000", &quay);
+        registries.add_name("quay.io", &quay).unwrap();
+        registries.add_name("registry.corp:5000", &corp).unwrap();
+        registries.add_host("quay-mirror:5000", &quay).unwrap();
         registries
     }
 

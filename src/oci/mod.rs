@@ -18,4 +18,4 @@ pub use manifest::{
 };
 pub use name::{InvalidName, Reference, Repository, RepositoryName, Tag};
 pub use pattern::{InvalidPattern, Pattern};
-pub use route::{Page, Route, Target};
+pub use route::{Page, Route, Target, namespace};

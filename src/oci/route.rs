@@ -38,18 +38,37 @@ pub struct Page {
     pub last: Option<String>,
     /// quay.io's opaque place in the list; handed back as it came.
     pub next_page: Option<String>,
+    /// A place that a registry names by keys of its own: its whole query, which then stands for all of the above.
+    pub next: Option<String>,
 }
+
+/// How long such a query may be; those that are known take a tenth of it.
+const LONGEST_NEXT: usize = 2048;
 
 // === impl Page ===
 
 impl Page {
-    /// As it stands in a URL, after the question mark.
+    /// The page that a registry names by a query of its own. `None` if that is too long, or could not stand in a URL.
+    #[must_use]
+    pub fn by_query(query: &str) -> Option<Self> {
+        let legal = query.len() <= LONGEST_NEXT && query.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
+        legal.then(|| Self { next: Some(query.to_owned()), ..Self::default() })
+    }
+
+    /// As a registry is asked for it, after the question mark.
     #[must_use]
     pub fn query(&self) -> String {
+        self.next.clone().unwrap_or_else(|| self.link())
+    }
+
+    /// As a client asks for it, after the question mark.
+    #[must_use]
+    pub fn link(&self) -> String {
         let mut query = form_urlencoded::Serializer::new(String::new());
         self.n.iter().for_each(|n| _ = query.append_pair("n", &n.to_string()));
         self.last.iter().for_each(|last| _ = query.append_pair("last", last));
         self.next_page.iter().for_each(|next| _ = query.append_pair("next_page", next));
+        self.next.iter().for_each(|next| _ = query.append_pair("next", next));
         query.finish()
     }
 }
@@ -92,9 +111,9 @@ impl Route {
                 Ok(digest) => Self::Referrers(target(name), digest, query.artifact_type),
                 Err(error) => Self::Invalid(ErrorCode::DigestInvalid, InvalidDigest::to_string(&error)),
             },
-            [name @ .., "tags", "list"] if !name.is_empty() => match query.n.as_deref().map(str::parse).transpose() {
-                Ok(n) => Self::Tags(target(name), Page { n, last: query.last, next_page: query.next_page }),
-                Err(_) => Self::Invalid(ErrorCode::PaginationNumberInvalid, "n is a whole number, 0 or more".into()),
+            [name @ .., "tags", "list"] if !name.is_empty() => match query.page() {
+                Ok(page) => Self::Tags(target(name), page),
+                Err(message) => Self::Invalid(ErrorCode::PaginationNumberInvalid, message.into()),
             },
             _ => Self::NotFound,
         }
@@ -128,12 +147,20 @@ fn segments(path: &str) -> Result<Vec<String>, &'static str> {
         .collect()
 }
 
+/// The `ns` of a query, also of one that makes no sense otherwise: it is told back in every answer.
+#[must_use]
+pub fn namespace(query: &str) -> Option<String> {
+    let mut values = form_urlencoded::parse(query.as_bytes()).filter(|(key, value)| key == "ns" && !value.is_empty());
+    values.next().map(|(_, value)| value.into_owned())
+}
+
 #[derive(Default)]
 struct Query {
     ns: Option<String>,
     n: Option<String>,
     last: Option<String>,
     next_page: Option<String>,
+    next: Option<String>,
     artifact_type: Option<String>,
 }
 
@@ -149,6 +176,7 @@ impl Query {
                 "n" => &mut query.n,
                 "last" => &mut query.last,
                 "next_page" => &mut query.next_page,
+                "next" => &mut query.next,
                 "artifactType" => &mut query.artifact_type,
                 _ => continue,
             };
@@ -158,6 +186,15 @@ impl Query {
             *slot = Some(value.into_owned());
         }
         Ok(query)
+    }
+
+    fn page(&self) -> Result<Page, &'static str> {
+        let n = self.n.as_deref().map(str::parse).transpose().map_err(|_| "n is a whole number, 0 or more")?;
+        let page = match &self.next {
+            Some(next) => Page::by_query(next).ok_or("next is no place in this list")?,
+            None => Page { last: self.last.clone(), next_page: self.next_page.clone(), ..Page::default() },
+        };
+        Ok(Page { n, ..page })
     }
 }
 
@@ -187,7 +224,7 @@ mod tests {
         assert_eq!(route(&format!("/v2/a/b/blobs/sha256%3A{HEX}")), Route::Blob(target("a/b"), digest.clone()));
         assert_eq!(
             route("/v2/a/tags/list?n=5&last=x"),
-            Route::Tags(target("a"), Page { n: Some(5), last: Some("x".into()), next_page: None })
+            Route::Tags(target("a"), Page { n: Some(5), last: Some("x".into()), ..Page::default() })
         );
         assert_eq!(
             route(&format!("/v2/a/referrers/sha256:{HEX}?artifactType=a%2Bb")),
@@ -210,6 +247,16 @@ mod tests {
     }
 
     #[test]
+    fn a_registrys_own_query_goes_through_a_client_unchanged() {
+        for query in ["marker=a%2Fb&n=2", "abc", "next=next%3Dx", "a=1&b=+%C3%A4"] {
+            let page = Page::by_query(query).unwrap();
+            let Route::Tags(_, asked) = route(&format!("/v2/a/tags/list?{}", page.link())) else { panic!("no list") };
+            assert_eq!((asked.query(), &asked), (query.to_owned(), &page));
+        }
+        assert_eq!(Page::by_query(&"x".repeat(LONGEST_NEXT + 1)), None);
+    }
+
+    #[test]
     fn what_a_mirror_has_not_is_unsupported() {
         for path in ["/v2/_catalog", "/v2/a/blobs/uploads/", "/v2/a/blobs/uploads", "/v2/a/blobs/uploads/some-id"] {
             assert_eq!(route(path), Route::Unsupported, "{path}");
@@ -229,6 +276,8 @@ mod tests {
             ("/v2/a//b/manifests/latest", ErrorCode::NameInvalid),
             ("/v2/a/tags/list?n=-1", ErrorCode::PaginationNumberInvalid),
             ("/v2/a/tags/list?n=x", ErrorCode::PaginationNumberInvalid),
+            ("/v2/a/tags/list?next=a%23b", ErrorCode::PaginationNumberInvalid),
+            ("/v2/a/tags/list?next=a%0Ab", ErrorCode::PaginationNumberInvalid),
             ("/v2/a/manifests/latest?ns=b&ns=c", ErrorCode::Unsupported),
         ] {
             assert!(matches!(route(path), Route::Invalid(c, _) if c == code), "{path} {:?}", route(path));

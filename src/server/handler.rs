@@ -8,7 +8,7 @@ use hyper::body::{Body as _, Incoming};
 
 use crate::clock::Clock;
 use crate::mirror::{Mirror, Origin, Refusal, Served};
-use crate::oci::{Accept, Digest, Page, Reference, Route, Target};
+use crate::oci::{Accept, Digest, Page, Reference, Route, Target, namespace};
 
 use super::body::Body;
 use super::log::AccessLine;
@@ -27,46 +27,42 @@ impl Handler {
     pub(super) async fn handle(&self, request: Request<Incoming>, client: SocketAddr) -> Response<Body> {
         let (head, body) = request.into_parts();
         let mut line = AccessLine::new(client, &head.method);
-        let mut ns = None;
-        let response = if matches!(head.method, Method::GET | Method::HEAD) {
-            let response = self.answer(&head, &mut line, &mut ns).await;
-            respond::finish(response, &head.method, ns.as_deref())
+        let mut response = if matches!(head.method, Method::GET | Method::HEAD) {
+            self.answer(&head, &mut line).await
         } else {
             // Before anything of the request is looked at: nothing that changes something gets further.
-            let mut response = respond::finish(respond::read_only(), &head.method, None);
+            let mut response = respond::read_only();
             if !body.is_end_stream() {
                 // What it would push is not read; the connection has no use after that.
                 response.headers_mut().insert(header::CONNECTION, http::HeaderValue::from_static("close"));
             }
             response
         };
+        let ns = head.uri.query().and_then(namespace);
+        response = respond::finish(response, &head.method, ns.as_deref());
         line.status = response.status();
         line.expected = response.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
         response.map(|body| body.logged(line))
     }
 
-    async fn answer(&self, head: &Parts, line: &mut AccessLine, ns: &mut Option<String>) -> Response<Body> {
+    async fn answer(&self, head: &Parts, line: &mut AccessLine) -> Response<Body> {
         let Parts { uri, headers, .. } = head;
         let host = uri.authority().map(http::uri::Authority::as_str).or_else(|| headers.get(header::HOST)?.to_str().ok());
         match Route::parse(uri.path(), uri.query()) {
             Route::Ping => respond::ping(),
             Route::Manifest(target, reference) => {
-                ns.clone_from(&target.ns);
                 (line.kind, line.reference) = ("manifest", reference.to_string());
                 self.manifest(&target, host, &reference, headers, line).await
             }
             Route::Blob(target, digest) => {
-                ns.clone_from(&target.ns);
                 (line.kind, line.reference) = ("blob", digest.to_string());
                 self.blob(head, &target, host, &digest, line).await
             }
             Route::Tags(target, page) => {
-                ns.clone_from(&target.ns);
                 line.kind = "tags";
                 self.tags(&target, host, &page, line).await
             }
             Route::Referrers(target, digest, artifact_type) => {
-                ns.clone_from(&target.ns);
                 (line.kind, line.reference) = ("referrers", digest.to_string());
                 self.referrers(&target, host, &digest, artifact_type.as_deref(), line).await
             }
@@ -178,7 +174,7 @@ impl Handler {
 
 /// Where a list goes on: relative, and with all that the client needs to come back to the same upstream.
 fn next_link(target: &Target, next: &Page) -> String {
-    let mut query = next.query();
+    let mut query = next.link();
     if let Some(ns) = &target.ns {
         let ns: String = form_urlencoded::byte_serialize(ns.as_bytes()).collect();
         query.push_str(&format!("&ns={ns}"));

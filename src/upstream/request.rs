@@ -201,7 +201,7 @@ impl Asking<'_> {
         let query = page.query();
         let path = format!("{}/tags/list{}{query}", self.repository, if query.is_empty() { "" } else { "?" });
         let Answered { response, bytes, .. } = self.read(Purpose::List, &path, HeaderMap::new(), LARGEST_TAG_PAGE).await?;
-        let next = link(&response).and_then(next_page);
+        let next = link(&response).map_or(Ok(None), next_page)?;
         let list: List = serde_json::from_slice(&bytes).map_err(|_| Error::unavailable("its list of tags is no JSON"))?;
         Ok(TagsAnswer { tags: list.tags.unwrap_or_default(), next })
     }
@@ -305,19 +305,25 @@ fn next_query(link: &str) -> Option<&str> {
     parameters.contains("next").then_some(query)
 }
 
-fn next_page(link: &str) -> Option<Page> {
+fn next_page(link: &str) -> Result<Option<Page>, Error> {
+    let Some(query) = next_query(link) else { return Ok(None) };
     let mut page = Page::default();
-    for (key, value) in form_urlencoded::parse(next_query(link)?.as_bytes()) {
+    for (key, value) in form_urlencoded::parse(query.as_bytes()) {
         match &*key {
             // Some registries say 0 for what was not asked.
             "n" => page.n = value.parse().ok().filter(|n| *n > 0),
             "last" => page.last = Some(value.into_owned()),
             "next_page" => page.next_page = Some(value.into_owned()),
-            _ => {}
+            // What it means is the registry's affair.
+            _ => {
+                let page =
+                    Page::by_query(query).ok_or_else(|| Error::unavailable("it names no usable place for the next page"))?;
+                return Ok(Some(page));
+            }
         }
     }
     // Without a place it would be the first page again.
-    (page.last.is_some() || page.next_page.is_some()).then_some(page)
+    Ok((page.last.is_some() || page.next_page.is_some()).then_some(page))
 }
 
 // === impl Found ===
@@ -378,9 +384,13 @@ mod tests {
 
     #[test]
     fn of_a_link_only_the_place_in_the_list_is_taken() {
-        let page = next_page(r#"<https://evil.example/v2/x/tags/list?n=50&last=b&next_page=gAAA%3D>; rel="next""#).unwrap();
-        assert_eq!(page, Page { n: Some(50), last: Some("b".into()), next_page: Some("gAAA=".into()) });
-        assert_eq!(next_page(r#"</v2/x?n=1>; rel="prev""#), None);
-        assert_eq!(next_page("nonsense"), None);
+        let page = next_page(r#"<https://evil.example/v2/x/tags/list?n=50&last=b&next_page=gAAA%3D>; rel="next""#);
+        let read = Page { n: Some(50), last: Some("b".into()), next_page: Some("gAAA=".into()), next: None };
+        assert_eq!(page, Ok(Some(read)));
+        assert_eq!(next_page(r#"</v2/x?n=50&marker=a%2Fb>; rel="next""#), Ok(Page::by_query("n=50&marker=a%2Fb")));
+        assert!(next_page(&format!(r#"</v2/x?marker={}>; rel="next""#, "a".repeat(5000))).is_err());
+        assert_eq!(next_page(r#"</v2/x?n=1>; rel="prev""#), Ok(None));
+        assert_eq!(next_page(r#"</v2/x?n=1>; rel="next""#), Ok(None));
+        assert_eq!(next_page("nonsense"), Ok(None));
     }
 }

@@ -156,6 +156,28 @@ async fn of_an_absolute_link_only_the_place_in_the_list_is_kept() {
     assert_eq!(second.parameter("ns"), None);
 }
 
+/// A registry may name the place in a list by a key of its own. Such a `Link` was dropped, and the list ended early.
+#[tokio::test]
+async fn a_place_that_is_named_by_a_key_of_the_registrys_own_is_handed_back_to_it() {
+    let upstream = Registry::start().await;
+    let link = "<https://corp.example/v2/library/alpine/tags/list?marker=a%2Fb%3D&n=2>; rel=\"next\"";
+    script(&upstream, &[("x y", Some(link)), ("b a", Some("<?abc>; rel=\"next\"")), ("d c e", None)]);
+    let mirror = TestMirror::of(&upstream).await;
+    let pages = follow(&mirror, &format!("{TAGS}?n=2&ns=docker.io")).await;
+    assert_eq!(pages.iter().flat_map(tags).collect::<Vec<_>>(), ["x", "y", "b", "a", "d", "c", "e"]);
+    assert!(pages[..2].iter().all(|page| next(page).unwrap().contains("ns=docker.io")));
+    let queries: Vec<String> = upstream.requests().into_iter().map(|request| request.query).collect();
+    assert_eq!(queries, ["n=2", "marker=a%2Fb%3D&n=2", "abc"]);
+}
+
+#[tokio::test]
+async fn a_place_that_is_too_long_to_be_carried_is_an_error_and_no_end() {
+    let upstream = Registry::start().await;
+    let link = format!("<?marker={}>; rel=\"next\"", "a".repeat(3000));
+    script(&upstream, &[("x y", Some(&link))]);
+    TestMirror::of(&upstream).await.get(TAGS).await.expect(502);
+}
+
 /// The specification lets a registry sort without regard to case: `B` then comes after `a`. The last page has no `Link`, so a
 /// larder that takes every tag before `last` in ASCII order for one already given would lose it.
 #[tokio::test]

@@ -1,6 +1,8 @@
 //! The ways in: however a client names a repository, it is the same one.
 
-use crate::support::{Image, PutImage, Registry, TestMirror};
+use http::Method;
+
+use crate::support::{Client, Image, MultiArch, PutImage, Registry, TestMirror};
 
 async fn pulled(mirror: &TestMirror, image: &PutImage, prefix: &str, repository: &str, query: &str, host: Option<&str>) {
     let headers: Vec<(&str, &str)> = host.iter().map(|host| ("host", *host)).collect();
@@ -31,12 +33,16 @@ async fn all_ways_to_a_repository_share_one_fetch() {
         ("", "library/alpine", "?ns=index.docker.io", None),
         ("", "library/alpine", "?ns=registry-1.docker.io", None),
         ("", "library/alpine", "?ns=Docker.IO", None),
+        ("", "library/alpine", "?ns=docker%2Eio", None),
+        ("", "library/alpine", "?ns=docker.io&ns=docker.io", None),
+        ("", "library/alpine", "?ns=&ns=docker.io&ns=", None),
         ("", "docker.io/library/alpine", "", None),
         ("", "index.docker.io/library/alpine", "", None),
         ("/docker.io", "library/alpine", "", None),
         ("/docker.io", "library/alpine", "?ns=docker.io", None),
         ("", "docker.io/library/alpine", "?ns=docker.io", None),
         ("", "docker.io/library/alpine", "?ns=index.docker.io", None),
+        ("/docker.io", "docker.io/library/alpine", "?ns=docker.io", None),
         ("", "library/alpine", "", Some("hub.mirror.example")),
         ("", "library/alpine", "", Some("hub.mirror.example:5000")),
         ("", "library/alpine", "", None),
@@ -50,6 +56,47 @@ async fn all_ways_to_a_repository_share_one_fetch() {
     }
     assert_eq!(hub.requests().len(), 2, "the tag and the layer, once: {:#?}", hub.requests());
     assert!(quay.requests().is_empty());
+}
+
+/// The five ways, each with all that a pull asks for: an index, the manifest it names, config and layer.
+#[tokio::test]
+async fn an_image_asked_for_in_all_five_ways_is_fetched_once() {
+    let corp = Registry::start().await;
+    let index = MultiArch::new(13).put(&corp, "team/app", "v1");
+    let image = &index.images[0];
+    let mirror = TestMirror::builder()
+        .upstream("registry.corp:5000", &corp)
+        .set("upstream.\"registry.corp:5000\".aliases = [\"registry.corp\"]")
+        .set("upstream.\"registry.corp:5000\".hosts = [\"corp.mirror.example:8080\"]")
+        .set("mirror.default_upstream = \"registry.corp:5000\"")
+        .start()
+        .await;
+    for (way, prefix, repository, query, host) in [
+        ("by ns", "", "team/app", "?ns=registry.corp%3A5000", "mirror"),
+        ("by an alias as ns", "", "team/app", "?ns=registry.corp", "mirror"),
+        ("by its host name", "", "team/app", "", "corp.mirror.example:8080"),
+        ("by a prefix before /v2", "/registry.corp:5000", "team/app", "", "mirror"),
+        ("by a prefix after /v2", "", "registry.corp%3A5000/team/app", "", "mirror"),
+        ("as BuildKit does", "", "registry.corp:5000/team/app", "?ns=registry.corp:5000", "mirror"),
+        ("as containerd does", "/registry.corp:5000", "team/app", "?ns=registry.corp%3A5000", "mirror"),
+        ("by saying nothing", "", "team/app", "", "mirror"),
+    ] {
+        for (rest, body) in [
+            ("manifests/v1".to_owned(), &index.manifest),
+            (format!("manifests/{}", index.digest), &index.manifest),
+            (format!("manifests/{}", image.digest), &image.manifest),
+            (format!("blobs/{}", image.config.digest), &image.config.bytes),
+            (format!("blobs/{}", image.layers[0].digest), &image.layers[0].bytes),
+        ] {
+            let path = format!("{prefix}/v2/{repository}/{rest}{query}");
+            let answer = mirror.get_with(&path, &[("host", host)]).await.expect(200);
+            assert_eq!(answer.body, *body, "{way}: {rest}");
+        }
+    }
+    let asked: Vec<String> = corp.requests().iter().map(|request| format!("{} {}", request.method, request.path)).collect();
+    let once = [&"v1".to_owned(), &image.digest].map(|reference| format!("GET /v2/team/app/manifests/{reference}"));
+    let blobs = [&image.config, &image.layers[0]].map(|blob| format!("GET /v2/team/app/blobs/{}", blob.digest));
+    assert_eq!(asked, [once, blobs].concat());
 }
 
 #[tokio::test]
@@ -106,10 +153,26 @@ async fn the_namespace_comes_back_as_it_was_given_and_only_then() {
     let upstream = Registry::start().await;
     Image::new(6).put(&upstream, "library/alpine", "latest");
     let mirror = TestMirror::of(&upstream).await;
-    let answer = mirror.get("/v2/library/alpine/manifests/latest?ns=index.docker.io").await.expect(200);
-    assert_eq!(answer.header("oci-namespace"), Some("index.docker.io"));
-    let answer = mirror.get("/v2/library/alpine/manifests/latest").await.expect(200);
-    assert_eq!(answer.header("oci-namespace"), None);
+    for (path, query, status, ns) in [
+        ("library/alpine/manifests/latest", "?ns=Index.Docker.io", 200, Some("Index.Docker.io")),
+        ("library/alpine/manifests/latest", "", 200, None),
+        ("library/alpine/manifests/latest", "?ns=", 200, None),
+        ("", "?ns=docker.io", 200, Some("docker.io")),
+        ("library/alpine/tags/list", "?ns=docker.io&n=5", 200, Some("docker.io")),
+        ("library/alpine/tags/list", "?ns=docker.io&n=x", 400, Some("docker.io")),
+        ("library/alpine/manifests/absent", "?ns=docker.io", 404, Some("docker.io")),
+        ("library/alpine/manifests/latest", "?ns=evil.example%3A5000", 404, Some("evil.example:5000")),
+        ("library/alpine/blobs/sha256:abc", "?ns=docker.io", 400, Some("docker.io")),
+        ("Library/manifests/latest", "?ns=docker.io", 400, Some("docker.io")),
+        ("library/alpine/manifests/latest", "?ns=a%0D%0Ax-y:z", 404, None),
+        ("nonsense", "?ns=docker.io", 404, Some("docker.io")),
+    ] {
+        let answer = mirror.get(&format!("/v2/{path}{query}")).await.expect(status);
+        assert_eq!(answer.header("oci-namespace"), ns, "{path}{query}");
+    }
+    let url = mirror.url("/v2/library/alpine/manifests/latest?ns=docker.io");
+    let answer = Client::h1().request(Method::PUT, url, &[]).await.expect(405);
+    assert_eq!(answer.header("oci-namespace"), Some("docker.io"));
 }
 
 #[tokio::test]

@@ -51,6 +51,13 @@ async fn a_mistake_is_one_line_on_stderr_and_changes_nothing() {
         (&["upstream.\"docker.io\".username=bob"], &[], "password_file or password_env is missing"),
         (&["upstream.\"docker.io\".ca_file=/nowhere.pem"], &[], "/nowhere.pem"),
         (&["upstream.\"docker.io\".allow=library/*,a b"], &[], "allow[1]: \"a b\" is no pattern; write one such as library/*"),
+        (
+            &["upstream.\"quay.io\".aliases=Index.Docker.IO"],
+            &[],
+            "upstream.\"docker.io\" and upstream.\"quay.io\" both claim the name Index.Docker.IO; take it from one of them",
+        ),
+        (&["upstream.\"registry-1.docker.io\".url=http://localhost:1"], &[], "both claim the name registry-1.docker.io"),
+        (&["upstream.\"quay.io\".hosts=a:1,b", "upstream.\"ghcr.io\".hosts=B"], &[], "both claim the name b"),
         (&["mirror.default_upstream=nowhere"], &[], "nowhere"),
         (&["cache.dir=/proc/nowhere"], &[], "give another one as cache.dir"),
         (&[port_in_use.as_str()], &[], "give another address as server.listen"),

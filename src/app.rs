@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::mirror::{Access, Mirror, Registries, Registry};
+use crate::mirror::{Access, Freshness, Mirror, Registries, Registry};
 use crate::server;
 use crate::store::{self, Store, Tally};
 use crate::upstream::{Spent, Upstream};
@@ -178,7 +178,8 @@ fn registries(config: &Config, clock: &Clock) -> Result<Registries, String> {
         }
         let upstream = if config.mirror.offline { Upstream::offline(name, clock.clone()) } else { upstream };
         let access = Access { allow: options.allow.clone(), deny: options.deny.clone() };
-        all.push((name, options, Arc::new(Registry { upstream, tag_ttl: options.tag_ttl, access })));
+        let freshness = Freshness::of(&config.mirror, options);
+        all.push((name, options, Arc::new(Registry { upstream, access, freshness })));
     }
     let default = all.iter().find(|(name, ..)| **name == config.mirror.default_upstream);
     let (.., default) = default.ok_or("mirror.default_upstream is no upstream")?;

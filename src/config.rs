@@ -283,12 +283,18 @@ mod tests {
                 ("LARDER_SERVER_PORT_5000_TCP", "of a service named larder-server"),
                 ("OTHER", "x"),
             ],
-            &["server.listen=0.0.0.0:2", "mirror.offline=true", "upstream.\"docker.io\".tag_ttl=5s"],
+            &[
+                "server.listen=0.0.0.0:2",
+                "mirror.offline=true",
+                "mirror.tag_ttls=latest=30s,v*=forever",
+                "upstream.\"docker.io\".tag_ttl=5s",
+            ],
         )
         .unwrap();
         assert_eq!(config.server.listen.port(), 2);
         assert_eq!(config.cache.max_size, ByteSize::gib(1));
         assert!(config.mirror.offline);
+        assert_eq!(config.mirror.tag_ttls.iter().map(ToString::to_string).collect::<Vec<_>>(), ["latest=30s", "v*=forever"]);
         let hub = &config.upstream["docker.io"];
         assert_eq!((hub.username.as_str(), hub.tag_ttl.as_secs()), ("12345", 5));
         assert_eq!(hub.token_hosts, ["a.example", "b.example", "auth.docker.io"]);
@@ -308,6 +314,9 @@ mod tests {
         assert!(error("[cache]\nmax_size = \"1MiB\"").contains("must be at least"));
         assert!(error("[server]\nlisten = \"nowhere\"").starts_with("server.listen: "));
         assert!(error("[mirror]\ntag_ttl = \"soon\"").starts_with("mirror.tag_ttl: "));
+        assert!(
+            error("[mirror]\ntag_ttls = [\"latest\"]").starts_with("mirror.tag_ttls[0]: \"latest\" is no TTL of tags; write ")
+        );
         assert!(error("[mirror]\ndefault_upstream = \"x\"").contains("is no upstream"));
         assert!(error("[server\n").starts_with("line 1: "));
         for (variables, settings) in [

@@ -5,12 +5,11 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::oci::{Repository, Target};
 use crate::upstream::{Asking, Behalf, DOCKER_HUB, Upstream};
 
-use super::{Access, Refusal};
+use super::{Access, Freshness, Refusal};
 
 /// A repository and the registry to ask for it.
 #[derive(Clone)]
@@ -24,8 +23,8 @@ pub struct Origin {
 /// A configured upstream and what is said of it here.
 pub struct Registry {
     pub upstream: Upstream,
-    pub tag_ttl: Duration,
     pub access: Access,
+    pub freshness: Freshness,
 }
 
 /// The configured upstreams by all their names.
@@ -137,11 +136,13 @@ impl Origin {
 mod tests {
     use super::*;
     use crate::clock::Clock;
+    use crate::{mirror, upstream};
 
     fn registries() -> Registries {
         let registry = |name| {
             let upstream = Upstream::offline(name, Clock::system());
-            Arc::new(Registry { upstream, tag_ttl: Duration::ZERO, access: Access::default() })
+            let freshness = Freshness::of(&mirror::Options::default(), &upstream::Options::default());
+            Arc::new(Registry { upstream, access: Access::default(), freshness })
         };
         let (hub, quay, corp) = (registry("docker.io"), registry("quay.io"), registry("registry.corp:5000"));
         let mut registries = Registries::new(Arc::clone(&hub));

@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
+use crate::oci::TagTtl;
 use crate::upstream::DOCKER_HUB;
 
 /// How fresh answers are and how much is done for nobody.
@@ -16,6 +17,8 @@ pub struct Options {
     /// For how long a tag is fresh. After it, the upstream is asked whether it has moved.
     #[serde(with = "humantime_serde")]
     pub tag_ttl: Duration,
+    /// Other TTLs for tags that match a pattern: `latest=30s`, `v*.*.*=forever`. The first that matches counts.
+    pub tag_ttls: Vec<TagTtl>,
     /// For how long a tag is served while its upstream cannot be asked.
     #[serde(with = "humantime_serde")]
     pub max_stale: Duration,
@@ -40,6 +43,7 @@ impl Default for Options {
         Self {
             default_upstream: DOCKER_HUB.into(),
             tag_ttl: Duration::from_mins(1),
+            tag_ttls: Vec::new(),
             max_stale: Duration::from_hours(168),
             revalidate_wait: Duration::from_secs(2),
             negative_ttl: Duration::from_secs(5),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Timestamp;
-use crate::oci::{Digest, Reference, Repository, Tag};
+use crate::oci::{Digest, Reference, Repository, Tag, Ttl};
 use crate::store::TagRecord;
 use crate::upstream;
 
@@ -43,7 +43,7 @@ impl Mirror {
                 Checked::Same(digest) => self.manifest_by_digest(origin, &digest).await,
             };
         };
-        if self.is_fresh(origin, &record) {
+        if self.is_fresh(origin, tag, &record) {
             return self.manifest_by_digest(origin, &record.digest).await;
         }
         // Who has an old answer does not wait long for a new one, which goes on without the client.
@@ -68,8 +68,8 @@ impl Mirror {
         self.stale(origin, &record, why).await
     }
 
-    fn is_fresh(&self, origin: &Origin, record: &TagRecord) -> bool {
-        let ttl = Some(origin.registry.tag_ttl).filter(|ttl| !ttl.is_zero()).unwrap_or(self.0.options.tag_ttl);
+    fn is_fresh(&self, origin: &Origin, tag: &Tag, record: &TagRecord) -> bool {
+        let Ttl::For(ttl) = origin.registry.freshness.ttl(tag) else { return true };
         let now = self.0.clock.now();
         // A date in the future was written by a clock that was wrong.
         record.checked <= now && now.since(record.checked) < ttl
@@ -116,7 +116,7 @@ impl Mirror {
         let known = self.0.store.tag(&origin.repository, tag);
         if let Some(record) = &known {
             // Someone else's question may have been answered meanwhile.
-            if self.is_fresh(origin, record) {
+            if self.is_fresh(origin, tag, record) {
                 return Ok(Checked::Same(record.digest.clone()));
             }
             // A HEAD is free where pulls are counted. What it says is only that the tag has moved, or has not.

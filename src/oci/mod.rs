@@ -9,6 +9,7 @@ mod manifest;
 mod name;
 mod pattern;
 mod route;
+mod ttl;
 
 pub use accept::Accept;
 pub use digest::{Algorithm, Digest, Hasher, InvalidDigest};
@@ -19,3 +20,4 @@ pub use manifest::{
 pub use name::{InvalidName, Reference, Repository, RepositoryName, Tag};
 pub use pattern::{InvalidPattern, Pattern};
 pub use route::{Page, Route, Target, namespace};
+pub use ttl::{InvalidTagTtl, TagTtl, Ttl};

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
-use crate::oci::Pattern;
+use crate::oci::{Pattern, TagTtl};
 
 use super::credentials::AccountOptions;
 
@@ -55,6 +55,8 @@ pub struct Options {
     /// For how long a tag of this upstream is fresh; 0s: as `mirror.tag_ttl` says.
     #[serde(with = "humantime_serde")]
     pub tag_ttl: Duration,
+    /// Other TTLs for tags that match a pattern, as in `mirror.tag_ttls` and before those.
+    pub tag_ttls: Vec<TagTtl>,
     /// How many bytes of blobs may be fetched from it within the window; `0B`: any number.
     pub byte_quota: ByteSize,
     #[serde(with = "humantime_serde")]
@@ -93,6 +95,7 @@ impl Default for Options {
             proxy: String::new(),
             allow_private: false,
             tag_ttl: Duration::ZERO,
+            tag_ttls: Vec::new(),
             byte_quota: ByteSize(0),
             byte_quota_window: Duration::from_hours(30 * 24),
             connect_timeout: Duration::from_secs(5),

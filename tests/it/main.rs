@@ -11,6 +11,7 @@ mod breaking;
 mod dependencies;
 mod fallbacks;
 mod filling;
+mod freshness;
 mod http2;
 mod keeping;
 mod layers;

@@ -84,6 +84,7 @@ impl Config {
             config.upstream.into_iter().map(|(name, options)| (name.clone(), options.with_presets(&name))).collect();
         config.cache.check().map_err(ConfigError)?;
         config.server.check().map_err(ConfigError)?;
+        config.mirror.check().map_err(ConfigError)?;
         if let Some(name) = config.upstream.keys().find(|name| !name.bytes().all(|b| b.is_ascii_graphic() && b != b'/')) {
             return Err(ConfigError(format!("upstream.{name:?}: an upstream is named as in an image's name, by its host")));
         }
@@ -317,6 +318,8 @@ mod tests {
         assert!(
             error("[mirror]\ntag_ttls = [\"latest\"]").starts_with("mirror.tag_ttls[0]: \"latest\" is no TTL of tags; write ")
         );
+        assert!(error("[mirror]\nstretch_below = 101").starts_with("mirror.stretch_below is 101; "));
+        assert!(error("[mirror]\nstretch_factor = 0").starts_with("mirror.stretch_factor is 0; "));
         assert!(error("[mirror]\ndefault_upstream = \"x\"").contains("is no upstream"));
         assert!(error("[server\n").starts_with("line 1: "));
         for (variables, settings) in [

@@ -19,6 +19,10 @@ pub struct Options {
     pub tag_ttl: Duration,
     /// Other TTLs for tags that match a pattern: `latest=30s`, `v*.*.*=forever`. The first that matches counts.
     pub tag_ttls: Vec<TagTtl>,
+    /// How much of the upstream's budget for pulls may be left, in percent, before TTLs stretch so that it lasts; 0: never.
+    pub stretch_below: u32,
+    /// How many times longer TTLs are when nothing is left; between the two they grow evenly, up to `max_stale`.
+    pub stretch_factor: u32,
     /// For how long a tag is served while its upstream cannot be asked.
     #[serde(with = "humantime_serde")]
     pub max_stale: Duration,
@@ -38,12 +42,28 @@ pub struct Options {
     pub offline: bool,
 }
 
+impl Options {
+    /// # Errors
+    /// Says in one line what is wrong.
+    pub fn check(&self) -> Result<(), String> {
+        if self.stretch_below > 100 {
+            return Err(format!("mirror.stretch_below is {}; it is a percentage, at most 100", self.stretch_below));
+        }
+        match self.stretch_factor {
+            1..=1_000 => Ok(()),
+            other => Err(format!("mirror.stretch_factor is {other}; it must be from 1 to 1000")),
+        }
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
         Self {
             default_upstream: DOCKER_HUB.into(),
             tag_ttl: Duration::from_mins(1),
             tag_ttls: Vec::new(),
+            stretch_below: 50,
+            stretch_factor: 20,
             max_stale: Duration::from_hours(168),
             revalidate_wait: Duration::from_secs(2),
             negative_ttl: Duration::from_secs(5),

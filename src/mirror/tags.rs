@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Timestamp;
-use crate::oci::{Digest, Reference, Repository, Tag, Ttl};
+use crate::oci::{Digest, Reference, Repository, Tag};
 use crate::store::TagRecord;
 use crate::upstream;
 
+use super::freshness::Age;
 use super::manifest::{Manifest, Verified};
 use super::{Mirror, Origin, Refusal, Served, Thing};
 
@@ -43,7 +44,7 @@ impl Mirror {
                 Checked::Same(digest) => self.manifest_by_digest(origin, &digest).await,
             };
         };
-        if self.is_fresh(origin, tag, &record) {
+        if self.age(origin, tag, &record) != Age::Old {
             return self.manifest_by_digest(origin, &record.digest).await;
         }
         // Who has an old answer does not wait long for a new one, which goes on without the client.
@@ -68,11 +69,14 @@ impl Mirror {
         self.stale(origin, &record, why).await
     }
 
-    fn is_fresh(&self, origin: &Origin, tag: &Tag, record: &TagRecord) -> bool {
-        let Ttl::For(ttl) = origin.registry.freshness.ttl(tag) else { return true };
+    fn age(&self, origin: &Origin, tag: &Tag, record: &TagRecord) -> Age {
         let now = self.0.clock.now();
         // A date in the future was written by a clock that was wrong.
-        record.checked <= now && now.since(record.checked) < ttl
+        if now < record.checked {
+            return Age::Old;
+        }
+        let budget = || origin.upstream().budget_share(&origin.repository.name);
+        origin.registry.freshness.judge(tag, now.since(record.checked), budget)
     }
 
     /// The answer of last time, although the upstream could not be asked.
@@ -116,7 +120,7 @@ impl Mirror {
         let known = self.0.store.tag(&origin.repository, tag);
         if let Some(record) = &known {
             // Someone else's question may have been answered meanwhile.
-            if self.is_fresh(origin, tag, record) {
+            if self.age(origin, tag, record) != Age::Old {
                 return Ok(Checked::Same(record.digest.clone()));
             }
             // A HEAD is free where pulls are counted. What it says is only that the tag has moved, or has not.

@@ -36,6 +36,14 @@ where
     K: Eq + Hash + Clone + Send + 'static,
     V: Clone + Send + Sync + 'static,
 {
+    /// Starts `work` unless there is work under way for `key`, and does not wait for it.
+    pub fn start<F>(&self, key: K, work: impl FnOnce() -> F)
+    where
+        F: Future<Output = V> + Send + 'static,
+    {
+        self.begin(key, work);
+    }
+
     /// Joins the work under way for `key`, or starts `work`.
     ///
     /// Cancel safe: the work goes on without the caller.
@@ -46,26 +54,30 @@ where
     where
         F: Future<Output = V> + Send + 'static,
     {
-        let mut outcome = {
-            let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(outcome) = under_way.get(&key) {
-                outcome.clone()
-            } else {
-                let (send, outcome) = watch::channel(None);
-                under_way.insert(key.clone(), outcome.clone());
-                let landing = Landing { under_way: Arc::clone(&self.under_way), key };
-                let work = work();
-                tokio::spawn(async move {
-                    let value = work.await;
-                    // Who asks from now on starts anew; who has asked gets this.
-                    drop(landing);
-                    let _ = send.send(Some(value));
-                });
-                outcome
-            }
-        };
+        let mut outcome = self.begin(key, work);
         let value = outcome.wait_for(Option::is_some).await.map_err(|_| Lost)?;
         value.clone().ok_or(Lost)
+    }
+
+    fn begin<F>(&self, key: K, work: impl FnOnce() -> F) -> watch::Receiver<Option<V>>
+    where
+        F: Future<Output = V> + Send + 'static,
+    {
+        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(outcome) = under_way.get(&key) {
+            return outcome.clone();
+        }
+        let (send, outcome) = watch::channel(None);
+        under_way.insert(key.clone(), outcome.clone());
+        let landing = Landing { under_way: Arc::clone(&self.under_way), key };
+        let work = work();
+        tokio::spawn(async move {
+            let value = work.await;
+            // Who asks from now on starts anew; who has asked gets this.
+            drop(landing);
+            let _ = send.send(Some(value));
+        });
+        outcome
     }
 }
 

@@ -54,6 +54,8 @@ struct Inner {
     tags: Flights<(Repository, Tag), Result<tags::Checked, Refusal>>,
     /// Tags whose upstream failed: not asked again before then.
     waits: moka::sync::Cache<(Repository, Tag), tags::Wait>,
+    /// Tags that were asked for since their upstream last was.
+    asked: moka::sync::Cache<(Repository, Tag), tags::Asked>,
     /// What is not there, and until when that is believed.
     missing: moka::sync::Cache<(Repository, Thing), (Timestamp, upstream::Error)>,
     lists: moka::sync::Cache<String, lists::Cached>,
@@ -118,7 +120,7 @@ const HOT_BYTES: u64 = 64 << 20;
 /// Lists likewise, and what is remembered as missing.
 const LIST_BYTES: u64 = 64 << 20;
 const MISSING_BYTES: u64 = 4 << 20;
-/// How many waits are remembered.
+/// How many tags are remembered for each purpose.
 const REMEMBERED: u64 = 10_000;
 
 // === impl Mirror ===
@@ -141,6 +143,7 @@ impl Mirror {
             proofs: Flights::default(),
             tags: Flights::default(),
             waits: moka::sync::Cache::new(REMEMBERED),
+            asked: moka::sync::Cache::new(REMEMBERED),
             missing: moka::sync::Cache::builder()
                 .max_capacity(MISSING_BYTES)
                 .weigher(|(_, thing): &(Repository, Thing), _| thing.weight())

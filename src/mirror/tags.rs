@@ -30,6 +30,15 @@ pub(super) struct Wait {
     why: Refusal,
 }
 
+/// Someone asked for a tag since the upstream last did.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked {
+    /// When the upstream was last asked.
+    checked: Timestamp,
+    /// It has been asked again, ahead of time.
+    ahead: bool,
+}
+
 const SHORTEST_WAIT: Duration = Duration::from_secs(5);
 const LONGEST_WAIT: Duration = Duration::from_mins(5);
 
@@ -39,34 +48,47 @@ impl Mirror {
     pub(super) async fn manifest_by_tag(&self, origin: &Origin, tag: &Tag) -> Result<Manifest, Refusal> {
         let Some(record) = self.0.store.tag(&origin.repository, tag) else {
             self.check_missing(&origin.repository, Thing::Tag(tag.clone()))?;
-            return match self.check_tag(origin, tag).await? {
+            return match self.check_tag(origin, tag, None).await? {
                 Checked::Moved(verified) => Ok(verified.served(Served::Miss)),
                 Checked::Same(digest) => self.manifest_by_digest(origin, &digest).await,
             };
         };
-        if self.age(origin, tag, &record) != Age::Old {
-            return self.manifest_by_digest(origin, &record.digest).await;
+        let age = self.age(origin, tag, &record);
+        if age != Age::Old {
+            self.note_ask(origin, tag, &record, age);
+            match self.manifest_by_digest(origin, &record.digest).await {
+                // What it pointed to is gone, here and there: by now it may point elsewhere.
+                Err(Refusal::Upstream(error)) if error.is_definitive() => {}
+                answer => return answer,
+            }
         }
         // Who has an old answer does not wait long for a new one, which goes on without the client.
         let wait = self.0.options.revalidate_wait;
-        let why = match tokio::time::timeout(wait, self.check_tag(origin, tag)).await {
-            Ok(Ok(Checked::Moved(verified))) => return Ok(verified.served(Served::Miss)),
-            Ok(Ok(Checked::Same(digest))) => {
-                let manifest = self.manifest_by_digest(origin, &digest).await?;
-                let served = if manifest.served == Served::Hit { Served::Revalidated } else { manifest.served };
-                return Ok(Manifest { served, ..manifest });
+        let checked = match tokio::time::timeout(wait, self.check_tag(origin, tag, Some(&record))).await {
+            Ok(checked) => checked,
+            Err(_) => {
+                let why = format!("it has not answered within {}", humantime::format_duration(wait));
+                let why = Refusal::Upstream(upstream::Error::Unavailable { why, timed_out: true });
+                match self.stale(origin, &record, why).await {
+                    Ok(manifest) => return Ok(manifest),
+                    // What cannot be served is no answer: this client waits like any other.
+                    Err(_) => self.check_tag(origin, tag, Some(&record)).await,
+                }
             }
-            Ok(Err(Refusal::Upstream(error))) if error.is_definitive() => {
-                self.0.store.remove_tag(&origin.repository, tag);
-                return Err(error.into());
-            }
-            Ok(Err(refusal)) => refusal,
-            Err(_) => Refusal::Upstream(upstream::Error::Unavailable {
-                why: format!("it has not answered within {}", humantime::format_duration(wait)),
-                timed_out: true,
-            }),
         };
-        self.stale(origin, &record, why).await
+        match checked {
+            Ok(Checked::Moved(verified)) => Ok(verified.served(Served::Miss)),
+            Ok(Checked::Same(digest)) => match self.manifest_by_digest(origin, &digest).await {
+                Ok(manifest) if manifest.served == Served::Hit => Ok(Manifest { served: Served::Revalidated, ..manifest }),
+                Err(Refusal::Upstream(error)) if error.is_definitive() => {
+                    self.forget_tag(origin, tag, &error);
+                    Err(error.into())
+                }
+                answer => answer,
+            },
+            Err(Refusal::Upstream(error)) if error.is_definitive() => Err(error.into()),
+            Err(refusal) => self.stale(origin, &record, refusal).await,
+        }
     }
 
     fn age(&self, origin: &Origin, tag: &Tag, record: &TagRecord) -> Age {
@@ -77,6 +99,24 @@ impl Mirror {
         }
         let budget = || origin.upstream().budget_share(&origin.repository.name);
         origin.registry.freshness.judge(tag, now.since(record.checked), budget)
+    }
+
+    /// A tag is asked for that is fresh. If it is not for long, and is asked for more than once, the upstream is asked ahead of
+    /// time, so that nobody waits for it: at most once, as the next answer begins a new TTL.
+    fn note_ask(&self, origin: &Origin, tag: &Tag, record: &TagRecord, age: Age) {
+        if origin.is_offline() {
+            return;
+        }
+        let key = (origin.repository.clone(), tag.clone());
+        let checked = record.checked;
+        match self.0.asked.get(&key).filter(|asked| asked.checked == checked) {
+            None => self.0.asked.insert(key, Asked { checked, ahead: false }),
+            Some(Asked { ahead: false, .. }) if age == Age::Aging && self.wait(&key).is_none() => {
+                self.0.asked.insert(key.clone(), Asked { checked, ahead: true });
+                self.0.tags.start(key, || self.clone().check_tag_and_note(origin.clone(), tag.clone(), Some(record.clone())));
+            }
+            Some(_) => {}
+        }
     }
 
     /// The answer of last time, although the upstream could not be asked.
@@ -93,34 +133,35 @@ impl Mirror {
         }
     }
 
-    /// Asks the upstream for a tag, once for all who wait.
-    async fn check_tag(&self, origin: &Origin, tag: &Tag) -> Result<Checked, Refusal> {
+    /// Asks the upstream for a tag, once for all who wait, unless it has failed a moment ago. `seen`: what the caller knows and
+    /// wants to know better.
+    async fn check_tag(&self, origin: &Origin, tag: &Tag, seen: Option<&TagRecord>) -> Result<Checked, Refusal> {
         let key = (origin.repository.clone(), tag.clone());
-        if let Some(wait) = self.0.waits.get(&key).filter(|wait| self.0.clock.now() < wait.until) {
+        if let Some(wait) = self.wait(&key) {
             return Err(wait.why);
         }
-        let (mirror, origin, tag) = (self.clone(), origin.clone(), tag.clone());
-        let checked = self.0.tags.join(key.clone(), || async move {
-            let checked = mirror.check_tag_now(&origin, &tag).await;
-            match &checked {
-                Ok(_) => mirror.0.waits.invalidate(&key),
-                Err(Refusal::Upstream(error)) if error.is_definitive() => {
-                    mirror.note_failure(&origin.repository, Thing::Tag(tag), error);
-                }
-                Err(Refusal::Upstream(upstream::Error::Offline) | Refusal::Interrupted) => {}
-                Err(why) => mirror.hold_off(key, why),
-            }
-            checked
-        });
-        checked.await?
+        let work = || self.clone().check_tag_and_note(origin.clone(), tag.clone(), seen.cloned());
+        self.0.tags.join(key, work).await?
     }
 
-    async fn check_tag_now(&self, origin: &Origin, tag: &Tag) -> Result<Checked, Refusal> {
+    async fn check_tag_and_note(self, origin: Origin, tag: Tag, seen: Option<TagRecord>) -> Result<Checked, Refusal> {
+        let checked = self.check_tag_now(&origin, &tag, seen.as_ref()).await;
+        let key = (origin.repository.clone(), tag);
+        match &checked {
+            Ok(_) => self.0.waits.invalidate(&key),
+            Err(Refusal::Upstream(error)) if error.is_definitive() => self.forget_tag(&origin, &key.1, error),
+            Err(Refusal::Upstream(upstream::Error::Offline) | Refusal::Interrupted) => {}
+            Err(why) => self.hold_off(key, why),
+        }
+        checked
+    }
+
+    async fn check_tag_now(&self, origin: &Origin, tag: &Tag, seen: Option<&TagRecord>) -> Result<Checked, Refusal> {
         let reference = Reference::Tag(tag.clone());
         let known = self.0.store.tag(&origin.repository, tag);
         if let Some(record) = &known {
-            // Someone else's question may have been answered meanwhile.
-            if self.age(origin, tag, record) != Age::Old {
+            // Someone else's question has been answered meanwhile.
+            if Some(record) != seen {
                 return Ok(Checked::Same(record.digest.clone()));
             }
             // A HEAD is free where pulls are counted. What it says is only that the tag has moved, or has not.
@@ -156,13 +197,26 @@ impl Mirror {
         self.0.store.set_tag(&origin.repository, tag, &record);
     }
 
+    /// The upstream has no such tag.
+    fn forget_tag(&self, origin: &Origin, tag: &Tag, error: &upstream::Error) {
+        self.0.store.remove_tag(&origin.repository, tag);
+        self.note_failure(&origin.repository, Thing::Tag(tag.clone()), error);
+    }
+
+    /// The upstream has failed, and is left alone for a while.
+    fn wait(&self, key: &(Repository, Tag)) -> Option<Wait> {
+        self.0.waits.get(key).filter(|wait| self.0.clock.now() < wait.until)
+    }
+
     /// After a failure the upstream is left alone: for as long as it says, or longer each time if there is an old answer.
     fn hold_off(&self, key: (Repository, Tag), why: &Refusal) {
         let failures = self.0.waits.get(&key).map_or(0, |wait| wait.failures.saturating_add(1));
         let doubled = if self.0.store.tag(&key.0, &key.1).is_some() { failures.min(6) } else { 0 };
+        let now = self.0.clock.now();
         let until = match why {
-            Refusal::Upstream(upstream::Error::RateLimited { until }) => *until,
-            _ => self.0.clock.now() + (SHORTEST_WAIT * (1 << doubled)).min(LONGEST_WAIT),
+            // It keeps to that itself; asked now and then, it may know better, as when another account is free.
+            Refusal::Upstream(upstream::Error::RateLimited { until }) => (*until).min(now + LONGEST_WAIT),
+            _ => now + (SHORTEST_WAIT * (1 << doubled)).min(LONGEST_WAIT),
         };
         self.0.waits.insert(key, Wait { failures, until, why: why.clone() });
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{Image, Registry, TestMirror};
+use crate::support::{Answer, Fault, Image, Match, Registry, TestMirror};
 
 const MINUTE: Duration = Duration::from_mins(1);
 
@@ -27,18 +27,19 @@ async fn tags_have_the_ttl_of_the_first_pattern_that_matches() {
         .set("upstream.\"quay.io\".tag_ttls = [\"v1=10s\"]")
         .start()
         .await;
-    for step in 0..13 {
+    // Never in the last fifth of a TTL, where the upstream would be asked unawaited.
+    for _ in 0..4 {
         for tag in ["latest", "v1", "v1.2.3", "edge"] {
             mirror.get(&path(tag)).await.expect(200);
             mirror.get(&format!("{}?ns=quay.io", path(tag))).await.expect(200);
         }
-        if step < 12 {
-            mirror.clock().advance(Duration::from_secs(10));
-        }
+        mirror.clock().advance(Duration::from_secs(30));
     }
     let asked = |upstream: &Registry| ["latest", "v1", "v1.2.3", "edge"].map(|tag| upstream.count("HEAD", &path(tag)));
-    assert_eq!(asked(&hub), [4, 1, 0, 2], "in two minutes");
-    assert_eq!(asked(&quay), [4, 12, 0, 2]);
+    assert_eq!(asked(&hub), [3, 0, 0, 1]);
+    assert_eq!(asked(&quay), [3, 3, 0, 1]);
+    mirror.get(&path("v1")).await.expect(200);
+    assert_eq!(asked(&hub), [3, 1, 0, 1], "after two minutes");
 }
 
 #[tokio::test]
@@ -71,4 +72,135 @@ async fn lists_of_referrers_are_as_fresh_as_the_tags_of_their_upstream() {
         mirror.get(&referrers).await.expect(200);
         assert_eq!(upstream.count("GET", "/referrers/"), asked);
     }
+}
+
+// === ahead of time ===
+
+const TAG: &str = "/v2/library/app/manifests/latest";
+
+/// A larder with a tag that has been asked for again since the upstream was.
+async fn hot(upstream: &Registry) -> TestMirror {
+    Image::new(5).put(upstream, "library/app", "latest");
+    let mirror = TestMirror::of(upstream).await;
+    mirror.get(TAG).await.expect(200);
+    mirror.get(TAG).await.expect(200);
+    upstream.forget_requests();
+    mirror
+}
+
+#[track_caller]
+fn assert_hit(answer: Answer) {
+    let answer = answer.expect(200);
+    assert_eq!((answer.header("cache-status"), answer.header("warning")), (Some("larder; hit"), None));
+}
+
+#[tokio::test]
+async fn no_client_waits_for_a_tag_that_is_asked_for_all_the_time_and_each_answer_is_worth_most_of_a_ttl() {
+    let upstream = Registry::start().await;
+    let mirror = hot(&upstream).await;
+    for step in 1..=100 {
+        mirror.clock().advance(Duration::from_secs(6));
+        let before = mirror.checked("library/app", "latest");
+        for _ in 0..3 {
+            assert_hit(mirror.get(TAG).await);
+        }
+        if step % 8 == 0 {
+            mirror.checked_after("library/app", "latest", before).await;
+        }
+        assert_eq!(upstream.requests().len(), step / 8, "one HEAD in 48 seconds");
+    }
+    assert_eq!(upstream.count("HEAD", TAG), 12);
+}
+
+#[tokio::test]
+async fn nobody_waits_for_the_question_that_is_asked_ahead_of_time() {
+    let upstream = Registry::start().await;
+    let mirror = hot(&upstream).await;
+    upstream.on(Match::head(TAG), Fault::Hang);
+    mirror.clock().advance(Duration::from_secs(48));
+    assert_hit(mirror.get(TAG).await);
+    upstream.held(1).await;
+    for _ in 0..20 {
+        assert_hit(mirror.get(TAG).await);
+    }
+    assert_eq!(upstream.requests().len(), 1, "{:#?}", upstream.requests());
+}
+
+#[tokio::test]
+async fn a_client_after_the_ttl_waits_for_the_question_under_way() {
+    let upstream = Registry::start().await;
+    let mirror = hot(&upstream).await;
+    upstream.on(Match::head(TAG), Fault::Latency(Duration::from_millis(300)));
+    mirror.clock().advance(Duration::from_secs(59));
+    assert_hit(mirror.get(TAG).await);
+    upstream.seen("HEAD", TAG, 1).await;
+    mirror.clock().advance(Duration::from_secs(2));
+    let answer = mirror.get(TAG).await.expect(200);
+    assert_eq!(answer.header("cache-status"), Some("larder; hit; detail=revalidated"));
+    assert_eq!(upstream.requests().len(), 1, "{:#?}", upstream.requests());
+}
+
+#[tokio::test]
+async fn a_tag_that_has_moved_is_there_before_the_old_one_expires() {
+    let upstream = Registry::start().await;
+    let mirror = hot(&upstream).await;
+    let moved = Image::new(6).put(&upstream, "library/app", "latest");
+    let before = mirror.checked("library/app", "latest");
+    mirror.clock().advance(Duration::from_secs(48));
+    assert_hit(mirror.get(TAG).await);
+    mirror.checked_after("library/app", "latest", before).await;
+    let answer = mirror.get(TAG).await.expect(200);
+    assert_eq!(answer.body, moved.manifest);
+    assert_hit(answer);
+    assert_eq!([upstream.count("HEAD", TAG), upstream.count("GET", &moved.digest)], [1, 1]);
+}
+
+#[tokio::test]
+async fn a_tag_that_was_deleted_is_gone_when_that_was_found_out_ahead_of_time() {
+    let upstream = Registry::start().await;
+    let mirror = hot(&upstream).await;
+    upstream.untag("library/app", "latest");
+    mirror.clock().advance(Duration::from_secs(48));
+    let mut answer = mirror.get(TAG).await;
+    while answer.status == 200 {
+        assert_hit(answer);
+        answer = mirror.get(TAG).await;
+    }
+    assert_eq!(answer.expect(404).error_code().as_deref(), Some("MANIFEST_UNKNOWN"));
+    assert_eq!(upstream.requests().len(), 1, "{:#?}", upstream.requests());
+}
+
+#[tokio::test]
+async fn who_asks_once_in_a_ttl_is_not_worth_a_question_ahead_of_time() {
+    let upstream = Registry::start().await;
+    Image::new(7).put(&upstream, "library/app", "latest");
+    let mirror = TestMirror::of(&upstream).await;
+    mirror.get(TAG).await.expect(200);
+    // A question ahead of time would hang.
+    upstream.on(Match::head(TAG).times(1), Fault::Hang);
+    mirror.clock().advance(Duration::from_secs(50));
+    assert_hit(mirror.get(TAG).await);
+    upstream.heal();
+    mirror.clock().advance(Duration::from_secs(10));
+    let answer = mirror.get(TAG).await.expect(200);
+    assert_eq!(answer.header("cache-status"), Some("larder; hit; detail=revalidated"));
+    assert_eq!(upstream.count("HEAD", TAG), 1, "{:#?}", upstream.requests());
+}
+
+#[tokio::test]
+async fn an_upstream_that_fails_is_not_asked_again_before_the_tag_is_old() {
+    let upstream = Registry::start().await;
+    let mirror = hot(&upstream).await;
+    upstream.on(Match::head(TAG), Fault::status(503));
+    for seconds in [48, 6, 5] {
+        mirror.clock().advance(Duration::from_secs(seconds));
+        for _ in 0..5 {
+            assert_hit(mirror.get(TAG).await);
+        }
+        upstream.seen("HEAD", TAG, 1).await;
+    }
+    mirror.clock().advance(Duration::from_secs(10));
+    let answer = mirror.get(TAG).await.expect(200);
+    assert_eq!(answer.header("cache-status"), Some("larder; hit; detail=stale"));
+    assert_eq!(upstream.requests().len(), 2, "{:#?}", upstream.requests());
 }

@@ -9,13 +9,14 @@ use std::{
 
 use larder::{
     app::{App, Drained},
-    clock::Clock,
+    clock::{Clock, Timestamp},
     config::Config,
+    oci::Repository,
 };
 use tempfile::TempDir;
 use toml::{Table, Value};
 
-use super::{Answer, Client, Registry, Streaming};
+use super::{Answer, Client, PATIENCE, Registry, Streaming};
 
 /// A larder that serves. [`stop`](Self::stop) ends it as SIGTERM would.
 pub struct TestMirror {
@@ -86,6 +87,22 @@ impl TestMirror {
     /// How many bytes of the disk the cache counts as its own.
     pub fn used(&self) -> u64 {
         self.app.store().usage().expect("it has been counted").0
+    }
+
+    /// When the upstream was last asked for a tag of Docker Hub.
+    pub fn checked(&self, repository: &str, tag: &str) -> Timestamp {
+        let repository = Repository { upstream: "docker.io".into(), name: repository.parse().expect("a name") };
+        self.app.store().tag(&repository, &tag.parse().expect("a tag")).expect("it is known").checked
+    }
+
+    /// Waits until the answer to a question that nobody waits for has come in.
+    pub async fn checked_after(&self, repository: &str, tag: &str, before: Timestamp) {
+        let asked = async {
+            while self.checked(repository, tag) <= before {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        assert!(tokio::time::timeout(PATIENCE, asked).await.is_ok(), "{repository}:{tag} is not asked for");
     }
 
     /// The round of upkeep that is due once a minute.

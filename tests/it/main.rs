@@ -8,6 +8,7 @@ mod support;
 mod access;
 mod accounts;
 mod breaking;
+mod credentials;
 mod dependencies;
 mod fallbacks;
 mod filling;

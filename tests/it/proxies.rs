@@ -1,4 +1,4 @@
-//! The proxies of the environment, as a larder that runs on its own sees it.
+//! The proxies on the way to an upstream: those of the environment, as a larder that runs on its own sees it, and its own.
 
 use std::net::SocketAddr;
 
@@ -120,4 +120,24 @@ async fn a_proxy_may_have_a_name_and_a_private_address() {
     let larder = Process::start(dir.path(), &[&url, &file], &[("HTTPS_PROXY", &proxy)]);
     let _ = get(larder.url(&format!("/v2/library/app/blobs/{digest}"))).await;
     assert_eq!(told.recv().await.unwrap(), "CONNECT cdn.invalid:443 HTTP/1.1");
+}
+
+#[tokio::test]
+async fn an_upstream_may_have_a_proxy_of_its_own_or_none() {
+    let blob = noise(5, 50_000);
+    let ((own, mut told), (of_all, mut told_of_all)) = (proxy(blob.clone()).await, proxy(blob.clone()).await);
+    let upstream = Registry::start().await;
+    let digest = upstream.put_blob("library/app", blob.clone());
+    let environment = format!("http://{of_all}");
+    for (setting, url) in [(format!("http://{own}"), "http://registry.invalid".to_owned()), ("none".into(), upstream.url())] {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = [format!("upstream.\"docker.io\".url={url}"), format!("upstream.\"docker.io\".proxy={setting}")];
+        let larder = Process::start(dir.path(), &[&settings[0], &settings[1]], &[("HTTP_PROXY", &environment)]);
+        let answer = get(larder.url(&format!("/v2/library/app/blobs/{digest}"))).await.expect(200);
+        assert_eq!(answer.body, blob);
+    }
+    assert!(told.recv().await.unwrap().starts_with("GET http://registry.invalid/"));
+    assert!(told.try_recv().is_err());
+    assert!(told_of_all.try_recv().is_err(), "the proxy of the environment was asked");
+    assert_eq!(upstream.count("GET", &digest), 1);
 }

@@ -50,3 +50,33 @@ async fn https_never_becomes_http() {
     let mirror = mirror_of(&front, &authority).await;
     assert_eq!(mirror.get(&image.blob_path(&image.layers[0])).await.status, 502);
 }
+
+#[tokio::test]
+async fn the_client_certificate_is_shown_to_the_upstream_and_to_nobody_else() {
+    let (upstream, elsewhere) = (Registry::start().await, Registry::start().await);
+    let image = Image::new(2).layers(&[30_000, 40_000]).put(&upstream, "library/alpine", "latest");
+    let (own, redirected) = (image.blob_path(&image.layers[0]), image.blob_path(&image.layers[1]));
+    elsewhere.put_blob("library/alpine", image.layers[1].bytes.clone());
+    let authority = Authority::new();
+    let front = authority.front_for_its_own("localhost", upstream.address()).await;
+    let strict = authority.front_for_its_own("localhost", elsewhere.address()).await;
+    let open = authority.front("localhost", false, elsewhere.address()).await;
+
+    let without = mirror_of(&front, &authority).await;
+    without.get(&image.tag_path("latest")).await.expect(502);
+    let with = without.stop().await;
+    let (certificate, key) = authority.client(with.dir());
+    let with = with
+        .set(&format!("upstream.\"docker.io\".client_cert_file = \"{}\"", certificate.display()))
+        .set(&format!("upstream.\"docker.io\".client_key_file = \"{}\"", key.display()))
+        .start()
+        .await;
+    assert_eq!(with.get(&own).await.expect(200).body, image.layers[0].bytes);
+    for (front, status) in [(&strict, 502), (&open, 200)] {
+        let location = format!("{}{redirected}", front.url());
+        upstream.on(Match::get(&image.layers[1].digest), Fault::answer(307, &[("location", &location)], ""));
+        with.clock().advance(std::time::Duration::from_secs(10));
+        assert_eq!(with.get(&redirected).await.status, status);
+        upstream.heal();
+    }
+}

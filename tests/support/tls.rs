@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
 use rustls::pki_types::PrivateKeyDer;
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -37,8 +39,38 @@ impl Authority {
         path
     }
 
+    /// Writes a certificate for a client, and its key, into files of `dir`.
+    pub fn client(&self, dir: &Path) -> (PathBuf, PathBuf) {
+        let key = KeyPair::generate().expect("a key");
+        let params = CertificateParams::new(["larder.client".to_owned()]).expect("a name");
+        let certificate = params.signed_by(&key, &self.0).expect("a certificate");
+        let (certificate_file, key_file) = (dir.join("client.pem"), dir.join("client.key"));
+        fs::write(&certificate_file, certificate.pem()).expect("a file");
+        fs::write(&key_file, key.serialize_pem()).expect("a file");
+        (certificate_file, key_file)
+    }
+
     /// Speaks TLS as `name` before `registry`, with a certificate that has `expired` or not.
     pub async fn front(&self, name: &str, expired: bool, registry: SocketAddr) -> TlsFront {
+        self.start(name, expired, registry, None).await
+    }
+
+    /// Speaks TLS before `registry` with those who show a certificate of this authority.
+    pub async fn front_for_its_own(&self, name: &str, registry: SocketAddr) -> TlsFront {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(self.0.der().clone()).expect("a certificate");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider).build().expect("a verifier");
+        self.start(name, false, registry, Some(verifier)).await
+    }
+
+    async fn start(
+        &self,
+        name: &str,
+        expired: bool,
+        registry: SocketAddr,
+        clients: Option<Arc<dyn ClientCertVerifier>>,
+    ) -> TlsFront {
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::new([name.to_owned()]).expect("a name");
         if expired {
@@ -50,7 +82,7 @@ impl Authority {
         let config = rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .expect("versions")
-            .with_no_client_auth()
+            .with_client_cert_verifier(clients.unwrap_or_else(WebPkiClientVerifier::no_client_auth))
             .with_single_cert(vec![certificate.der().clone()], key)
             .expect("a certificate that fits its key");
         TlsFront::start(TlsAcceptor::from(Arc::new(config)), registry).await

@@ -57,11 +57,16 @@ impl Freshness {
         if since < ttl - ttl / 5 {
             return Age::Fresh;
         }
-        match budget().map_or(ttl, |left| self.stretch.stretched(ttl, left)) {
-            // While the budget is low, nothing is asked that can wait.
-            stretched if stretched > ttl && since < stretched => Age::Fresh,
-            stretched if since < stretched => Age::Aging,
-            _ => Age::Old,
+        let left = budget().unwrap_or(1.0);
+        // With nothing left nothing can be asked, and who gets an answer beyond its TTL is to be told so.
+        let stretched = if left > 0.0 { self.stretch.stretched(ttl, left) } else { ttl };
+        if since >= stretched {
+            Age::Old
+        } else if left < self.stretch.below {
+            // What can wait, waits.
+            Age::Fresh
+        } else {
+            Age::Aging
         }
     }
 
@@ -83,7 +88,7 @@ impl Stretch {
         if left >= self.below {
             return ttl;
         }
-        let missing = (self.below - left.max(0.0)) / self.below;
+        let missing = (self.below - left) / self.below;
         let seconds = ttl.as_secs_f64() * (1.0 + (self.factor - 1.0) * missing);
         Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX).min(self.longest).max(ttl)
     }
@@ -147,8 +152,9 @@ mod tests {
             (48, Some(0.4), Age::Fresh),
             (287, Some(0.4), Age::Fresh),
             (289, Some(0.4), Age::Old),
-            (1199, Some(0.0), Age::Fresh),
-            (1200, Some(0.0), Age::Old),
+            (1150, Some(0.01), Age::Fresh),
+            (59, Some(0.0), Age::Fresh),
+            (60, Some(0.0), Age::Old),
         ] {
             assert_eq!(judge(seconds, left), age, "{seconds} s, {left:?}");
         }

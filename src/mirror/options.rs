@@ -21,7 +21,7 @@ pub struct Options {
     pub tag_ttls: Vec<TagTtl>,
     /// How much of the upstream's budget for pulls may be left, in percent, before TTLs stretch so that it lasts; 0: never.
     pub stretch_below: u32,
-    /// How many times longer TTLs are when nothing is left; between the two they grow evenly, up to `max_stale`.
+    /// How many times longer TTLs are when next to nothing is left; they grow evenly up to that, and never beyond `max_stale`.
     pub stretch_factor: u32,
     /// For how long a tag is served while its upstream cannot be asked.
     #[serde(with = "humantime_serde")]

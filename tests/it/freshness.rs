@@ -2,9 +2,16 @@
 
 use std::time::Duration;
 
-use crate::support::{Answer, Fault, Image, Match, Registry, TestMirror};
+use crate::support::{ANONYMOUS, Answer, Fault, Image, Match, Registry, Setup, TestMirror};
 
 const MINUTE: Duration = Duration::from_mins(1);
+const TAG: &str = "/v2/library/app/manifests/latest";
+
+#[track_caller]
+fn assert_hit(answer: Answer) {
+    let answer = answer.expect(200);
+    assert_eq!((answer.header("cache-status"), answer.header("warning")), (Some("larder; hit"), None));
+}
 
 fn path(tag: &str) -> String {
     format!("/v2/library/app/manifests/{tag}")
@@ -74,9 +81,88 @@ async fn lists_of_referrers_are_as_fresh_as_the_tags_of_their_upstream() {
     }
 }
 
-// === ahead of time ===
+// === as the budget shrinks ===
 
-const TAG: &str = "/v2/library/app/manifests/latest";
+/// A registry that lets everyone have a hundred manifests in six hours.
+async fn counting() -> Registry {
+    Registry::with(Setup { budget: Some(100), ..Setup::default() }).await
+}
+
+#[tokio::test]
+async fn a_tag_stays_fresh_for_longer_when_little_of_the_budget_is_left() {
+    let upstream = counting().await;
+    Image::new(8).put(&upstream, "library/app", "latest");
+    let mirror = TestMirror::of(&upstream).await;
+    mirror.get(TAG).await.expect(200);
+    upstream.set_budget(ANONYMOUS, 20);
+    mirror.clock().advance(MINUTE);
+    let answer = mirror.get(TAG).await.expect(200);
+    assert_eq!(answer.header("cache-status"), Some("larder; hit; detail=revalidated"));
+    // A fifth is left: three fifths of the way to twenty times the TTL, 12.4 minutes.
+    for minutes in [1, 5, 6] {
+        mirror.clock().advance(MINUTE * minutes);
+        for _ in 0..3 {
+            assert_hit(mirror.get(TAG).await);
+        }
+    }
+    assert_eq!(upstream.count("HEAD", TAG), 1, "{:#?}", upstream.requests());
+    upstream.set_budget(ANONYMOUS, 100);
+    for (minutes, asked) in [(1, 2), (1, 3)] {
+        mirror.clock().advance(MINUTE * minutes);
+        let answer = mirror.get(TAG).await.expect(200);
+        assert_eq!(answer.header("cache-status"), Some("larder; hit; detail=revalidated"));
+        assert_eq!(upstream.count("HEAD", TAG), asked, "with a full budget every TTL is as it was");
+    }
+    assert_eq!(upstream.count("GET", "/manifests/"), 1);
+}
+
+#[tokio::test]
+async fn ttls_do_not_stretch_where_that_is_turned_off() {
+    let upstream = counting().await;
+    Image::new(9).put(&upstream, "library/app", "latest");
+    let mirror = TestMirror::builder().upstream("docker.io", &upstream).set("mirror.stretch_below = 0").start().await;
+    mirror.get(TAG).await.expect(200);
+    upstream.set_budget(ANONYMOUS, 1);
+    for asked in 1..=3 {
+        mirror.clock().advance(MINUTE);
+        mirror.get(TAG).await.expect(200);
+        assert_eq!(upstream.count("HEAD", TAG), asked);
+    }
+}
+
+#[tokio::test]
+async fn with_nothing_left_nothing_is_asked_before_the_reset_and_what_is_cached_is_served_with_a_warning() {
+    let upstream = counting().await;
+    let image = Image::new(10).layers(&[1000]).put(&upstream, "library/app", "latest");
+    Image::new(11).put(&upstream, "library/other", "latest");
+    let mirror = TestMirror::of(&upstream).await;
+    upstream.set_budget(ANONYMOUS, 1);
+    mirror.get(TAG).await.expect(200);
+    upstream.forget_requests();
+    for minutes in [0, 1, 60, 240] {
+        mirror.clock().advance(MINUTE * minutes);
+        for path in ["/v2/library/other/manifests/latest", "/v2/library/app/manifests/other"] {
+            let answer = mirror.get(path).await.expect(429);
+            assert_eq!(answer.error_code().as_deref(), Some("TOOMANYREQUESTS"));
+            let after: u64 = answer.header("retry-after").unwrap().parse().unwrap();
+            assert!((1..=10).contains(&after), "podman sleeps for as long as it is told: {after}");
+        }
+        let answer = mirror.get(TAG).await.expect(200);
+        assert_eq!((answer.body.clone(), answer.header("warning").is_some()), (image.manifest.clone(), minutes > 0));
+        assert_hit(mirror.get(&image.manifest_path()).await);
+    }
+    assert_eq!(upstream.requests().len(), 0, "{:#?}", upstream.requests());
+    mirror.get(&image.blob_path(&image.layers[0])).await.expect(200);
+    assert_eq!(upstream.requests().len(), 1, "layers are not counted: {:#?}", upstream.requests());
+
+    upstream.set_budget(ANONYMOUS, 100);
+    mirror.clock().advance(MINUTE * 60);
+    let answer = mirror.get(TAG).await.expect(200);
+    assert_eq!(answer.header("cache-status"), Some("larder; hit; detail=revalidated"));
+    mirror.get("/v2/library/other/manifests/latest").await.expect(200);
+}
+
+// === ahead of time ===
 
 /// A larder with a tag that has been asked for again since the upstream was.
 async fn hot(upstream: &Registry) -> TestMirror {
@@ -86,12 +172,6 @@ async fn hot(upstream: &Registry) -> TestMirror {
     mirror.get(TAG).await.expect(200);
     upstream.forget_requests();
     mirror
-}
-
-#[track_caller]
-fn assert_hit(answer: Answer) {
-    let answer = answer.expect(200);
-    assert_eq!((answer.header("cache-status"), answer.header("warning")), (Some("larder; hit"), None));
 }
 
 #[tokio::test]

@@ -169,6 +169,102 @@ async fn who_has_a_tag_gets_it_although_the_upstream_hangs_for_ever() {
     assert_eq!(upstream.requests().len(), 1, "{:#?}", upstream.requests());
 }
 
+// === without the manifest ===
+
+/// The manifest is evicted; what is known of the tag stays.
+async fn without_manifest(mirror: TestMirror, image: &PutImage) -> StoppedMirror {
+    let stopped = mirror.stop().await;
+    let hex = image.digest.trim_start_matches("sha256:");
+    std::fs::remove_file(stopped.cache_dir().join("blobs/sha256").join(&hex[..2]).join(hex)).unwrap();
+    stopped
+}
+
+#[tokio::test]
+async fn who_cannot_be_given_an_old_manifest_waits_for_the_upstream_like_any_other() {
+    let upstream = Registry::start().await;
+    let (mirror, image) = aged(&upstream, "mirror.revalidate_wait = \"50ms\"").await;
+    let mirror = without_manifest(mirror, &image).await.start().await;
+    upstream.on(Match::any("/manifests/"), Fault::Latency(Duration::from_millis(300)));
+    assert_fresh(mirror.get(TAG).await, &image);
+    assert_eq!([upstream.count("HEAD", TAG), upstream.count("GET", &image.digest)], [1, 1]);
+}
+
+#[tokio::test]
+async fn who_may_not_be_given_a_tag_so_old_waits_for_the_upstream_like_any_other() {
+    let upstream = Registry::start().await;
+    let (mirror, image) = aged(&upstream, "mirror.revalidate_wait = \"50ms\"\nmirror.max_stale = \"1h\"").await;
+    mirror.clock().advance(Duration::from_hours(2));
+    upstream.on(Match::head("/manifests/"), Fault::Latency(Duration::from_millis(300)));
+    assert_fresh(mirror.get(TAG).await, &image);
+    assert_eq!(upstream.requests().len(), 1, "{:#?}", upstream.requests());
+}
+
+#[tokio::test]
+async fn an_evicted_manifest_that_may_not_be_fetched_now_is_429_until_it_may() {
+    for fresh in [true, false] {
+        let upstream = Registry::start().await;
+        let (mirror, image) = aged(&upstream, if fresh { "mirror.tag_ttl = \"1h\"" } else { "" }).await;
+        let mirror = without_manifest(mirror, &image).await.start().await;
+        upstream.on(Match::any("/manifests/").times(1), Fault::answer(429, &[("retry-after", "120")], ""));
+        for _ in 0..5 {
+            for path in [TAG, &image.manifest_path()] {
+                let answer = mirror.get(path).await.expect(429);
+                let after: u64 = answer.header("retry-after").unwrap().parse().unwrap();
+                assert!((1..=10).contains(&after), "podman sleeps for as long as it is told: {after}");
+            }
+        }
+        assert_eq!(upstream.requests().len(), 1, "{:#?}", upstream.requests());
+        mirror.clock().advance(MINUTE * 2);
+        assert_fresh(mirror.get(TAG).await, &image);
+    }
+}
+
+/// A tag that was taken never to move pointed to what neither the cache nor the upstream has any more: 404 for ever.
+#[tokio::test]
+async fn a_fresh_tag_whose_manifest_is_gone_everywhere_is_asked_for_again() {
+    let upstream = Registry::start().await;
+    let (mirror, image) = aged(&upstream, "mirror.tag_ttls = [\"*=forever\"]").await;
+    let moved = Image::new(5).put(&upstream, "library/app", "latest");
+    upstream.remove("library/app", &image.digest);
+    let mirror = without_manifest(mirror, &image).await.start().await;
+    for _ in 0..3 {
+        assert_fresh(mirror.get(TAG).await, &moved);
+    }
+    let asked = [upstream.count("GET", &image.digest), upstream.count("HEAD", TAG), upstream.count("GET", &moved.digest)];
+    assert_eq!(asked, [1, 1, 1], "{:#?}", upstream.requests());
+}
+
+#[tokio::test]
+async fn a_tag_that_points_to_what_its_upstream_does_not_have_is_not_asked_for_each_time() {
+    let upstream = Registry::start().await;
+    let (mirror, image) = aged(&upstream, "").await;
+    let mirror = without_manifest(mirror, &image).await.start().await;
+    upstream.on(Match::get("/manifests/"), Fault::status(404));
+    for _ in 0..10 {
+        assert_eq!(mirror.get(TAG).await.expect(404).error_code().as_deref(), Some("MANIFEST_UNKNOWN"));
+    }
+    assert_eq!(upstream.requests().len(), 2, "a HEAD and a GET: {:#?}", upstream.requests());
+    upstream.heal();
+    mirror.clock().advance(Duration::from_secs(5));
+    assert_fresh(mirror.get(TAG).await, &image);
+}
+
+#[tokio::test]
+async fn a_tag_that_turns_out_to_be_deleted_after_all_clients_have_left_is_gone_for_the_next() {
+    let upstream = Registry::start().await;
+    let (mirror, image) = aged(&upstream, "mirror.revalidate_wait = \"50ms\"").await;
+    upstream.untag("library/app", "latest");
+    upstream.on(Match::head("/manifests/"), Fault::Latency(Duration::from_millis(300)));
+    let mut answer = mirror.get(TAG).await;
+    assert_eq!(answer.status, 200);
+    while answer.status == 200 {
+        assert_stale(answer, &image);
+        answer = mirror.get(TAG).await;
+    }
+    answer.expect(404);
+    assert_eq!(upstream.requests().len(), 1, "{:#?}", upstream.requests());
+}
+
 // === sealed ===
 
 /// A larder that is told to ask nobody.

@@ -9,6 +9,7 @@ mod access;
 mod accounts;
 mod breaking;
 mod credentials;
+mod budget;
 mod dependencies;
 mod fallbacks;
 mod filling;

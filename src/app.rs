@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::mirror::{Access, Freshness, Mirror, Registries, Registry};
 use crate::server;
 use crate::store::{self, Store, Tally};
-use crate::upstream::{Spent, Upstream};
+use crate::upstream::{Hop, Spent, Upstream};
 
 /// A running larder. To be ended with [`App::stop`]; dropped, its tasks go on.
 pub struct App {
@@ -83,7 +83,8 @@ impl App {
     /// # Errors
     /// See [`StartError`].
     pub async fn start(config: Config, clock: Clock) -> Result<Self, StartError> {
-        let registries = registries(&config, &clock).map_err(StartError::Upstream)?;
+        let hop = Hop::unique();
+        let registries = registries(&config, &hop, &clock).map_err(StartError::Upstream)?;
         let address = config.server.listen;
         let listen = |error| StartError::Listen { address, error };
         let listener = TcpListener::bind(address).await.map_err(listen)?;
@@ -96,7 +97,7 @@ impl App {
         }
         let mirror = Mirror::new(config.mirror, store.clone(), registries, clock.clone());
         let stop = CancellationToken::new();
-        let running = tokio::spawn(run(listener, config.server, mirror, store.clone(), clock, stop.clone()));
+        let running = tokio::spawn(run(listener, config.server, mirror, hop, store.clone(), clock, stop.clone()));
         Ok(Self { address, store, stop, running })
     }
 
@@ -122,12 +123,13 @@ async fn run(
     listener: TcpListener,
     options: server::Options,
     mirror: Mirror,
+    hop: Hop,
     store: Store,
     clock: Clock,
     stop: CancellationToken,
 ) -> Drained {
     let upkeep = tokio::spawn(upkeep(mirror.clone(), store.clone(), stop.clone()));
-    let connections = server::serve(listener, &options, mirror.clone(), clock, stop.cancelled_owned()).await;
+    let connections = server::serve(listener, &options, mirror.clone(), hop, clock, stop.cancelled_owned()).await;
     let fills = mirror.stop(LAST_WRITES).await;
     upkeep.abort();
     note_spent(&mirror, &store);
@@ -165,11 +167,11 @@ fn tally_name(upstream: &Upstream) -> String {
     format!("bytes-from-{}", upstream.name())
 }
 
-fn registries(config: &Config, clock: &Clock) -> Result<Registries, String> {
+fn registries(config: &Config, hop: &Hop, clock: &Clock) -> Result<Registries, String> {
     let mut all = Vec::new();
     for (name, options) in &config.upstream {
         // Also a sealed larder says what is wrong with its configuration.
-        let upstream = Upstream::new(name, options, clock.clone())?;
+        let upstream = Upstream::new(name, options, hop.clone(), clock.clone())?;
         if upstream.has_credentials() && options.allow.is_empty() {
             tracing::warn!(
                 "upstream.{name:?} has credentials and no allow-list: whoever reaches larder can read all that they can; \

@@ -2,6 +2,7 @@
 
 use crate::oci::Digest;
 use crate::store::{self, Growth, Kind, Proof, TAIL};
+use crate::upstream::CacheStatus;
 
 use super::body::{self, ByteStream};
 use super::fill::{Interest, Joined};
@@ -74,9 +75,9 @@ impl Mirror {
                         return Err(incomplete());
                     }
                     let served = match begun.bypass {
-                        Some(why) => Served::Bypass(why),
-                        None if started => Served::Miss,
-                        None => Served::Joined,
+                        Some(why) => Served::Bypass(why, begun.cache_status),
+                        None if started => Served::Miss(begun.cache_status),
+                        None => Served::Joined(begun.cache_status),
                     };
                     return Ok(Blob { served, digest: digest.clone(), source: Source::Fill(begun.growth, interest) });
                 }
@@ -111,9 +112,9 @@ impl Mirror {
             let size = self.0.store.proof(&origin.repository, digest, Kind::Blob).map(|proof| proof.size);
             return Ok(BlobSize { served: Served::Hit, size });
         }
-        self.prove_blob(origin, digest).await?;
+        let cache_status = self.prove_blob(origin, digest).await?;
         let size = held.or_else(|| self.0.store.proof(&origin.repository, digest, Kind::Blob).map(|proof| proof.size));
-        Ok(BlobSize { served: if held.is_some() { Served::Revalidated } else { Served::Miss }, size })
+        Ok(BlobSize { served: if held.is_some() { Served::Revalidated } else { Served::Miss(cache_status) }, size })
     }
 
     /// Whether the upstream once answered for this blob in this repository. That it is a manifest there says nothing.
@@ -121,8 +122,8 @@ impl Mirror {
         self.0.store.proof(&origin.repository, digest, Kind::Blob).is_some()
     }
 
-    /// Asks the upstream whether the repository has the blob.
-    async fn prove_blob(&self, origin: &Origin, digest: &Digest) -> Result<(), Refusal> {
+    /// Asks the upstream whether the repository has the blob. Returns what it says of its cache.
+    async fn prove_blob(&self, origin: &Origin, digest: &Digest) -> Result<Option<CacheStatus>, Refusal> {
         self.check_missing(&origin.repository, Thing::Blob(digest.clone()))?;
         let (mirror, origin, digest) = (self.clone(), origin.clone(), digest.clone());
         let key = (origin.repository.clone(), digest.clone(), Kind::Blob);
@@ -132,7 +133,7 @@ impl Mirror {
                     if let Some(size) = mirror.0.store.size(&digest).or(found.size) {
                         mirror.0.store.set_proof(&origin.repository, &digest, Proof { size, media_type: None });
                     }
-                    Ok(())
+                    Ok(found.cache_status)
                 }
                 Err(error) => {
                     mirror.note_failure(&origin.repository, Thing::Blob(digest), &error);

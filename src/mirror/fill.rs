@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::oci::Digest;
 use crate::store::{BlobWriter, Finished, Growth, Kind, Proof};
-use crate::upstream::{self, BlobAnswer, Body, Span};
+use crate::upstream::{self, BlobAnswer, Body, CacheStatus, Span};
 
 use super::{Mirror, Origin, Refusal, Thing};
 
@@ -62,6 +62,8 @@ pub(super) struct Begun {
     pub(super) growth: Growth,
     /// Why it goes past the cache, if it does.
     pub(super) bypass: Option<String>,
+    /// What the upstream says of its cache.
+    pub(super) cache_status: Option<CacheStatus>,
 }
 
 /// Someone wants the blob. While nobody does, the fill is an orphan.
@@ -182,17 +184,19 @@ impl Mirror {
         let start = writer.accepted().saturating_sub(1);
         let mut span = (start > 0).then_some(Span { start, end: None });
         let mut tries = 0;
-        let (size, body) = loop {
+        let (size, cache_status, body) = loop {
             let error = match fill.ask(span).await {
-                Ok(BlobAnswer { offset, size, body }) if offset == start && start > 0 => match skip(body, 1, writer).await {
-                    Ok(body) => break (size, body),
-                    Err(error) => error,
-                },
-                Ok(BlobAnswer { size, body, .. }) => {
+                Ok(BlobAnswer { offset, size, cache_status, body }) if offset == start && start > 0 => {
+                    match skip(body, 1, writer).await {
+                        Ok(body) => break (size, cache_status, body),
+                        Err(error) => error,
+                    }
+                }
+                Ok(BlobAnswer { size, cache_status, body, .. }) => {
                     if writer.accepted() > 0 {
                         writer.restart().await;
                     }
-                    break (size, body);
+                    break (size, cache_status, body);
                 }
                 // The blob ends before that byte, so the bytes are not its own.
                 Err(upstream::Error::Unsupported(416)) if span.is_some() => {
@@ -213,7 +217,7 @@ impl Mirror {
             writer.expect(size).await;
         }
         let bypass = writer.bypassed().map(ToString::to_string);
-        fill.head.send_replace(Head::Begun(Begun { growth: writer.growth(), bypass }));
+        fill.head.send_replace(Head::Begun(Begun { growth: writer.growth(), bypass, cache_status }));
         Ok(body)
     }
 

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use crate::clock::Timestamp;
 use crate::oci::{self, Accept, Digest, INDEX_TYPE, Page, Reference, Tag};
-use crate::upstream;
+use crate::upstream::{self, CacheStatus};
 
 use super::{Mirror, Origin, Refusal, Served, Thing};
 
@@ -28,6 +28,8 @@ pub struct Referrers {
 pub(super) struct Cached {
     at: Timestamp,
     list: List,
+    /// What the upstream said of its cache.
+    cache_status: Option<CacheStatus>,
 }
 
 #[derive(Clone)]
@@ -66,7 +68,8 @@ impl Mirror {
         let list = self.list(origin, key, false, |mirror| async move {
             let answer = asking.ask().tags(&asked).await?;
             let (tags, next) = cut(answer.tags, answer.next, &asked);
-            Ok(Cached { at: mirror.0.clock.now(), list: List::Tags(tags, next) })
+            let at = mirror.0.clock.now();
+            Ok(Cached { at, list: List::Tags(tags, next), cache_status: answer.cache_status })
         });
         match list.await? {
             (served, List::Tags(tags, next)) => Ok(TagList { served, tags, next }),
@@ -82,11 +85,11 @@ impl Mirror {
         let key = format!("referrers {} {digest}", origin.repository);
         let (asking, asked) = (origin.clone(), digest.clone());
         let list = self.list(origin, key, true, |mirror| async move {
-            let index = match asking.ask().referrers(&asked).await? {
-                Some(index) => index,
-                None => mirror.referrers_by_tag(&asking, &asked).await?,
+            let (index, cache_status) = match asking.ask().referrers(&asked).await? {
+                Some(answer) => (answer.index, answer.cache_status),
+                None => (mirror.referrers_by_tag(&asking, &asked).await?, None),
             };
-            Ok(Cached { at: mirror.0.clock.now(), list: List::Referrers(index) })
+            Ok(Cached { at: mirror.0.clock.now(), list: List::Referrers(index), cache_status })
         });
         let (served, index) = match list.await {
             Ok((served, List::Referrers(index))) => (served, index),
@@ -143,7 +146,7 @@ impl Mirror {
             Ok(cached)
         });
         match (answer.await?, cached, age) {
-            (Ok(answer), _, _) => Ok((Served::Miss, answer.list)),
+            (Ok(answer), _, _) => Ok((Served::Miss(answer.cache_status), answer.list)),
             (Err(Refusal::Upstream(error)), _, _) if error.is_definitive() => {
                 self.0.lists.invalidate(&key);
                 self.note_failure(&origin.repository, Thing::List(key), &error);

@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use crate::oci::{self, Accept, Digest, Reference};
 use crate::store::{Bypass, Finished, Kind, Proof};
+use crate::upstream::{CacheStatus, ManifestAnswer};
 
 use super::{Mirror, Origin, Refusal, Served, Thing};
 
@@ -23,6 +24,8 @@ pub(super) struct Verified {
     pub(super) digest: Digest,
     pub(super) bytes: Bytes,
     pub(super) manifest: oci::Manifest,
+    /// What the upstream said of its cache when it sent this.
+    cache_status: Option<CacheStatus>,
 }
 
 // === impl Mirror ===
@@ -63,7 +66,7 @@ impl Mirror {
             }
         }
         let verified = self.fetch_manifest(origin, digest).await?;
-        Ok(verified.served(Served::Miss))
+        Ok(verified.served())
     }
 
     /// A manifest of the cache that the repository has been proven to hold.
@@ -113,7 +116,7 @@ impl Mirror {
                         let proof = Proof { size, media_type: Some(media_type) };
                         mirror.0.store.set_proof(&origin.repository, &digest, proof);
                     }
-                    Ok(())
+                    Ok(found.cache_status)
                 }
                 Err(error) => {
                     mirror.note_failure(&origin.repository, Thing::Manifest(digest), &error);
@@ -121,7 +124,7 @@ impl Mirror {
                 }
             }
         });
-        proven.await?
+        proven.await?.map(drop)
     }
 
     /// Fetches a manifest by its digest, once for all who ask.
@@ -134,13 +137,13 @@ impl Mirror {
             if let Some(held) = mirror.held_manifest(&origin, &digest).await
                 && let Ok(manifest) = oci::Manifest::parse(Some(&held.media_type), &held.bytes)
             {
-                return Ok(Arc::new(Verified { digest, bytes: held.bytes, manifest }));
+                return Ok(Arc::new(Verified { digest, bytes: held.bytes, manifest, cache_status: None }));
             }
             let reference = Reference::Digest(digest.clone());
             let answer = origin.ask().manifest(&reference).await.inspect_err(|error| {
                 mirror.note_failure(&origin.repository, Thing::Manifest(digest.clone()), error);
             })?;
-            mirror.admit_manifest(&origin, Some(digest), answer.content_type.as_deref(), answer.bytes)
+            mirror.admit_manifest(&origin, Some(digest), answer)
         });
         fetched.await?
     }
@@ -151,9 +154,9 @@ impl Mirror {
         &self,
         origin: &Origin,
         asked: Option<Digest>,
-        content_type: Option<&str>,
-        bytes: Bytes,
+        answer: ManifestAnswer,
     ) -> Result<Arc<Verified>, Refusal> {
+        let ManifestAnswer { bytes, content_type, cache_status } = answer;
         let digest = match asked {
             Some(asked) if asked.matches(&bytes) => asked,
             Some(asked) => {
@@ -162,17 +165,17 @@ impl Mirror {
             }
             None => Digest::sha256(&bytes),
         };
-        let manifest = oci::Manifest::parse(content_type, &bytes).map_err(|bad| {
+        let manifest = oci::Manifest::parse(content_type.as_deref(), &bytes).map_err(|bad| {
             tracing::error!(repository = %origin.repository, %digest, %bad, "the upstream sent no usable manifest");
             Refusal::WrongContent(format!("{digest}: {bad}"))
         })?;
         self.0.hot.insert(digest.clone(), bytes.clone());
         let proof = Proof { size: bytes.len() as u64, media_type: Some(manifest.media_type.clone()) };
         self.0.store.set_proof(&origin.repository, &digest, proof);
-        let verified = Arc::new(Verified { digest, bytes, manifest });
+        let verified = Arc::new(Verified { digest, bytes, manifest, cache_status });
         let (store, keep) = (self.0.store.clone(), Arc::clone(&verified));
         self.0.tasks.spawn(async move {
-            let Verified { digest, bytes, manifest } = &*keep;
+            let Verified { digest, bytes, manifest, .. } = &*keep;
             match store.put(digest, bytes.clone(), &manifest.names).await {
                 // Who is at it keeps it.
                 Finished::Kept | Finished::Passed(Bypass::Busy) => {}
@@ -186,7 +189,9 @@ impl Mirror {
 // === impl Verified ===
 
 impl Verified {
-    pub(super) fn served(&self, served: Served) -> Manifest {
+    /// As it came from the upstream.
+    pub(super) fn served(&self) -> Manifest {
+        let served = Served::Miss(self.cache_status.clone());
         Manifest { served, digest: self.digest.clone(), media_type: self.manifest.media_type.clone(), bytes: self.bytes.clone() }
     }
 }

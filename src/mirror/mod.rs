@@ -24,7 +24,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::flight::Flights;
 use crate::oci::{Digest, InvalidName, Repository, Tag};
 use crate::store::{Kind, Store};
-use crate::upstream;
+use crate::upstream::{self, CacheStatus};
 
 use fill::Fills;
 
@@ -50,7 +50,7 @@ struct Inner {
     /// Manifests that are asked for often, as they were verified.
     hot: moka::sync::Cache<Digest, Bytes>,
     manifests: Flights<(Repository, Digest), Result<Arc<manifest::Verified>, Refusal>>,
-    proofs: Flights<(Repository, Digest, Kind), Result<(), Refusal>>,
+    proofs: Flights<(Repository, Digest, Kind), Result<Option<CacheStatus>, Refusal>>,
     tags: Flights<(Repository, Tag), Result<tags::Checked, Refusal>>,
     /// Tags whose upstream failed: not asked again before then.
     waits: moka::sync::Cache<(Repository, Tag), tags::Wait>,
@@ -78,18 +78,18 @@ enum Thing {
 pub enum Served {
     /// From the cache; nobody was asked.
     Hit,
-    /// From a fill that another request had begun.
-    Joined,
-    /// From the upstream, and kept.
-    Miss,
+    /// From a fill that another request had begun, with what the upstream says of its own cache.
+    Joined(Option<CacheStatus>),
+    /// From the upstream, and kept; likewise.
+    Miss(Option<CacheStatus>),
     /// From the cache, after the upstream was asked whether it may be.
     Revalidated,
     /// From the cache although the upstream could not be asked, for this reason.
     Stale(String),
     /// From the cache of a sealed larder.
     Offline,
-    /// From the upstream, past the cache, for this reason.
-    Bypass(String),
+    /// From the upstream, past the cache, for this reason; likewise.
+    Bypass(String, Option<CacheStatus>),
 }
 
 /// Why there is no answer.

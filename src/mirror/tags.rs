@@ -49,7 +49,7 @@ impl Mirror {
         let Some(record) = self.0.store.tag(&origin.repository, tag) else {
             self.check_missing(&origin.repository, Thing::Tag(tag.clone()))?;
             return match self.check_tag(origin, tag, None).await? {
-                Checked::Moved(verified) => Ok(verified.served(Served::Miss)),
+                Checked::Moved(verified) => Ok(verified.served()),
                 Checked::Same(digest) => self.manifest_by_digest(origin, &digest).await,
             };
         };
@@ -77,7 +77,7 @@ impl Mirror {
             }
         };
         match checked {
-            Ok(Checked::Moved(verified)) => Ok(verified.served(Served::Miss)),
+            Ok(Checked::Moved(verified)) => Ok(verified.served()),
             Ok(Checked::Same(digest)) => match self.manifest_by_digest(origin, &digest).await {
                 Ok(manifest) if manifest.served == Served::Hit => Ok(Manifest { served: Served::Revalidated, ..manifest }),
                 Err(Refusal::Upstream(error)) if error.is_definitive() => {
@@ -187,7 +187,7 @@ impl Mirror {
             }
         }
         let answer = origin.ask().manifest(&reference).await?;
-        let verified = self.admit_manifest(origin, None, answer.content_type.as_deref(), answer.bytes)?;
+        let verified = self.admit_manifest(origin, None, answer)?;
         self.point(origin, tag, &verified.digest);
         Ok(Checked::Moved(verified))
     }

@@ -3,12 +3,13 @@
 use std::net::SocketAddr;
 
 use http::request::Parts;
-use http::{HeaderMap, Method, Request, Response, header};
+use http::{HeaderValue, Method, Request, Response, header};
 use hyper::body::{Body as _, Incoming};
 
 use crate::clock::Clock;
 use crate::mirror::{Mirror, Origin, Refusal, Served};
 use crate::oci::{Accept, Digest, Page, Reference, Route, Target, namespace};
+use crate::upstream::Hop;
 
 use super::body::Body;
 use super::log::AccessLine;
@@ -18,7 +19,15 @@ use super::respond::{self, Kind};
 #[derive(Clone)]
 pub(super) struct Handler {
     pub(super) mirror: Mirror,
+    pub(super) hop: Hop,
     pub(super) clock: Clock,
+}
+
+/// A request as it has come.
+struct Asked<'a> {
+    head: &'a Parts,
+    /// The proxies that it has come through.
+    via: Option<HeaderValue>,
 }
 
 // === impl Handler ===
@@ -27,17 +36,21 @@ impl Handler {
     pub(super) async fn handle(&self, request: Request<Incoming>, client: SocketAddr) -> Response<Body> {
         let (head, body) = request.into_parts();
         let mut line = AccessLine::new(client, &head.method);
-        let mut response = if matches!(head.method, Method::GET | Method::HEAD) {
-            self.answer(&head, &mut line).await
-        } else {
-            // Before anything of the request is looked at: nothing that changes something gets further.
-            let mut response = respond::read_only();
-            if !body.is_end_stream() {
-                // What it would push is not read; the connection has no use after that.
-                response.headers_mut().insert(header::CONNECTION, http::HeaderValue::from_static("close"));
+        let reads = matches!(head.method, Method::GET | Method::HEAD);
+        let mut response = match self.hop.received(&head.headers) {
+            // Before anything else: each time round would be one more.
+            Err(astray) => {
+                line.why = Some(astray.to_string());
+                respond::astray(astray)
             }
-            response
+            Ok(via) if reads => self.answer(&Asked { head: &head, via }, &mut line).await,
+            // Nothing that changes something gets further.
+            Ok(_) => respond::read_only(),
         };
+        if !reads && !body.is_end_stream() {
+            // What it would push is not read; the connection has no use after that.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         let ns = head.uri.query().and_then(namespace);
         response = respond::finish(response, &head.method, ns.as_deref());
         line.status = response.status();
@@ -45,26 +58,25 @@ impl Handler {
         response.map(|body| body.logged(line))
     }
 
-    async fn answer(&self, head: &Parts, line: &mut AccessLine) -> Response<Body> {
-        let Parts { uri, headers, .. } = head;
-        let host = uri.authority().map(http::uri::Authority::as_str).or_else(|| headers.get(header::HOST)?.to_str().ok());
+    async fn answer(&self, asked: &Asked<'_>, line: &mut AccessLine) -> Response<Body> {
+        let uri = &asked.head.uri;
         match Route::parse(uri.path(), uri.query()) {
             Route::Ping => respond::ping(),
             Route::Manifest(target, reference) => {
                 (line.kind, line.reference) = ("manifest", reference.to_string());
-                self.manifest(&target, host, &reference, headers, line).await
+                self.manifest(asked, &target, &reference, line).await
             }
             Route::Blob(target, digest) => {
                 (line.kind, line.reference) = ("blob", digest.to_string());
-                self.blob(head, &target, host, &digest, line).await
+                self.blob(asked, &target, &digest, line).await
             }
             Route::Tags(target, page) => {
                 line.kind = "tags";
-                self.tags(&target, host, &page, line).await
+                self.tags(asked, &target, &page, line).await
             }
             Route::Referrers(target, digest, artifact_type) => {
                 (line.kind, line.reference) = ("referrers", digest.to_string());
-                self.referrers(&target, host, &digest, artifact_type.as_deref(), line).await
+                self.referrers(asked, &target, &digest, artifact_type.as_deref(), line).await
             }
             Route::Unsupported => respond::read_only(),
             Route::Invalid(code, message) => respond::invalid(code, &message),
@@ -72,15 +84,9 @@ impl Handler {
         }
     }
 
-    async fn manifest(
-        &self,
-        target: &Target,
-        host: Option<&str>,
-        reference: &Reference,
-        headers: &HeaderMap,
-        line: &mut AccessLine,
-    ) -> Response<Body> {
-        let manifest = match self.locate(target, host, line) {
+    async fn manifest(&self, asked: &Asked<'_>, target: &Target, reference: &Reference, line: &mut AccessLine) -> Response<Body> {
+        let headers = &asked.head.headers;
+        let manifest = match self.locate(asked, target, line) {
             Ok(origin) => self.mirror.manifest(&origin, reference, &Accept::of(headers)).await,
             Err(refusal) => Err(refusal),
         };
@@ -93,15 +99,9 @@ impl Handler {
         }
     }
 
-    async fn blob(
-        &self,
-        head: &Parts,
-        target: &Target,
-        host: Option<&str>,
-        digest: &Digest,
-        line: &mut AccessLine,
-    ) -> Response<Body> {
-        let origin = match self.locate(target, host, line) {
+    async fn blob(&self, asked: &Asked<'_>, target: &Target, digest: &Digest, line: &mut AccessLine) -> Response<Body> {
+        let head = asked.head;
+        let origin = match self.locate(asked, target, line) {
             Ok(origin) => origin,
             Err(refusal) => return self.refuse(&refusal, Kind::Blob, line),
         };
@@ -123,8 +123,8 @@ impl Handler {
         }
     }
 
-    async fn tags(&self, target: &Target, host: Option<&str>, page: &Page, line: &mut AccessLine) -> Response<Body> {
-        let list = match self.locate(target, host, line) {
+    async fn tags(&self, asked: &Asked<'_>, target: &Target, page: &Page, line: &mut AccessLine) -> Response<Body> {
+        let list = match self.locate(asked, target, line) {
             Ok(origin) => self.mirror.tag_list(&origin, page).await,
             Err(refusal) => Err(refusal),
         };
@@ -140,13 +140,13 @@ impl Handler {
 
     async fn referrers(
         &self,
+        asked: &Asked<'_>,
         target: &Target,
-        host: Option<&str>,
         digest: &Digest,
         artifact_type: Option<&str>,
         line: &mut AccessLine,
     ) -> Response<Body> {
-        let referrers = match self.locate(target, host, line) {
+        let referrers = match self.locate(asked, target, line) {
             Ok(origin) => self.mirror.referrers(&origin, digest, artifact_type).await,
             Err(refusal) => Err(refusal),
         };
@@ -159,8 +159,9 @@ impl Handler {
         }
     }
 
-    fn locate(&self, target: &Target, host: Option<&str>, line: &mut AccessLine) -> Result<Origin, Refusal> {
-        let origin = self.mirror.registries().locate(target, host)?;
+    fn locate(&self, asked: &Asked<'_>, target: &Target, line: &mut AccessLine) -> Result<Origin, Refusal> {
+        let mut origin = self.mirror.registries().locate(target, asked.host())?;
+        origin.behalf.via.clone_from(&asked.via);
         line.upstream = origin.repository.upstream.to_string();
         line.repository = origin.repository.name.to_string();
         Ok(origin)
@@ -169,6 +170,16 @@ impl Handler {
     fn refuse(&self, refusal: &Refusal, kind: Kind, line: &mut AccessLine) -> Response<Body> {
         line.why = Some(refusal.to_string());
         respond::refusal(refusal, kind, |until| until.since(self.clock.now()))
+    }
+}
+
+// === impl Asked ===
+
+impl Asked<'_> {
+    /// The host that the client speaks to.
+    fn host(&self) -> Option<&str> {
+        let Parts { uri, headers, .. } = self.head;
+        uri.authority().map(http::uri::Authority::as_str).or_else(|| headers.get(header::HOST)?.to_str().ok())
     }
 }
 
@@ -190,12 +201,12 @@ impl Served {
     pub(super) fn word(&self) -> &'static str {
         match self {
             Self::Hit => "hit",
-            Self::Joined => "joined",
-            Self::Miss => "miss",
+            Self::Joined(_) => "joined",
+            Self::Miss(_) => "miss",
             Self::Revalidated => "revalidated",
             Self::Stale(_) => "stale",
             Self::Offline => "offline",
-            Self::Bypass(_) => "bypass",
+            Self::Bypass(..) => "bypass",
         }
     }
 }

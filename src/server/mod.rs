@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::mirror::Mirror;
+use crate::upstream::Hop;
 
 use handler::Handler;
 
@@ -47,10 +48,11 @@ pub async fn serve(
     listener: TcpListener,
     options: &Options,
     mirror: Mirror,
+    hop: Hop,
     clock: Clock,
     stop: impl Future<Output = ()>,
 ) -> usize {
-    let handler = Handler { mirror, clock };
+    let handler = Handler { mirror, hop, clock };
     let builder = builder();
     let graceful = GracefulShutdown::new();
     let places = Arc::new(Semaphore::new(options.max_connections));

@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version};
 
 use crate::mirror::{self, ByteStream, Refusal, Served};
 use crate::oci::{Digest, ErrorCode};
-use crate::upstream;
+use crate::upstream::{self, Astray};
 
 use super::body::Body;
 use super::range::Ranges;
@@ -202,6 +202,13 @@ pub(super) fn read_only() -> Response<Body> {
     response
 }
 
+/// A request that goes round in circles, whatever it asks for.
+pub(super) fn astray(astray: Astray) -> Response<Body> {
+    let mut response = error(StatusCode::LOOP_DETECTED, ErrorCode::Unavailable, &astray.to_string());
+    set(&mut response, CACHE_STATUS, "larder; detail=refused");
+    response
+}
+
 pub(super) fn invalid(code: ErrorCode, message: &str) -> Response<Body> {
     let mut response = error(StatusCode::BAD_REQUEST, code, message);
     cache_status(&mut response, None);
@@ -240,6 +247,8 @@ pub(super) fn refusal(refusal: &Refusal, kind: Kind, wait: impl Fn(crate::clock:
         Refusal::Upstream(Error::Unavailable { .. } | Error::Credentials(_)) | Refusal::WrongContent(_) => {
             (StatusCode::BAD_GATEWAY, ErrorCode::Unavailable)
         }
+        // Passed on by each on the way round, and repeated by no client.
+        Refusal::Upstream(Error::Loop) => (StatusCode::LOOP_DETECTED, ErrorCode::Unavailable),
         Refusal::Interrupted => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable),
     };
     let mut response = error(status, code, &refusal.to_string());
@@ -300,19 +309,22 @@ fn identify(response: &mut Response<Body>, digest: &Digest) {
     set(response, header::ETAG, &format!("\"{digest}\""));
 }
 
-/// RFC 9211, and a warning where the answer may be outdated.
+/// RFC 9211: what the upstream says of its cache, then what there is to say of ours; and a warning where the answer may be outdated.
 fn cache_status(response: &mut Response<Body>, served: Option<&Served>) {
-    let value = match served {
-        None => "larder; detail=local",
-        Some(Served::Hit) => "larder; hit",
-        Some(Served::Joined) => "larder; fwd=miss; collapsed",
-        Some(Served::Miss) => "larder; fwd=miss; stored",
-        Some(Served::Revalidated) => "larder; hit; detail=revalidated",
-        Some(Served::Stale(_)) => "larder; hit; detail=stale",
-        Some(Served::Offline) => "larder; hit; detail=offline",
-        Some(Served::Bypass(_)) => "larder; fwd=bypass",
+    let (value, before) = match served {
+        None => ("larder; detail=local", &None),
+        Some(Served::Hit) => ("larder; hit", &None),
+        Some(Served::Joined(before)) => ("larder; fwd=miss; collapsed", before),
+        Some(Served::Miss(before)) => ("larder; fwd=miss; stored", before),
+        Some(Served::Revalidated) => ("larder; hit; detail=revalidated", &None),
+        Some(Served::Stale(_)) => ("larder; hit; detail=stale", &None),
+        Some(Served::Offline) => ("larder; hit; detail=offline", &None),
+        Some(Served::Bypass(_, before)) => ("larder; fwd=bypass", before),
     };
-    response.headers_mut().insert(CACHE_STATUS, HeaderValue::from_static(value));
+    match before {
+        Some(before) => set(response, CACHE_STATUS, &format!("{before}, {value}")),
+        None => _ = response.headers_mut().insert(CACHE_STATUS, HeaderValue::from_static(value)),
+    }
     if let Some(Served::Stale(why)) = served {
         let why: String = why.chars().filter(|c| c.is_ascii_graphic() && !matches!(c, '"' | '\\') || *c == ' ').collect();
         set(response, header::WARNING, &format!("299 - \"this may be outdated: {why}\""));

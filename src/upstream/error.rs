@@ -26,6 +26,9 @@ pub enum Error {
     /// It could not be reached, or failed, or made no sense.
     #[error("the upstream is unavailable: {why}")]
     Unavailable { why: String, timed_out: bool },
+    /// What was asked has come round to one who had asked it already.
+    #[error("the upstream leads back to larder itself; its url must be the registry's own")]
+    Loop,
     /// larder is sealed and asks nobody.
     #[error("larder is offline")]
     Offline,

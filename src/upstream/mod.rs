@@ -8,12 +8,14 @@ mod auth;
 mod behalf;
 mod breaker;
 mod budget;
+mod cache_status;
 mod challenge;
 mod client;
 mod credentials;
 mod endpoint;
 mod error;
 mod guard;
+mod hop;
 mod options;
 mod quota;
 mod request;
@@ -39,15 +41,19 @@ use trust::Trust;
 
 pub use behalf::{Behalf, ClientCredential, CredentialKey};
 pub use budget::BudgetReport;
+pub use cache_status::CacheStatus;
 pub use credentials::AccountOptions;
 pub use error::Error;
+pub use hop::{Astray, Hop};
 pub use options::{DOCKER_HUB, Options, WELL_KNOWN};
 pub use quota::Spent;
-pub use request::{Asking, BlobAnswer, Body, Found, ManifestAnswer, Span, TagsAnswer};
+pub use request::{Asking, BlobAnswer, Body, Found, ManifestAnswer, ReferrersAnswer, Span, TagsAnswer};
 
 /// A registry. Offline is a kind of upstream: it is there and answers nothing.
 pub struct Upstream {
     name: Arc<str>,
+    /// Who we are in `Via`.
+    hop: Option<Hop>,
     /// In the order in which they are asked; none if it is offline.
     endpoints: Vec<Arc<Endpoint>>,
     accounts: Accounts,
@@ -63,7 +69,7 @@ pub struct Upstream {
 impl Upstream {
     /// # Errors
     /// One line that says which option is wrong.
-    pub fn new(name: &str, options: &Options, clock: Clock) -> Result<Self, String> {
+    pub fn new(name: &str, options: &Options, hop: Hop, clock: Clock) -> Result<Self, String> {
         let wrong = |what: String| format!("upstream.\"{name}\".{what}");
         let url = parse("url", &options.url).map_err(wrong)?;
         let mut urls = vec![url.clone()];
@@ -76,7 +82,16 @@ impl Upstream {
         let endpoints = urls.into_iter().map(endpoint).collect::<Result<Vec<_>, _>>().map_err(wrong)?;
         let quota = Arc::new(Quota::new(options.byte_quota.as_u64(), options.byte_quota_window));
         let (name, idle_timeout) = (name.into(), options.idle_timeout);
-        Ok(Self { name, endpoints, accounts, quota, refuses_blob_head: AtomicBool::new(false), idle_timeout, clock })
+        Ok(Self {
+            name,
+            hop: Some(hop),
+            endpoints,
+            accounts,
+            quota,
+            refuses_blob_head: AtomicBool::new(false),
+            idle_timeout,
+            clock,
+        })
     }
 
     /// An upstream that is never asked.
@@ -84,6 +99,7 @@ impl Upstream {
     pub fn offline(name: &str, clock: Clock) -> Self {
         Self {
             name: name.into(),
+            hop: None,
             endpoints: Vec::new(),
             accounts: Accounts::default(),
             quota: Arc::new(Quota::new(0, Duration::ZERO)),

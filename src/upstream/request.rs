@@ -14,6 +14,7 @@ use serde::Deserialize;
 use crate::oci::{ACCEPT, Digest, INDEX_TYPE, MAX_MANIFEST, Page, Reference, RepositoryName, merge_indexes};
 
 use super::budget::Purpose;
+use super::cache_status::CacheStatus;
 use super::endpoint::Endpoint;
 use super::error::Error;
 use super::quota::Quota;
@@ -32,6 +33,7 @@ pub struct Asking<'a> {
 pub struct ManifestAnswer {
     pub bytes: Bytes,
     pub content_type: Option<String>,
+    pub cache_status: Option<CacheStatus>,
 }
 
 /// What a HEAD tells. None of it is more than a hint.
@@ -39,6 +41,7 @@ pub struct Found {
     pub digest: Option<Digest>,
     pub size: Option<u64>,
     pub content_type: Option<String>,
+    pub cache_status: Option<CacheStatus>,
 }
 
 /// The beginning of a blob's bytes.
@@ -47,6 +50,7 @@ pub struct BlobAnswer {
     pub offset: u64,
     /// The size of the whole blob, if the upstream says.
     pub size: Option<u64>,
+    pub cache_status: Option<CacheStatus>,
     pub body: Body,
 }
 
@@ -71,6 +75,14 @@ pub struct TagsAnswer {
     pub tags: Vec<String>,
     /// Where the list goes on.
     pub next: Option<Page>,
+    pub cache_status: Option<CacheStatus>,
+}
+
+/// An index of all referrers of a digest.
+pub struct ReferrersAnswer {
+    pub index: Bytes,
+    /// Of the first page.
+    pub cache_status: Option<CacheStatus>,
 }
 
 const LARGEST_TAG_PAGE: usize = 4 << 20;
@@ -99,13 +111,13 @@ impl Asking<'_> {
     pub async fn manifest(&self, reference: &Reference) -> Result<ManifestAnswer, Error> {
         let path = format!("{}/manifests/{reference}", self.repository);
         let Answered { response, bytes, .. } = self.read(Purpose::Pull, &path, manifest_headers(), MAX_MANIFEST).await?;
-        let content_type = content_type(&response);
+        let (content_type, cache_status) = (content_type(&response), CacheStatus::of(response.headers()));
         let bytes = match encoding(&response) {
             None => bytes,
             Some("gzip" | "x-gzip") => unzip(&bytes)?,
             Some(_) => return Err(encoded()),
         };
-        Ok(ManifestAnswer { bytes, content_type })
+        Ok(ManifestAnswer { bytes, content_type, cache_status })
     }
 
     /// Asks whether there is a manifest, and which. Free where pulls are counted.
@@ -117,7 +129,7 @@ impl Asking<'_> {
         match self.send(Purpose::Pull, Method::HEAD, &path, manifest_headers()).await {
             Ok(answered) => Ok(Found::of(&answered.response)),
             // Some registries know no HEAD here: nothing was found out.
-            Err(Error::Unsupported(_)) => Ok(Found { digest: None, size: None, content_type: None }),
+            Err(Error::Unsupported(_)) => Ok(Found { digest: None, size: None, content_type: None, cache_status: None }),
             Err(error) => Err(error),
         }
     }
@@ -133,7 +145,12 @@ impl Asking<'_> {
         if !refused {
             match self.send(Purpose::Blob, Method::HEAD, &path, HeaderMap::new()).await {
                 Ok(Answered { response, .. }) if response.status() == StatusCode::OK => return Ok(Found::of(&response)),
-                Err(error @ (Error::Offline | Error::RateLimited { .. } | Error::Unavailable { timed_out: true, .. })) => {
+                Err(
+                    error @ (Error::Offline
+                    | Error::Loop
+                    | Error::RateLimited { .. }
+                    | Error::Unavailable { timed_out: true, .. }),
+                ) => {
                     return Err(error);
                 }
                 Err(Error::Denied | Error::Unsupported(_)) => refused = true,
@@ -143,7 +160,7 @@ impl Asking<'_> {
         let first = self.blob(digest, Some(Span { start: 0, end: Some(1) })).await?;
         // Who gives the blob and refuses its HEAD does so with every blob.
         refuses_head.store(refused, Ordering::Relaxed);
-        Ok(Found { digest: None, size: first.size, content_type: None })
+        Ok(Found { digest: None, size: first.size, content_type: None, cache_status: first.cache_status })
     }
 
     /// Asks for the bytes of a blob, all of them or a span.
@@ -179,6 +196,7 @@ impl Asking<'_> {
             }
             _ => (0, content_length(&response)),
         };
+        let cache_status = CacheStatus::of(response.headers());
         let body = Body {
             response,
             idle_timeout: self.upstream.idle_timeout,
@@ -186,7 +204,7 @@ impl Asking<'_> {
             quota: Arc::clone(&self.upstream.quota),
             received: 0,
         };
-        Ok(BlobAnswer { offset, size, body })
+        Ok(BlobAnswer { offset, size, cache_status, body })
     }
 
     /// Asks for a page of the tags of a repository.
@@ -203,16 +221,16 @@ impl Asking<'_> {
         let Answered { response, bytes, .. } = self.read(Purpose::List, &path, HeaderMap::new(), LARGEST_TAG_PAGE).await?;
         let next = link(&response).map_or(Ok(None), next_page)?;
         let list: List = serde_json::from_slice(&bytes).map_err(|_| Error::unavailable("its list of tags is no JSON"))?;
-        Ok(TagsAnswer { tags: list.tags.unwrap_or_default(), next })
+        Ok(TagsAnswer { tags: list.tags.unwrap_or_default(), next, cache_status: CacheStatus::of(response.headers()) })
     }
 
     /// Asks for the referrers of a digest, all pages of them. `None`: the registry does not have this API.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn referrers(&self, digest: &Digest) -> Result<Option<Bytes>, Error> {
+    pub async fn referrers(&self, digest: &Digest) -> Result<Option<ReferrersAnswer>, Error> {
         let path = format!("{}/referrers/{digest}", self.repository);
-        let mut pages = Vec::new();
+        let (mut pages, mut cache_status) = (Vec::new(), None);
         let mut next = Some(path.clone());
         while let Some(page) = next {
             let Answered { response, bytes, .. } = match self.read(Purpose::List, &page, HeaderMap::new(), MAX_MANIFEST).await {
@@ -224,15 +242,19 @@ impl Asking<'_> {
                 return Ok(None);
             }
             next = link(&response).and_then(next_query).map(|query| format!("{path}?{query}"));
+            if pages.is_empty() {
+                cache_status = CacheStatus::of(response.headers());
+            }
             pages.push(bytes);
             if pages.len() > MOST_PAGES {
                 return Err(Error::unavailable("its list of referrers does not end"));
             }
         }
-        match pages.len() {
-            1 => Ok(pages.pop()),
-            _ => merge_indexes(&pages).map(|index| Some(index.into())).map_err(|bad| Error::unavailable(bad.to_string())),
-        }
+        let index = match &pages[..] {
+            [page] => page.clone(),
+            _ => merge_indexes(&pages).map_err(|bad| Error::unavailable(bad.to_string()))?.into(),
+        };
+        Ok(Some(ReferrersAnswer { index, cache_status }))
     }
 
     async fn send(&self, purpose: Purpose, method: Method, path: &str, headers: HeaderMap) -> Result<Answered, Error> {
@@ -335,6 +357,7 @@ impl Found {
             digest: digest.and_then(|text| text.parse().ok()),
             size: content_length(response),
             content_type: content_type(response),
+            cache_status: CacheStatus::of(response.headers()),
         }
     }
 }

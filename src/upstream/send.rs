@@ -52,8 +52,8 @@ impl Upstream {
     pub(super) async fn send(&self, mut question: Question<'_>) -> Result<Answered, Error> {
         // Bodies must arrive as they are stored; a digest is over those bytes.
         question.headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        if let Some(via) = &question.behalf.via {
-            question.headers.insert(header::VIA, via.clone());
+        if let Some(hop) = &self.hop {
+            question.headers.insert(header::VIA, hop.onward(question.behalf.via.as_ref()));
         }
         let mut trouble = None;
         for endpoint in self.endpoints()? {
@@ -187,6 +187,7 @@ impl Upstream {
             // Docker Hub says so of repositories that are not there, whoever asks.
             401 if own && *self.name == *DOCKER_HUB => Err(Error::NotFound),
             401 | 403 if own => Err(Error::Denied),
+            508 => Err(Error::Loop),
             status => Err(Error::unavailable(format!("it answers {status}"))),
         }
     }

@@ -1,0 +1,94 @@
+//! The way of a request through several larders, so that none asks itself (RFC 9110, section 7.6.3).
+
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderValue, header};
+
+/// One running larder as it names itself in `Via`. Clones are the same; another start is another.
+#[derive(Clone)]
+pub struct Hop(Arc<str>);
+
+/// Why a request is not to be gone on with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Astray {
+    #[error("this request has been here before: the url of an upstream leads back to larder; it must be the registry's own")]
+    Loop,
+    #[error("this request has come through more proxies than larder goes on with")]
+    TooFar,
+}
+
+/// How many proxies a request may have come through, and how much they may say of it, in bytes.
+const MOST_HOPS: usize = 8;
+const LONGEST: usize = 1024;
+
+// === impl Hop ===
+
+impl Hop {
+    /// One that nobody else is.
+    #[must_use]
+    pub fn unique() -> Self {
+        // The keys of a hash map are the randomness that the standard library has.
+        Self(format!("1.1 larder-{:016x}", RandomState::new().hash_one(())).into())
+    }
+
+    /// What the proxies before us say in `Via`, nearest to the client first.
+    ///
+    /// # Errors
+    /// See [`Astray`].
+    pub fn received(&self, headers: &HeaderMap) -> Result<Option<HeaderValue>, Astray> {
+        let values: Vec<&[u8]> = headers.get_all(header::VIA).iter().map(HeaderValue::as_bytes).collect();
+        if values.is_empty() {
+            return Ok(None);
+        }
+        let via = values.join(&b", "[..]);
+        if via.windows(self.0.len()).any(|part| part == self.0.as_bytes()) {
+            return Err(Astray::Loop);
+        }
+        if via.len() > LONGEST || via.split(|b| *b == b',').count() > MOST_HOPS {
+            return Err(Astray::TooFar);
+        }
+        HeaderValue::from_bytes(&via).map(Some).map_err(|_| Astray::TooFar)
+    }
+
+    /// What to say in `Via` of a request that has come by way of `received`.
+    pub(super) fn onward(&self, received: Option<&HeaderValue>) -> HeaderValue {
+        let before = received.map_or(&b""[..], HeaderValue::as_bytes);
+        let separator = if before.is_empty() { &b""[..] } else { b", " };
+        let via = [before, separator, self.0.as_bytes()].concat();
+        HeaderValue::from_bytes(&via).expect("two values make a value")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(values: &[&str]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        values.iter().for_each(|value| _ = headers.append(header::VIA, value.parse().unwrap()));
+        headers
+    }
+
+    #[test]
+    fn a_request_that_comes_round_is_known_again_by_each_who_sent_it_on() {
+        let (a, b) = (Hop::unique(), Hop::unique());
+        assert_eq!(a.received(&headers(&[])), Ok(None));
+        let one = a.onward(None);
+        assert_eq!(a.received(&headers(&[one.to_str().unwrap()])), Err(Astray::Loop));
+        let received = b.received(&headers(&["1.0 fred", one.to_str().unwrap()])).unwrap();
+        let two = b.onward(received.as_ref());
+        assert_eq!(two, format!("1.0 fred, {}, {}", a.0, b.0));
+        assert_eq!(a.received(&headers(&[two.to_str().unwrap()])), Err(Astray::Loop));
+        assert_eq!(b.received(&headers(&[two.to_str().unwrap()])), Err(Astray::Loop));
+    }
+
+    #[test]
+    fn no_way_is_endless() {
+        let hop = Hop::unique();
+        assert!(hop.received(&headers(&["1.1 x"; 8])).is_ok());
+        assert_eq!(hop.received(&headers(&["1.1 x"; 9])), Err(Astray::TooFar));
+        assert_eq!(hop.received(&headers(&[&"1.1 x,".repeat(9)])), Err(Astray::TooFar));
+        assert_eq!(hop.received(&headers(&[&"x".repeat(1025)])), Err(Astray::TooFar));
+    }
+}

@@ -1,11 +1,11 @@
 //! Blobs: from the cache, from a fill, or by a new one; and who may have them.
 
 use crate::oci::Digest;
-use crate::store::{self, Growth, Kind, Proof, TAIL};
-use crate::upstream::CacheStatus;
+use crate::store::{self, Growth, Kind, TAIL};
 
 use super::body::{self, ByteStream};
 use super::fill::{Interest, Joined};
+use super::proofs::Proven;
 use super::{Mirror, Origin, Refusal, Served, Thing};
 
 /// A blob that can be read, whole or in parts.
@@ -39,12 +39,12 @@ impl Mirror {
     pub async fn blob(&self, origin: &Origin, digest: &Digest) -> Result<Blob, Refusal> {
         let (mut unreadable, mut started_one) = (false, false);
         loop {
-            let mut proven = self.is_proven(origin, digest);
+            let mut proven = self.proof(origin, digest, Kind::Blob).is_some();
             if !unreadable && (self.0.store.size(digest).is_some() || proven) {
                 let mut served = if origin.is_offline() { Served::Offline } else { Served::Hit };
                 if !proven {
-                    self.prove_blob(origin, digest).await?;
-                    (proven, served) = (true, Served::Revalidated);
+                    served = self.prove(origin, digest, Kind::Blob).await?.served();
+                    proven = true;
                 }
                 match self.0.store.get(digest).await {
                     Ok(Some(blob)) => return Ok(Blob { served, digest: digest.clone(), source: Source::Cache(blob) }),
@@ -65,7 +65,7 @@ impl Mirror {
             let own = interest.origin().repository == origin.repository;
             if !own && !proven {
                 // The bytes come by another repository; the right to them does not.
-                self.prove_blob(origin, digest).await?;
+                self.prove(origin, digest, Kind::Blob).await?;
             }
             match interest.begun().await {
                 Ok(Some(begun)) => {
@@ -102,46 +102,22 @@ impl Mirror {
     /// See [`Refusal`].
     pub async fn blob_size(&self, origin: &Origin, digest: &Digest) -> Result<BlobSize, Refusal> {
         let held = self.0.store.size(digest);
-        if held.is_some() && self.is_proven(origin, digest) {
+        let proof = self.proof(origin, digest, Kind::Blob);
+        if held.is_some() && proof.is_some() {
             self.0.store.touch(digest);
             let served = if origin.is_offline() { Served::Offline } else { Served::Hit };
             return Ok(BlobSize { served, size: held });
         }
         self.check_missing(&origin.repository, Thing::Blob(digest.clone()))?;
-        if self.is_proven(origin, digest) {
-            let size = self.0.store.proof(&origin.repository, digest, Kind::Blob).map(|proof| proof.size);
-            return Ok(BlobSize { served: Served::Hit, size });
+        if let Some(proof) = proof {
+            return Ok(BlobSize { served: Served::Hit, size: Some(proof.size) });
         }
-        let cache_status = self.prove_blob(origin, digest).await?;
-        let size = held.or_else(|| self.0.store.proof(&origin.repository, digest, Kind::Blob).map(|proof| proof.size));
-        Ok(BlobSize { served: if held.is_some() { Served::Revalidated } else { Served::Miss(cache_status) }, size })
-    }
-
-    /// Whether the upstream once answered for this blob in this repository. That it is a manifest there says nothing.
-    fn is_proven(&self, origin: &Origin, digest: &Digest) -> bool {
-        self.0.store.proof(&origin.repository, digest, Kind::Blob).is_some()
-    }
-
-    /// Asks the upstream whether the repository has the blob. Returns what it says of its cache.
-    async fn prove_blob(&self, origin: &Origin, digest: &Digest) -> Result<Option<CacheStatus>, Refusal> {
-        self.check_missing(&origin.repository, Thing::Blob(digest.clone()))?;
-        let (mirror, origin, digest) = (self.clone(), origin.clone(), digest.clone());
-        let key = (origin.repository.clone(), digest.clone(), Kind::Blob);
-        let proven = self.0.proofs.join(key, || async move {
-            match origin.ask().head_blob(&digest).await {
-                Ok(found) => {
-                    if let Some(size) = mirror.0.store.size(&digest).or(found.size) {
-                        mirror.0.store.set_proof(&origin.repository, &digest, Proof { size, media_type: None });
-                    }
-                    Ok(found.cache_status)
-                }
-                Err(error) => {
-                    mirror.note_failure(&origin.repository, Thing::Blob(digest), &error);
-                    Err(error.into())
-                }
-            }
-        });
-        proven.await?
+        let served = match self.prove(origin, digest, Kind::Blob).await? {
+            Proven::Now(cache_status) if held.is_none() => Served::Miss(cache_status),
+            proven => proven.served(),
+        };
+        let size = held.or_else(|| self.old_proof(origin, digest, Kind::Blob).map(|proof| proof.size));
+        Ok(BlobSize { served, size })
     }
 }
 

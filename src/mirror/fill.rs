@@ -9,7 +9,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::oci::Digest;
-use crate::store::{BlobWriter, Finished, Growth, Kind, Proof};
+use crate::store::{BlobWriter, Finished, Growth, Kind};
 use crate::upstream::{self, BlobAnswer, Body, CacheStatus, Span};
 
 use super::{Mirror, Origin, Refusal, Thing};
@@ -212,8 +212,7 @@ impl Mirror {
             tries += 1;
         };
         if let Some(size) = size {
-            let proof = Proof { size, media_type: None };
-            self.0.store.set_proof(&fill.origin.repository, &fill.digest, proof);
+            self.set_proof(&fill.origin.repository, &fill.digest, size, None);
             writer.expect(size).await;
         }
         let bypass = writer.bypassed().map(ToString::to_string);
@@ -289,10 +288,7 @@ impl Mirror {
     async fn finish_fill(&self, fill: &Arc<Fill>, writer: BlobWriter) {
         let size = writer.accepted();
         match writer.finish().await {
-            Finished::Kept => {
-                let proof = Proof { size, media_type: None };
-                self.0.store.set_proof(&fill.origin.repository, &fill.digest, proof);
-            }
+            Finished::Kept => self.set_proof(&fill.origin.repository, &fill.digest, size, None),
             Finished::Passed(why) => tracing::warn!(digest = %fill.digest, %why, "a blob was passed on and not kept"),
             Finished::Mismatch => {
                 // What it said of the blob is worth as little as what it sent.

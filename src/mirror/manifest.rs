@@ -8,6 +8,7 @@ use crate::oci::{self, Accept, Digest, Reference};
 use crate::store::{Bypass, Finished, Kind, Proof};
 use crate::upstream::{CacheStatus, ManifestAnswer};
 
+use super::proofs::Proven;
 use super::{Mirror, Origin, Refusal, Served, Thing};
 
 /// A manifest as it is served.
@@ -55,23 +56,27 @@ impl Mirror {
     }
 
     pub(super) async fn manifest_by_digest(&self, origin: &Origin, digest: &Digest) -> Result<Manifest, Refusal> {
-        if let Some(manifest) = self.held_manifest(origin, digest).await {
+        if let Some(manifest) = self.held_manifest(origin, digest, self.proof(origin, digest, Kind::Manifest)).await {
             return Ok(manifest);
         }
         // The bytes may be here by another repository; the right to them is not.
         if self.0.store.size(digest).is_some() {
-            self.prove_manifest(origin, digest).await?;
-            if let Some(manifest) = self.held_manifest(origin, digest).await {
-                return Ok(Manifest { served: Served::Revalidated, ..manifest });
+            let proven = self.prove(origin, digest, Kind::Manifest).await?;
+            let proof = match proven {
+                Proven::Now(_) => self.proof(origin, digest, Kind::Manifest),
+                Proven::Before(_) => self.old_proof(origin, digest, Kind::Manifest),
+            };
+            if let Some(manifest) = self.held_manifest(origin, digest, proof).await {
+                return Ok(Manifest { served: proven.served(), ..manifest });
             }
         }
         let verified = self.fetch_manifest(origin, digest).await?;
         Ok(verified.served())
     }
 
-    /// A manifest of the cache that the repository has been proven to hold.
-    pub(super) async fn held_manifest(&self, origin: &Origin, digest: &Digest) -> Option<Manifest> {
-        let media_type = self.0.store.proof(&origin.repository, digest, Kind::Manifest)?.media_type?;
+    /// A manifest of the cache, by this proof that the repository holds it.
+    pub(super) async fn held_manifest(&self, origin: &Origin, digest: &Digest, proof: Option<Proof>) -> Option<Manifest> {
+        let media_type = proof?.media_type?;
         let bytes = match self.0.hot.get(digest) {
             Some(bytes) => {
                 self.0.store.touch(digest);
@@ -102,31 +107,6 @@ impl Mirror {
         Some(bytes)
     }
 
-    /// Asks the upstream whether the repository has this manifest, of which the bytes are here.
-    async fn prove_manifest(&self, origin: &Origin, digest: &Digest) -> Result<(), Refusal> {
-        self.check_missing(&origin.repository, Thing::Manifest(digest.clone()))?;
-        let (mirror, origin, digest) = (self.clone(), origin.clone(), digest.clone());
-        let key = (origin.repository.clone(), digest.clone(), Kind::Manifest);
-        let proven = self.0.proofs.join(key, || async move {
-            let reference = Reference::Digest(digest.clone());
-            match origin.ask().head_manifest(&reference).await {
-                Ok(found) => {
-                    if let Some(media_type) = found.content_type.filter(|media_type| oci::is_manifest_type(media_type)) {
-                        let size = mirror.0.store.size(&digest).unwrap_or_default();
-                        let proof = Proof { size, media_type: Some(media_type) };
-                        mirror.0.store.set_proof(&origin.repository, &digest, proof);
-                    }
-                    Ok(found.cache_status)
-                }
-                Err(error) => {
-                    mirror.note_failure(&origin.repository, Thing::Manifest(digest), &error);
-                    Err(error.into())
-                }
-            }
-        });
-        proven.await?.map(drop)
-    }
-
     /// Fetches a manifest by its digest, once for all who ask.
     pub(super) async fn fetch_manifest(&self, origin: &Origin, digest: &Digest) -> Result<Arc<Verified>, Refusal> {
         self.check_missing(&origin.repository, Thing::Manifest(digest.clone()))?;
@@ -134,7 +114,8 @@ impl Mirror {
         let key = (origin.repository.clone(), digest.clone());
         let fetched = self.0.manifests.join(key, || async move {
             // It may have come in between the caller's look and this.
-            if let Some(held) = mirror.held_manifest(&origin, &digest).await
+            let proof = mirror.proof(&origin, &digest, Kind::Manifest);
+            if let Some(held) = mirror.held_manifest(&origin, &digest, proof).await
                 && let Ok(manifest) = oci::Manifest::parse(Some(&held.media_type), &held.bytes)
             {
                 return Ok(Arc::new(Verified { digest, bytes: held.bytes, manifest, cache_status: None }));
@@ -170,8 +151,7 @@ impl Mirror {
             Refusal::WrongContent(format!("{digest}: {bad}"))
         })?;
         self.0.hot.insert(digest.clone(), bytes.clone());
-        let proof = Proof { size: bytes.len() as u64, media_type: Some(manifest.media_type.clone()) };
-        self.0.store.set_proof(&origin.repository, &digest, proof);
+        self.set_proof(&origin.repository, &digest, bytes.len() as u64, Some(manifest.media_type.clone()));
         let verified = Arc::new(Verified { digest, bytes, manifest, cache_status });
         let (store, keep) = (self.0.store.clone(), Arc::clone(&verified));
         self.0.tasks.spawn(async move {

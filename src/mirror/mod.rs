@@ -11,6 +11,7 @@ mod lists;
 mod manifest;
 mod names;
 mod options;
+mod proofs;
 mod tags;
 
 use std::sync::Arc;
@@ -51,6 +52,8 @@ struct Inner {
     hot: moka::sync::Cache<Digest, Bytes>,
     manifests: Flights<(Repository, Digest), Result<Arc<manifest::Verified>, Refusal>>,
     proofs: Flights<(Repository, Digest, Kind), Result<Option<CacheStatus>, Refusal>>,
+    /// Repositories whose upstream could not be asked for a proof.
+    unasked: moka::sync::Cache<Repository, proofs::Unasked>,
     tags: Flights<(Repository, Tag), Result<tags::Checked, Refusal>>,
     /// Tags whose upstream failed: not asked again before then.
     waits: moka::sync::Cache<(Repository, Tag), tags::Wait>,
@@ -141,6 +144,7 @@ impl Mirror {
             hot,
             manifests: Flights::default(),
             proofs: Flights::default(),
+            unasked: moka::sync::Cache::new(REMEMBERED),
             tags: Flights::default(),
             waits: moka::sync::Cache::new(REMEMBERED),
             asked: moka::sync::Cache::new(REMEMBERED),

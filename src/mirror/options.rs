@@ -26,7 +26,11 @@ pub struct Options {
     /// For how long a tag is served while its upstream cannot be asked.
     #[serde(with = "humantime_serde")]
     pub max_stale: Duration,
-    /// How long a client waits for that question when the cache has an older answer.
+    /// For how long a repository of an upstream with credentials is believed to hold what it held. After it, the upstream is
+    /// asked again; while it cannot be asked, `max_stale` more. 0s: for ever.
+    #[serde(with = "humantime_serde")]
+    pub proof_ttl: Duration,
+    /// How long a client waits for an answer of the upstream when the cache has an older one.
     #[serde(with = "humantime_serde")]
     pub revalidate_wait: Duration,
     /// For how long it is remembered that something is not there.
@@ -65,6 +69,7 @@ impl Default for Options {
             stretch_below: 50,
             stretch_factor: 20,
             max_stale: Duration::from_hours(168),
+            proof_ttl: Duration::from_hours(24),
             revalidate_wait: Duration::from_secs(2),
             negative_ttl: Duration::from_secs(5),
             orphan_fills: 4,

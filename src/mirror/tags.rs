@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::clock::Timestamp;
 use crate::oci::{Digest, Reference, Repository, Tag};
-use crate::store::TagRecord;
+use crate::store::{Kind, Proof, TagRecord};
 use crate::upstream;
 
 use super::freshness::Age;
@@ -126,7 +126,7 @@ impl Mirror {
         if age > self.0.options.max_stale && !offline {
             return Err(why);
         }
-        match self.held_manifest(origin, &record.digest).await {
+        match self.held_manifest(origin, &record.digest, self.old_proof(origin, &record.digest, Kind::Manifest)).await {
             Some(manifest) if offline => Ok(manifest),
             Some(manifest) => Ok(Manifest { served: Served::Stale(why.to_string()), ..manifest }),
             None => Err(why),
@@ -167,6 +167,10 @@ impl Mirror {
             // A HEAD is free where pulls are counted. What it says is only that the tag has moved, or has not.
             match origin.ask().head_manifest(&reference).await?.digest {
                 Some(digest) if digest == record.digest => {
+                    // So the repository still holds what it points to.
+                    if let Some(Proof { size, media_type, .. }) = self.old_proof(origin, &digest, Kind::Manifest) {
+                        self.set_proof(&origin.repository, &digest, size, media_type);
+                    }
                     self.point(origin, tag, &digest);
                     return Ok(Checked::Same(digest));
                 }

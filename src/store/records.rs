@@ -66,6 +66,8 @@ pub struct Proof {
     pub size: u64,
     /// For a manifest: the media type it is served with. `None` for a blob.
     pub media_type: Option<String>,
+    /// When it did so last. Very long ago if it is not known.
+    pub proven: Timestamp,
 }
 
 /// What has been counted under some name since some time.
@@ -165,12 +167,17 @@ impl Records {
         let id = state.id(repository);
         let proofs = state.proofs.entry(digest.clone()).or_default();
         let line = proof_line(repository, digest, &proof);
-        match proofs.iter_mut().find(|(by, old)| *by == id && old.kind() == proof.kind()) {
-            Some((_, old)) if *old == proof => return,
-            Some((_, old)) => *old = proof,
-            None => proofs.push((id, proof)),
+        // As with tags: that it was proven again is worth a line once an hour.
+        let known = match proofs.iter_mut().find(|(by, old)| *by == id && old.kind() == proof.kind()) {
+            Some((_, old)) => std::mem::replace(old, proof.clone()).says_the_same(&proof),
+            None => {
+                proofs.push((id, proof));
+                false
+            }
+        };
+        if !known {
+            self.append(&mut state, &line);
         }
-        self.append(&mut state, &line);
     }
 
     pub(super) fn remove_proof(&self, repository: &Repository, digest: &Digest, kind: Kind) {
@@ -334,7 +341,9 @@ impl State {
                 let digest: Digest = words.next()?.parse().ok()?;
                 let size = words.next()?.parse().ok()?;
                 let media_type = Some(words.next()?).filter(|text| *text != "-").map(String::from);
-                let proof = Proof { size, media_type };
+                // Once they had no date.
+                let proven = Timestamp::from_unix_millis(words.next().map_or(Ok(0), str::parse).ok()?);
+                let proof = Proof { size, media_type, proven };
                 whole(&mut words)?;
                 let proofs = self.proofs.entry(digest).or_default();
                 proofs.retain(|(by, old)| *by != id || old.kind() != proof.kind());
@@ -361,6 +370,11 @@ fn whole(words: &mut std::str::Split<'_, char>) -> Option<()> {
 // === impl Proof ===
 
 impl Proof {
+    /// But for minutes.
+    fn says_the_same(&self, other: &Self) -> bool {
+        (self.size, &self.media_type) == (other.size, &other.media_type) && self.proven.same_hour(other.proven)
+    }
+
     fn kind(&self) -> Kind {
         if self.media_type.is_some() { Kind::Manifest } else { Kind::Blob }
     }
@@ -384,7 +398,8 @@ fn tag_line(repository: &Repository, tag: &Tag, record: &TagRecord) -> String {
 
 fn proof_line(repository: &Repository, digest: &Digest, proof: &Proof) -> String {
     let Repository { upstream, name } = repository;
-    format!("proof {upstream} {name} {digest} {} {}\n", proof.size, proof.media_type.as_deref().unwrap_or("-"))
+    let (media_type, proven) = (proof.media_type.as_deref().unwrap_or("-"), proof.proven.unix_millis());
+    format!("proof {upstream} {name} {digest} {} {media_type} {proven}\n", proof.size)
 }
 
 fn tally_line(name: &str, tally: Tally) -> String {

@@ -22,6 +22,7 @@ mod lists;
 mod loops;
 mod names;
 mod negotiation;
+mod proofs;
 mod proxies;
 mod pulls;
 mod quirks;

@@ -1,0 +1,130 @@
+//! Who may read a digest: a repository of which the upstream has said that it holds it, and for how long that is believed.
+
+use std::time::Duration;
+
+use crate::clock::Timestamp;
+use crate::oci::{self, Digest, Reference, Repository};
+use crate::store::{Kind, Proof};
+use crate::upstream::{self, CacheStatus};
+
+use super::{Mirror, Origin, Refusal, Served, Thing};
+
+/// A repository holds a digest.
+pub(super) enum Proven {
+    /// The upstream says so, and this of its cache.
+    Now(Option<CacheStatus>),
+    /// It once said so and cannot be asked now, for this reason.
+    Before(String),
+}
+
+/// The upstream of a repository could not be asked for a proof.
+#[derive(Debug, Clone)]
+pub(super) struct Unasked {
+    /// It is not asked again before, where there is an old proof.
+    until: Timestamp,
+    why: Refusal,
+}
+
+/// For how long an upstream that could not be asked is left alone with such questions.
+const WAIT: Duration = Duration::from_secs(5);
+
+// === impl Mirror ===
+
+impl Mirror {
+    /// What is known of a digest in a repository, unless that was said too long ago.
+    pub(super) fn proof(&self, origin: &Origin, digest: &Digest, kind: Kind) -> Option<Proof> {
+        self.old_proof(origin, digest, kind).filter(|proof| self.is_believed(origin, proof))
+    }
+
+    /// What is known of a digest in a repository, however long ago it was said.
+    pub(super) fn old_proof(&self, origin: &Origin, digest: &Digest, kind: Kind) -> Option<Proof> {
+        self.0.store.proof(&origin.repository, digest, kind)
+    }
+
+    /// Notes that the upstream has just answered for a digest in a repository.
+    pub(super) fn set_proof(&self, repository: &Repository, digest: &Digest, size: u64, media_type: Option<String>) {
+        let proof = Proof { size, media_type, proven: self.0.clock.now() };
+        self.0.store.set_proof(repository, digest, proof);
+    }
+
+    /// Access may be taken away where it is not everyone's.
+    fn is_believed(&self, origin: &Origin, proof: &Proof) -> bool {
+        let (now, ttl) = (self.0.clock.now(), self.0.options.proof_ttl);
+        let expires = origin.upstream().has_credentials() && !ttl.is_zero();
+        // A date in the future was written by a clock that was wrong.
+        !expires || (proof.proven <= now && now.since(proof.proven) < ttl)
+    }
+
+    /// Asks the upstream whether the repository holds a digest, once for all who wait. Where it has said so before, it is not
+    /// waited for long, and its trouble is not the client's.
+    pub(super) async fn prove(&self, origin: &Origin, digest: &Digest, kind: Kind) -> Result<Proven, Refusal> {
+        let Some(old) = self.old_proof(origin, digest, kind) else {
+            return self.ask_for_proof(origin, digest, kind).await.map(Proven::Now);
+        };
+        let now = self.0.clock.now();
+        let why = match self.0.unasked.get(&origin.repository).filter(|unasked| now < unasked.until) {
+            Some(unasked) => unasked.why,
+            None => match self.in_time(self.ask_for_proof(origin, digest, kind)).await {
+                Ok(cache_status) => return Ok(Proven::Now(cache_status)),
+                Err(Refusal::Upstream(error)) if error.is_definitive() => return Err(error.into()),
+                Err(why) => {
+                    self.0.unasked.insert(origin.repository.clone(), Unasked { until: now + WAIT, why: why.clone() });
+                    why
+                }
+            },
+        };
+        if now.since(old.proven) > self.0.options.proof_ttl.saturating_add(self.0.options.max_stale) {
+            return Err(why);
+        }
+        Ok(Proven::Before(why.to_string()))
+    }
+
+    /// Waits for an upstream only as long as one does who has an older answer.
+    pub(super) async fn in_time<T>(&self, answer: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
+        let wait = self.0.options.revalidate_wait;
+        tokio::time::timeout(wait, answer).await.unwrap_or_else(|_| {
+            let why = format!("it has not answered within {}", humantime::format_duration(wait));
+            Err(upstream::Error::Unavailable { why, timed_out: true }.into())
+        })
+    }
+
+    async fn ask_for_proof(&self, origin: &Origin, digest: &Digest, kind: Kind) -> Result<Option<CacheStatus>, Refusal> {
+        let thing = match kind {
+            Kind::Blob => Thing::Blob(digest.clone()),
+            Kind::Manifest => Thing::Manifest(digest.clone()),
+        };
+        self.check_missing(&origin.repository, thing.clone())?;
+        let key = (origin.repository.clone(), digest.clone(), kind);
+        let (mirror, origin, digest) = (self.clone(), origin.clone(), digest.clone());
+        let proven = self.0.proofs.join(key, || async move {
+            let held = mirror.0.store.size(&digest);
+            let answer = match kind {
+                Kind::Blob => origin.ask().head_blob(&digest).await,
+                Kind::Manifest => origin.ask().head_manifest(&Reference::Digest(digest.clone())).await,
+            };
+            let found = answer.inspect_err(|error| mirror.note_failure(&origin.repository, thing, error))?;
+            match (kind, held.or(found.size), found.content_type.filter(|text| oci::is_manifest_type(text))) {
+                (Kind::Blob, Some(size), _) => mirror.set_proof(&origin.repository, &digest, size, None),
+                (Kind::Manifest, Some(size), Some(media_type)) => {
+                    mirror.set_proof(&origin.repository, &digest, size, Some(media_type));
+                }
+                // Without its type it cannot be served: it must be fetched.
+                _ => {}
+            }
+            Ok(found.cache_status)
+        });
+        proven.await?
+    }
+}
+
+// === impl Proven ===
+
+impl Proven {
+    /// How what is in the cache is then served.
+    pub(super) fn served(self) -> Served {
+        match self {
+            Self::Now(_) => Served::Revalidated,
+            Self::Before(why) => Served::Stale(why),
+        }
+    }
+}

@@ -287,8 +287,10 @@ impl Mirror {
 
     async fn finish_fill(&self, fill: &Arc<Fill>, writer: BlobWriter) {
         let size = writer.accepted();
+        // Before anyone sees the end: who comes back for the blob then need not ask.
+        self.set_proof(&fill.origin.repository, &fill.digest, size, None);
         match writer.finish().await {
-            Finished::Kept => self.set_proof(&fill.origin.repository, &fill.digest, size, None),
+            Finished::Kept => {}
             Finished::Passed(why) => tracing::warn!(digest = %fill.digest, %why, "a blob was passed on and not kept"),
             Finished::Mismatch => {
                 // What it said of the blob is worth as little as what it sent.

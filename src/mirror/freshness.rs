@@ -54,7 +54,7 @@ impl Freshness {
     /// has one.
     pub(super) fn judge(&self, tag: &Tag, since: Duration, budget: impl FnOnce() -> Option<f64>) -> Age {
         let Ttl::For(ttl) = self.ttl(tag) else { return Age::Fresh };
-        if since < ttl - ttl / 5 {
+        if since < ttl.saturating_sub(ttl / 5) {
             return Age::Fresh;
         }
         let left = budget().unwrap_or(1.0);

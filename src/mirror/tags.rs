@@ -64,16 +64,15 @@ impl Mirror {
         }
         // Who has an old answer does not wait long for a new one, which goes on without the client.
         let wait = self.0.options.revalidate_wait;
-        let checked = match tokio::time::timeout(wait, self.check_tag(origin, tag, Some(&record))).await {
-            Ok(checked) => checked,
-            Err(_) => {
-                let why = format!("it has not answered within {}", humantime::format_duration(wait));
-                let why = Refusal::Upstream(upstream::Error::Unavailable { why, timed_out: true });
-                match self.stale(origin, &record, why).await {
-                    Ok(manifest) => return Ok(manifest),
-                    // What cannot be served is no answer: this client waits like any other.
-                    Err(_) => self.check_tag(origin, tag, Some(&record)).await,
-                }
+        let checked = if let Ok(checked) = tokio::time::timeout(wait, self.check_tag(origin, tag, Some(&record))).await {
+            checked
+        } else {
+            let why = format!("it has not answered within {}", humantime::format_duration(wait));
+            let why = Refusal::Upstream(upstream::Error::Unavailable { why, timed_out: true });
+            match self.stale(origin, &record, why).await {
+                Ok(manifest) => return Ok(manifest),
+                // What cannot be served is no answer: this client waits like any other.
+                Err(_) => self.check_tag(origin, tag, Some(&record)).await,
             }
         };
         match checked {

@@ -241,7 +241,6 @@ pub(super) fn refusal(refusal: &Refusal, kind: Kind, wait: impl Fn(crate::clock:
         Refusal::Upstream(Error::RateLimited { .. }) if kind == Kind::Blob => {
             (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
         }
-        Refusal::Upstream(Error::QuotaSpent { .. }) => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable),
         Refusal::Upstream(Error::RateLimited { .. }) => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyRequests),
         Refusal::Upstream(Error::Unavailable { timed_out: true, .. }) => (StatusCode::GATEWAY_TIMEOUT, ErrorCode::Unavailable),
         Refusal::Upstream(Error::Unavailable { .. } | Error::Credentials(_)) | Refusal::WrongContent(_) => {
@@ -249,7 +248,9 @@ pub(super) fn refusal(refusal: &Refusal, kind: Kind, wait: impl Fn(crate::clock:
         }
         // Passed on by each on the way round, and repeated by no client.
         Refusal::Upstream(Error::Loop) => (StatusCode::LOOP_DETECTED, ErrorCode::Unavailable),
-        Refusal::Interrupted => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable),
+        Refusal::Upstream(Error::QuotaSpent { .. }) | Refusal::Interrupted => {
+            (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
+        }
     };
     let mut response = error(status, code, &refusal.to_string());
     let retry_after = match refusal {

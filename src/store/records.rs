@@ -168,14 +168,10 @@ impl Records {
         let proofs = state.proofs.entry(digest.clone()).or_default();
         let line = proof_line(repository, digest, &proof);
         // As with tags: that it was proven again is worth a line once an hour.
-        let known = match proofs.iter_mut().find(|(by, old)| *by == id && old.kind() == proof.kind()) {
-            Some((_, old)) => std::mem::replace(old, proof.clone()).says_the_same(&proof),
-            None => {
-                proofs.push((id, proof));
-                false
-            }
-        };
-        if !known {
+        let old = proofs.iter().position(|(by, old)| *by == id && old.kind() == proof.kind());
+        let said = old.is_some_and(|at| proofs.swap_remove(at).1.says_the_same(&proof));
+        proofs.push((id, proof));
+        if !said {
             self.append(&mut state, &line);
         }
     }

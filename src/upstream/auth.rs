@@ -11,7 +11,7 @@ use crate::clock::Clock;
 use crate::flight::Flights;
 use crate::oci::RepositoryName;
 
-use super::behalf::CredentialKey;
+use super::behalf::{ClientCredential, CredentialKey};
 use super::challenge::{Challenge, TokenKey};
 use super::client::Client;
 use super::credentials::Credential;
@@ -163,6 +163,14 @@ impl Auth {
             (Err(Error::Unavailable { .. }), Some(held)) if self.clock.now() < held.expires_at => Ok(held.header),
             (fetched, _) => fetched.map(|token| token.header),
         }
+    }
+}
+
+// === impl Login ===
+
+impl Login {
+    pub(super) fn of(client: &ClientCredential) -> Self {
+        Self { key: LoginKey::Client(client.key()), credential: client.credential().cloned() }
     }
 }
 

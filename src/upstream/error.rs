@@ -14,8 +14,8 @@ pub enum Error {
     /// It has answered, with a fresh token where it wants one, that we may not.
     #[error("denied by the upstream")]
     Denied,
-    /// The upstream refuses larder's own credentials. That says nothing about what was asked for.
-    #[error("the upstream refuses larder's credentials: {0}")]
+    /// The upstream refuses larder's own credentials, or they cannot be had. That says nothing about what was asked for.
+    #[error("larder's credentials cannot be used: {0}")]
     Credentials(String),
     /// It wants to be left alone until then.
     #[error("the upstream limits the rate of requests")]

@@ -130,7 +130,7 @@ impl Upstream {
     /// # Errors
     /// [`Error::Credentials`] if it is not; see [`Error`] for the others.
     pub async fn check_login(&self, client: &ClientCredential) -> Result<(), Error> {
-        let login = Login { key: LoginKey::Client(client.key()), credential: client.credential().cloned() };
+        let login = Login::of(client);
         let mut outcome = Err(Error::Offline);
         for endpoint in self.endpoints()?.iter().filter(|endpoint| endpoint.trusted) {
             outcome = endpoint.auth.check(&login).await;

@@ -134,7 +134,7 @@ impl Asking<'_> {
         }
     }
 
-    /// Asks whether there is a blob: by HEAD, and as some registries refuse that, by its first byte.
+    /// Asks whether there is a blob: by HEAD, and as some registries refuse that or tell no size, by its first byte.
     ///
     /// # Errors
     /// See [`Error`].
@@ -144,7 +144,9 @@ impl Asking<'_> {
         let mut refused = refuses_head.load(Ordering::Relaxed);
         if !refused {
             match self.send(Purpose::Blob, Method::HEAD, &path, HeaderMap::new()).await {
-                Ok(Answered { response, .. }) if response.status() == StatusCode::OK => return Ok(Found::of(&response)),
+                Ok(Answered { response, .. }) if response.status() == StatusCode::OK && content_length(&response).is_some() => {
+                    return Ok(Found::of(&response));
+                }
                 Err(
                     error @ (Error::Offline
                     | Error::Loop

@@ -99,16 +99,11 @@ impl Upstream {
     }
 
     fn who<'a>(&'a self, question: &Question<'_>) -> Vec<Who<'a>> {
-        match &question.behalf.client {
-            Some(client) => {
-                let credential = client.credential().cloned();
-                vec![Who::Client(Login { key: LoginKey::Client(client.key()), credential })]
-            }
-            None => {
-                let accounts = self.accounts.of(question.repository).into_iter();
-                accounts.map(|(index, account)| Who::Account(index, account)).collect()
-            }
+        if let Some(client) = &question.behalf.client {
+            return vec![Who::Client(Login::of(client))];
         }
+        let accounts = self.accounts.of(question.repository).into_iter();
+        accounts.map(|(index, account)| Who::Account(index, account)).collect()
     }
 
     /// Asks as this account; once more where it has a new password.

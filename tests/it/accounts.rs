@@ -24,7 +24,8 @@ fn account(mirror: StoppedMirror, lines: &[(&str, &str, &str)]) -> StoppedMirror
         let file = mirror.dir().join(format!("password-of-{user}"));
         std::fs::write(&file, password).unwrap();
         let repositories = if repositories.is_empty() { String::new() } else { format!(", repositories = [{repositories:?}]") };
-        let login = if user.is_empty() { String::new() } else { format!("username = {user:?}, password_file = {file:?}") };
+        let login =
+            if user.is_empty() { String::new() } else { format!("username = {user:?}, password_file = \"{}\"", file.display()) };
         tables.push(format!("{{ {} }}", format!("{login}{repositories}").trim_start_matches(", ")));
     }
     mirror.set(&format!("upstream.\"docker.io\".account = [{}]", tables.join(", ")))

@@ -227,7 +227,7 @@ pub(super) mod tests {
         let dir = TempDir::new().unwrap();
         let alive = dir.path().join("alive");
         // Whoever lives on keeps the pipe open.
-        let script = format!("mkfifo {0} && exec 9<>{0} && : > {0}.open; sleep 600; :", alive.display());
+        let script = format!("mkfifo {0} && exec 9<>{0} && : > {0}.open; sleep 30; :", alive.display());
         install(dir.path(), "test", &script);
         let asked = runner(dir.path(), Duration::from_millis(500)).ask("test", "r.example").await;
         assert!(matches!(asked, Err(why) if why == "docker-credential-test has taken longer than 500ms"));

@@ -200,7 +200,7 @@ impl Inner {
         let inner = Arc::clone(self);
         let read = tokio::task::spawn_blocking(move || inner.source.read(&inner.registry));
         let read = tokio::time::timeout(self.runner.time_limit, read).await;
-        let says = read.map_err(|_| format!("{} cannot be read in time", self.label))?.map_err(|error| error.to_string())??;
+        let says = read.map_err(|_| "its file cannot be read in time")?.map_err(|error| error.to_string())??;
         let reread_at = state::reread_at(&self.source, self.clock.now());
         let Says::Ask { helper, otherwise } = &says else { return Ok(Held::read(says, reread_at)) };
         let before = before.filter(|before| before.says == says);

@@ -11,10 +11,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::mirror::{Access, Freshness, Mirror, Registries, Registry};
+use crate::mirror::{self, Access, Freshness, Mirror, Registries, Registry};
 use crate::server;
 use crate::store::{self, Store, Tally};
-use crate::upstream::{Hop, Spent, Upstream};
+use crate::upstream::{self, Hop, Spent, Upstream};
 
 /// A running larder. To be ended with [`App::stop`]; dropped, its tasks go on.
 pub struct App {
@@ -170,18 +170,8 @@ fn tally_name(upstream: &Upstream) -> String {
 fn registries(config: &Config, hop: &Hop, clock: &Clock) -> Result<Registries, String> {
     let mut all = Vec::new();
     for (name, options) in &config.upstream {
-        // Also a sealed larder says what is wrong with its configuration.
-        let upstream = Upstream::new(name, options, hop.clone(), clock.clone())?;
-        if upstream.has_credentials() && options.allow.is_empty() {
-            tracing::warn!(
-                "upstream.{name:?} has credentials and no allow-list: whoever reaches larder can read all that they can; \
-                 say in upstream.{name:?}.allow what may be read"
-            );
-        }
-        let upstream = if config.mirror.offline { Upstream::offline(name, clock.clone()) } else { upstream };
-        let access = Access { allow: options.allow.clone(), deny: options.deny.clone() };
-        let freshness = Freshness::of(&config.mirror, options);
-        all.push((name, options, Arc::new(Registry { upstream, access, freshness })));
+        let registry = registry(name, options, &config.mirror, hop, clock)?;
+        all.push((name, options, Arc::new(registry)));
     }
     let default = all.iter().find(|(name, ..)| **name == config.mirror.default_upstream);
     let (.., default) = default.ok_or("mirror.default_upstream is no upstream")?;
@@ -192,5 +182,32 @@ fn registries(config: &Config, hop: &Hop, clock: &Clock) -> Result<Registries, S
         }
         options.hosts.iter().try_for_each(|host| registries.add_host(host, registry))?;
     }
+    if config.mirror.any_public {
+        let (mirror, hop, clock) = (config.mirror.clone(), hop.clone(), clock.clone());
+        registries.open_to_public(Box::new(move |name| {
+            let options = upstream::Options::of_public(name);
+            registry(name, &options, &mirror, &hop, &clock).ok()
+        }));
+    }
     Ok(registries)
+}
+
+fn registry(
+    name: &str,
+    options: &upstream::Options,
+    mirror: &mirror::Options,
+    hop: &Hop,
+    clock: &Clock,
+) -> Result<Registry, String> {
+    // Also a sealed larder says what is wrong with its configuration.
+    let upstream = Upstream::new(name, options, hop.clone(), clock.clone())?;
+    if upstream.has_credentials() && options.allow.is_empty() {
+        tracing::warn!(
+            "upstream.{name:?} has credentials and no allow-list: whoever reaches larder can read all that they can; \
+             say in upstream.{name:?}.allow what may be read"
+        );
+    }
+    let upstream = if mirror.offline { Upstream::offline(name, clock.clone()) } else { upstream };
+    let access = Access { allow: options.allow.clone(), deny: options.deny.clone() };
+    Ok(Registry { upstream, access, freshness: Freshness::of(mirror, options) })
 }

@@ -12,6 +12,7 @@ mod manifest;
 mod names;
 mod options;
 mod proofs;
+mod public;
 mod tags;
 
 use std::sync::Arc;
@@ -37,6 +38,7 @@ pub use lists::{Referrers, TagList};
 pub use manifest::Manifest;
 pub use names::{Origin, Registries, Registry};
 pub use options::Options;
+pub use public::Make;
 
 /// Decides who answers. Clones share everything.
 #[derive(Clone)]

@@ -1,7 +1,8 @@
 //! Which repository a client means.
 //!
 //! It may name the registry in `ns`, as a prefix before or after `/v2`, by the host it speaks to, or not at all. All ways
-//! to the same repository lead to the same identity. Names that are not configured are refused; they are never dialled.
+//! to the same repository lead to the same identity. Names that are not configured are refused; they are never dialled, unless
+//! the operator lets clients name any public registry.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use crate::oci::{Repository, Target};
 use crate::upstream::{Asking, Behalf, DOCKER_HUB, Upstream};
 
+use super::public::{self, Make, Public};
 use super::{Access, Freshness, Refusal};
 
 /// A repository and the registry to ask for it.
@@ -32,6 +34,8 @@ pub struct Registries {
     by_name: HashMap<String, Arc<Registry>>,
     by_host: HashMap<String, Arc<Registry>>,
     default: Arc<Registry>,
+    /// Where clients may name what is not configured.
+    public: Option<Public>,
 }
 
 // === impl Registries ===
@@ -39,7 +43,7 @@ pub struct Registries {
 impl Registries {
     #[must_use]
     pub fn new(default: Arc<Registry>) -> Self {
-        Self { by_name: HashMap::new(), by_host: HashMap::new(), default }
+        Self { by_name: HashMap::new(), by_host: HashMap::new(), default, public: None }
     }
 
     /// Lets clients name a registry so, in `ns` or as a prefix.
@@ -63,8 +67,31 @@ impl Registries {
         self.by_name.values().map(|registry| &registry.upstream)
     }
 
-    fn named(&self, name: &str) -> Option<&Arc<Registry>> {
+    /// Lets clients name any public registry; an upstream is made for each.
+    pub fn open_to_public(&mut self, make: Make) {
+        self.public = Some(Public::new(make));
+    }
+
+    fn configured(&self, name: &str) -> Option<&Arc<Registry>> {
         self.by_name.get(&name.to_ascii_lowercase())
+    }
+
+    fn named(&self, name: &str) -> Option<Arc<Registry>> {
+        if let Some(registry) = self.configured(name) {
+            return Some(Arc::clone(registry));
+        }
+        let public = self.public.as_ref()?;
+        let identity = public::identity(name)?;
+        self.configured(&identity).cloned().or_else(|| public.get(identity))
+    }
+
+    /// True if `name` is a name of this registry. Makes none.
+    fn is_named(&self, registry: &Arc<Registry>, name: &str) -> bool {
+        let identity = public::identity(name).filter(|_| self.public.is_some());
+        match self.configured(name).or_else(|| self.configured(identity.as_ref()?)) {
+            Some(configured) => Arc::ptr_eq(configured, registry),
+            None => identity.is_some_and(|identity| *identity == **registry.upstream.name()),
+        }
     }
 
     /// By the host a client speaks to, with the port or without.
@@ -82,19 +109,19 @@ impl Registries {
         let unknown = |name: &str| Refusal::UnknownUpstream(name.into());
         let (first, rest) = target.path.split_once('/').unwrap_or(("", &target.path));
         let explicit = match (&target.ns, &target.prefix) {
-            (Some(ns), _) => Some(self.named(ns).ok_or_else(|| unknown(ns))?),
-            (None, Some(prefix)) => Some(self.named(prefix).ok_or_else(|| unknown(prefix))?),
-            (None, None) => host.and_then(|host| self.hosted(host)),
+            (Some(name), _) | (None, Some(name)) => Some(self.named(name).ok_or_else(|| unknown(name))?),
+            (None, None) => host.and_then(|host| self.hosted(host)).cloned(),
         };
-        let by_path = self.named(first);
-        let (registry, path) = match (explicit, by_path) {
+        let (registry, path) = match explicit {
             // BuildKit names the registry twice; once is enough.
-            (Some(explicit), Some(by_path)) if Arc::ptr_eq(explicit, by_path) => (explicit, rest),
-            (Some(explicit), _) => (explicit, target.path.as_str()),
-            (None, Some(by_path)) => (by_path, rest),
-            // No repository name begins with a port or the like: it was meant as a registry.
-            (None, None) if first.contains(':') => return Err(unknown(first)),
-            (None, None) => (&self.default, target.path.as_str()),
+            Some(explicit) if self.is_named(&explicit, first) => (explicit, rest),
+            Some(explicit) => (explicit, target.path.as_str()),
+            None => match self.named(first) {
+                Some(by_path) => (by_path, rest),
+                // No repository name begins with a port or the like: it was meant as a registry.
+                None if first.contains(':') => return Err(unknown(first)),
+                None => (Arc::clone(&self.default), target.path.as_str()),
+            },
         };
         let mut name: crate::oci::RepositoryName = path.parse().map_err(Refusal::InvalidName)?;
         if name.is_single_component() && **registry.upstream.name() == *DOCKER_HUB {
@@ -102,7 +129,7 @@ impl Registries {
         }
         let repository = Repository { upstream: Arc::clone(registry.upstream.name()), name };
         registry.access.check(&repository)?;
-        Ok(Origin { repository, behalf: Behalf::default(), registry: Arc::clone(registry) })
+        Ok(Origin { repository, behalf: Behalf::default(), registry })
     }
 }
 
@@ -138,12 +165,14 @@ mod tests {
     use crate::clock::Clock;
     use crate::{mirror, upstream};
 
+    fn registry(name: &str) -> Registry {
+        let upstream = Upstream::offline(name, Clock::system());
+        let freshness = Freshness::of(&mirror::Options::default(), &upstream::Options::default());
+        Registry { upstream, access: Access::default(), freshness }
+    }
+
     fn registries() -> Registries {
-        let registry = |name| {
-            let upstream = Upstream::offline(name, Clock::system());
-            let freshness = Freshness::of(&mirror::Options::default(), &upstream::Options::default());
-            Arc::new(Registry { upstream, access: Access::default(), freshness })
-        };
+        let registry = |name| Arc::new(registry(name));
         let (hub, quay, corp) = (registry("docker.io"), registry("quay.io"), registry("registry.corp:5000"));
         let mut registries = Registries::new(Arc::clone(&hub));
         for name in ["docker.io", "index.docker.io", "registry-1.docker.io"] {
@@ -156,8 +185,18 @@ mod tests {
     }
 
     fn locate(prefix: Option<&str>, path: &str, ns: Option<&str>, host: &str) -> Result<String, Refusal> {
+        located(&registries(), prefix, path, ns, host)
+    }
+
+    fn located(
+        registries: &Registries,
+        prefix: Option<&str>,
+        path: &str,
+        ns: Option<&str>,
+        host: &str,
+    ) -> Result<String, Refusal> {
         let target = Target { prefix: prefix.map(Into::into), path: path.into(), ns: ns.map(Into::into) };
-        registries().locate(&target, Some(host)).map(|origin| origin.repository.to_string())
+        registries.locate(&target, Some(host)).map(|origin| origin.repository.to_string())
     }
 
     #[test]
@@ -188,5 +227,33 @@ mod tests {
         assert_eq!(locate(Some("evil.example"), "x", None, "m"), Err(Refusal::UnknownUpstream("evil.example".into())));
         assert_eq!(locate(None, "evil.example:5000/x", None, "m"), Err(Refusal::UnknownUpstream("evil.example:5000".into())));
         assert!(matches!(locate(None, "Upper/x", None, "m"), Err(Refusal::InvalidName(_))));
+    }
+
+    #[test]
+    fn any_public_registry_may_be_named_where_the_operator_says_so() {
+        let mut open = registries();
+        open.open_to_public(Box::new(|name| Some(registry(name))));
+        let locate = |prefix, path, ns, host| located(&open, prefix, path, ns, host);
+        let there = || Ok("new.example/o/x".to_string());
+        assert_eq!(locate(None, "o/x", Some("new.example"), "m"), there());
+        assert_eq!(locate(None, "o/x", Some("New.Example:443"), "quay-mirror:5000"), there());
+        assert_eq!(locate(Some("new.example"), "o/x", None, "m"), there());
+        assert_eq!(locate(None, "new.example/o/x", None, "m"), there());
+        assert_eq!(locate(None, "new.example:443/o/x", Some("new.example"), "m"), there());
+        assert_eq!(locate(None, "x", Some("new.example"), "m"), Ok("new.example/x".into()), "library/ is Docker Hub's");
+        assert_eq!(locate(None, "new.example:5000/o/x", None, "m"), Ok("new.example:5000/o/x".into()), "another registry");
+        let quay = Ok("quay.io/new.example/x".to_string());
+        assert_eq!(locate(None, "new.example/x", Some("quay.io"), "m"), quay, "ns decides");
+
+        let alpine = || Ok("docker.io/library/alpine".to_string());
+        assert_eq!(locate(None, "alpine", Some("Index.docker.io:443"), "m"), alpine(), "what is configured goes before");
+        assert_eq!(locate(None, "docker.io:443/alpine", Some("index.docker.io"), "m"), alpine());
+        assert_eq!(locate(None, "o/x", Some("registry.corp:5000"), "m"), Ok("registry.corp:5000/o/x".into()));
+
+        for name in ["localhost:5000", "registry", "169.254.169.254", "10.0.0.1:443", "[::1]:5000", "a_b.example"] {
+            assert_eq!(locate(None, "x", Some(name), "m"), Err(Refusal::UnknownUpstream(name.into())));
+            assert_eq!(locate(Some(name), "x", None, "m"), Err(Refusal::UnknownUpstream(name.into())));
+        }
+        assert_eq!(locate(None, "org/x", None, "new.example"), Ok("docker.io/org/x".into()), "a Host is larder's own name");
     }
 }

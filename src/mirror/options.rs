@@ -42,6 +42,9 @@ pub struct Options {
     pub orphan_bytes: ByteSize,
     /// Stand before the well-known public registries without their being configured.
     pub well_known: bool,
+    /// Stand before any registry on the internet that a client names, by https and without credentials. Only public addresses
+    /// are dialled, and directly, past any proxy: else it could not be seen which they are.
+    pub any_public: bool,
     /// Ask no upstream: serve what is cached, whatever its age.
     pub offline: bool,
 }
@@ -75,6 +78,7 @@ impl Default for Options {
             orphan_fills: 4,
             orphan_bytes: ByteSize::gib(2),
             well_known: true,
+            any_public: false,
             offline: false,
         }
     }

@@ -26,6 +26,7 @@ pub(super) struct Client {
     own: reqwest::Client,
     elsewhere: reqwest::Client,
     guard: Guard,
+    public_only: bool,
     header_timeout: Duration,
     breaker: Breaker,
     clock: Clock,
@@ -43,7 +44,9 @@ impl Client {
     pub(super) fn new(upstream: Url, options: &Options, clock: Clock) -> Result<Self, String> {
         let base = format!("{}/v2/", upstream.as_str().trim_end_matches('/'));
         let base = base.parse().map_err(|error| format!("url {base:?} is no URL: {error}"))?;
-        let guard = Guard::new(&upstream, options.allow_private, &options.proxy)?;
+        let public_only = options.public_only;
+        let guard =
+            if public_only { Guard::public_only() } else { Guard::new(&upstream, options.allow_private, &options.proxy)? };
         let builder = |tls| {
             let builder = reqwest::Client::builder();
             let builder = match &*options.proxy {
@@ -62,12 +65,16 @@ impl Client {
             Ok::<_, String>(client)
         };
         let build = |builder: reqwest::ClientBuilder| builder.build().map_err(|error| error.to_string());
+        let own = builder(tls::config(options, true)?)?;
+        let own = if public_only { own.dns_resolver(Arc::new(guard.clone())) } else { own };
+        let elsewhere = builder(tls::config(options, false)?)?.dns_resolver(Arc::new(guard.clone()));
         Ok(Self {
-            own: build(builder(tls::config(options, true)?)?)?,
-            elsewhere: build(builder(tls::config(options, false)?)?.dns_resolver(Arc::new(guard.clone())))?,
+            own: build(own)?,
+            elsewhere: build(elsewhere)?,
             upstream,
             base,
             guard,
+            public_only,
             header_timeout: options.header_timeout,
             breaker: Breaker::new(LEFT_ALONE),
             clock,
@@ -107,12 +114,10 @@ impl Client {
 
     async fn send(&self, method: Method, url: &Url, headers: HeaderMap, body: Option<String>) -> Result<Response, Error> {
         let own = url.origin() == self.upstream.origin();
-        let client = if own {
-            &self.own
-        } else {
+        if !own || self.public_only {
             self.guard.check(&self.upstream, url).map_err(|refused| Error::unavailable(refused.to_string()))?;
-            &self.elsewhere
-        };
+        }
+        let client = if own { &self.own } else { &self.elsewhere };
         let request = client.request(method, url.clone()).headers(headers);
         let request = match body {
             Some(body) => request.body(body),
@@ -198,4 +203,36 @@ pub(super) async fn read_limited(response: &mut Response, limit: usize, idle: Du
         body.extend_from_slice(&chunk);
     }
     Ok(body.freeze())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_upstream_that_a_client_has_named_is_not_dialled_on_the_inside() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        for host in ["localhost", "127.0.0.1"] {
+            let url: Url = format!("https://{host}:{port}/v2/").parse().unwrap();
+            let options = Options { url: url.to_string(), ..Options::of_public(host) };
+            let error = Client::new(url.clone(), &options, Clock::system())
+                .unwrap()
+                .get(&url, HeaderMap::new())
+                .await
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains(&format!("the upstream names {host}, which is not a public address")), "{error}");
+            assert_eq!(listener.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+
+            let operators = Client::new(
+                url.clone(),
+                &Options { header_timeout: Duration::from_millis(50), ..Options::default() },
+                Clock::system(),
+            );
+            operators.unwrap().get(&url, HeaderMap::new()).await.unwrap_err();
+            assert!(listener.accept().is_ok(), "what an operator has named is");
+        }
+    }
 }

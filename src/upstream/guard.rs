@@ -13,7 +13,7 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 /// The rule for one upstream.
 #[derive(Debug, Clone)]
 pub(super) struct Guard {
-    /// The upstream's own host, wherever the operator has put it.
+    /// The upstream's own host, wherever the operator has put it. Empty: there is none.
     own_host: Arc<str>,
     /// The operator's proxies, which are where they are as well.
     proxies: Arc<[String]>,
@@ -44,6 +44,11 @@ impl Guard {
             url => vec![proxy_host(url).ok_or("proxy must be a URL such as http://proxy.corp:3128, or none")?],
         };
         Ok(Self { own_host: upstream.host_str().unwrap_or_default().into(), proxies: proxies.into(), allow_private })
+    }
+
+    /// The rule for an upstream that no operator has put anywhere.
+    pub(super) fn public_only() -> Self {
+        Self { own_host: "".into(), proxies: Arc::new([]), allow_private: false }
     }
 
     /// Checks all that can be told before resolution: the scheme, and a host that is an address already.
@@ -85,7 +90,8 @@ impl Resolve for Guard {
         let guard = self.clone();
         Box::pin(async move {
             let host = name.as_str();
-            let own: Vec<IpAddr> = if host == &*guard.own_host { Vec::new() } else { guard.own_addresses().await };
+            let own: Vec<IpAddr> =
+                if guard.own_host.is_empty() || host == &*guard.own_host { Vec::new() } else { guard.own_addresses().await };
             let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, 0)).await?.collect();
             let permitted: Vec<SocketAddr> = addresses
                 .into_iter()
@@ -218,5 +224,8 @@ mod tests {
     async fn a_name_that_resolves_to_the_inside_is_refused() {
         let guard = Guard::new(&url("https://registry.example"), false, "none").unwrap();
         assert!(guard.resolve("localhost".parse().unwrap()).await.is_err());
+        let own = Guard::new(&url("https://localhost"), false, "none").unwrap();
+        assert!(own.resolve("localhost".parse().unwrap()).await.is_ok(), "unless the operator has put the upstream there");
+        assert!(Guard::public_only().resolve("localhost".parse().unwrap()).await.is_err());
     }
 }

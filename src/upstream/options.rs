@@ -70,6 +70,9 @@ pub struct Options {
     /// How long a body may be silent.
     #[serde(with = "humantime_serde")]
     pub idle_timeout: Duration,
+    /// A client named it, not the operator: only public addresses are dialled, its own too. No option in the file.
+    #[serde(skip)]
+    pub public_only: bool,
 }
 
 impl Default for Options {
@@ -101,6 +104,7 @@ impl Default for Options {
             connect_timeout: Duration::from_secs(5),
             header_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(30),
+            public_only: false,
         }
     }
 }
@@ -134,6 +138,12 @@ impl Options {
         };
         let named = own != AccountOptions::default() || self.account.is_empty();
         named.then_some(own).into_iter().chain(self.account.iter().cloned()).collect()
+    }
+
+    /// Those of a registry that a client has named and no operator. A proxy would resolve its name itself, unguarded.
+    #[must_use]
+    pub fn of_public(name: &str) -> Self {
+        Self { public_only: true, proxy: "none".into(), ..Self::default() }.with_presets(name)
     }
 
     /// What is known of the registry `name`, under what the operator says of it.

@@ -24,6 +24,7 @@ mod names;
 mod negotiation;
 mod proofs;
 mod proxies;
+mod public;
 mod pulls;
 mod quirks;
 mod ranges;

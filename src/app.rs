@@ -96,6 +96,12 @@ impl App {
             }
         }
         let mirror = Mirror::new(config.mirror, store.clone(), registries, clock.clone());
+        for (name, _) in config.upstream.iter().filter(|(_, options)| options.has_credentials() && options.allow.is_empty()) {
+            tracing::warn!(
+                "upstream.{name:?} has credentials and no allow-list: whoever reaches larder can read all that they can; \
+                 say in upstream.{name:?}.allow what may be read"
+            );
+        }
         let stop = CancellationToken::new();
         let running = tokio::spawn(run(listener, config.server, mirror, hop, store.clone(), clock, stop.clone()));
         Ok(Self { address, store, stop, running })
@@ -201,12 +207,6 @@ fn registry(
 ) -> Result<Registry, String> {
     // Also a sealed larder says what is wrong with its configuration.
     let upstream = Upstream::new(name, options, hop.clone(), clock.clone())?;
-    if upstream.has_credentials() && options.allow.is_empty() {
-        tracing::warn!(
-            "upstream.{name:?} has credentials and no allow-list: whoever reaches larder can read all that they can; \
-             say in upstream.{name:?}.allow what may be read"
-        );
-    }
     let upstream = if mirror.offline { Upstream::offline(name, clock.clone()) } else { upstream };
     let access = Access { allow: options.allow.clone(), deny: options.deny.clone() };
     Ok(Registry { upstream, access, freshness: Freshness::of(mirror, options) })

@@ -82,7 +82,7 @@ impl Registries {
         }
         let public = self.public.as_ref()?;
         let identity = public::identity(name)?;
-        self.configured(&identity).cloned().or_else(|| public.get(identity))
+        self.configured(&identity).cloned().or_else(|| public.get(&identity))
     }
 
     /// True if `name` is a name of this registry. Makes none.

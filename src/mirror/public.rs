@@ -26,8 +26,8 @@ impl Public {
     }
 
     /// The upstream of an [`identity`].
-    pub(super) fn get(&self, identity: String) -> Option<Arc<Registry>> {
-        self.made.optionally_get_with_by_ref(identity.as_str(), || (self.make)(&identity).map(Arc::new))
+    pub(super) fn get(&self, identity: &str) -> Option<Arc<Registry>> {
+        self.made.optionally_get_with_by_ref(identity, || (self.make)(identity).map(Arc::new))
     }
 }
 
@@ -129,8 +129,8 @@ mod tests {
             Some(Registry { upstream, access: Access::default(), freshness })
         }));
         for i in 0..2000 {
-            public.get("used.example".into()).unwrap();
-            public.get(format!("r{i}.example")).unwrap();
+            public.get("used.example").unwrap();
+            public.get(&format!("r{i}.example")).unwrap();
             public.made.run_pending_tasks();
         }
         assert_eq!(public.made.entry_count(), MOST);

@@ -140,6 +140,15 @@ impl Options {
         named.then_some(own).into_iter().chain(self.account.iter().cloned()).collect()
     }
 
+    /// True if larder is somebody to the upstream: what it can read there, not everyone can.
+    #[must_use]
+    pub fn has_credentials(&self) -> bool {
+        let nobody = |account: &AccountOptions| {
+            AccountOptions { repositories: Vec::new(), ..account.clone() } == AccountOptions::default()
+        };
+        !self.accounts().iter().all(nobody)
+    }
+
     /// Those of a registry that a client has named and no operator. A proxy would resolve its name itself, unguarded.
     #[must_use]
     pub fn of_public(name: &str) -> Self {

@@ -141,6 +141,12 @@ async fn a_pull_through_two_larders_asks_the_registry_once_for_each_thing() {
     assert!(asked.iter().all(|request| request.method == "GET"));
     assert!(asked.iter().all(|request| request.header("via").unwrap().matches("larder-").count() == 2));
 
+    // A blob is committed after its last byte has gone out.
+    for blob in [&image.config, &image.layers[0]] {
+        while !inner.holds(&blob.digest) {
+            tokio::task::yield_now().await;
+        }
+    }
     let other = before(inner.address(), None).await;
     for (i, (path, body)) in things.iter().enumerate() {
         let answer = other.get(path).await.expect(200);

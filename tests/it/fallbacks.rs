@@ -143,7 +143,7 @@ async fn credentials_go_to_another_address_only_if_it_is_listed() {
         }
         first.stop().await;
         let mut mirror = TestMirror::builder().upstream("docker.io", &first).login("docker.io", "bob", "canary-of-bob");
-        let fallbacks = [&closed, &open].map(|registry| registry.url());
+        let fallbacks = [&closed, &open].map(Registry::url);
         mirror = mirror.set(&format!("upstream.\"docker.io\".fallbacks = {fallbacks:?}"));
         if listed {
             mirror = mirror.set(&format!("upstream.\"docker.io\".token_hosts = [\"{}\"]", closed.address()));

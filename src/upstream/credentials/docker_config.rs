@@ -50,11 +50,16 @@ impl Registry {
         let host = url.host_str().unwrap_or_default();
         let with_port = |port: Option<u16>| port.map_or_else(|| host.into(), |port| format!("{host}:{port}"));
         let authority = with_port(url.port());
-        let is_hub = HUB_NAMES.contains(&upstream) || HUB_NAMES.contains(&host);
-        let mut names = vec![upstream.to_ascii_lowercase(), authority.clone(), with_port(url.port_or_known_default())];
-        if is_hub {
+        // First as the place is called that gets them, then as the operator calls it.
+        let mut names = vec![authority.clone(), with_port(url.port_or_known_default())];
+        if HUB_NAMES.contains(&host) {
             names.splice(0..0, HUB_NAMES.map(String::from));
         }
+        names.push(upstream.to_ascii_lowercase());
+        if HUB_NAMES.contains(&upstream) {
+            names.extend(HUB_NAMES.map(String::from));
+        }
+        let is_hub = HUB_NAMES.contains(&upstream) || HUB_NAMES.contains(&host);
         Self { names, server: if is_hub { HUB_SERVER.into() } else { authority } }
     }
 

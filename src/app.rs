@@ -20,6 +20,7 @@ use crate::upstream::{self, Hop, Spent, Upstream};
 pub struct App {
     address: SocketAddr,
     store: Store,
+    mirror: Mirror,
     stop: CancellationToken,
     running: JoinHandle<Drained>,
 }
@@ -85,6 +86,9 @@ impl App {
     pub async fn start(config: Config, clock: Clock) -> Result<Self, StartError> {
         let hop = Hop::unique();
         let registries = registries(&config, &hop, &clock).map_err(StartError::Upstream)?;
+        for image in &config.mirror.keep {
+            registries.resolve(image).map_err(|refusal| StartError::Upstream(format!("mirror.keep: {image}: {refusal}")))?;
+        }
         let address = config.server.listen;
         let listen = |error| StartError::Listen { address, error };
         let listener = TcpListener::bind(address).await.map_err(listen)?;
@@ -103,8 +107,8 @@ impl App {
             );
         }
         let stop = CancellationToken::new();
-        let running = tokio::spawn(run(listener, config.server, mirror, hop, store.clone(), clock, stop.clone()));
-        Ok(Self { address, store, stop, running })
+        let running = tokio::spawn(run(listener, config.server, mirror.clone(), hop, store.clone(), clock, stop.clone()));
+        Ok(Self { address, store, mirror, stop, running })
     }
 
     /// Where it listens.
@@ -116,6 +120,11 @@ impl App {
     #[must_use]
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    #[must_use]
+    pub fn mirror(&self) -> &Mirror {
+        &self.mirror
     }
 
     /// Stops listening, lets answers under way end, stops fills, and writes down what only memory knows.
@@ -135,7 +144,12 @@ async fn run(
     stop: CancellationToken,
 ) -> Drained {
     let upkeep = tokio::spawn(upkeep(mirror.clone(), store.clone(), stop.clone()));
+    let keep = tokio::spawn({
+        let (mirror, stop) = (mirror.clone(), stop.clone());
+        async move { mirror.keep(stop).await }
+    });
     let connections = server::serve(listener, &options, mirror.clone(), hop, clock, stop.cancelled_owned()).await;
+    let _ = keep.await;
     let fills = mirror.stop(LAST_WRITES).await;
     upkeep.abort();
     note_spent(&mirror, &store);

@@ -319,6 +319,9 @@ mod tests {
             error("[mirror]\ntag_ttls = [\"latest\"]").starts_with("mirror.tag_ttls[0]: \"latest\" is no TTL of tags; write ")
         );
         assert!(error("[mirror]\nstretch_below = 101").starts_with("mirror.stretch_below is 101; "));
+        assert!(error("[mirror]\nkeep = [\"Nginx:1.27\"]").starts_with("mirror.keep[0]: \"Nginx:1.27\" is no image such as "));
+        assert!(error("[mirror]\nkeep_platforms = [\"amd64\"]").starts_with("mirror.keep_platforms: \"amd64\" is no platform; "));
+        assert!(error("[mirror]\nkeep_every = \"1s\"").starts_with("mirror.keep_every must be at least "));
         assert!(error("[mirror]\nstretch_factor = 0").starts_with("mirror.stretch_factor is 0; "));
         assert!(error("[mirror]\ndefault_upstream = \"x\"").contains("is no upstream"));
         assert!(error("[server\n").starts_with("line 1: "));

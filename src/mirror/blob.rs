@@ -139,6 +139,23 @@ impl Blob {
         }
     }
 
+    /// Waits until the blob is in the cache, or is known not to get there, without reading it. True once it is there.
+    ///
+    /// Cancel safe.
+    pub(super) async fn kept(self) -> bool {
+        match self.source {
+            Source::Cache(_) => true,
+            Source::Fill(growth, interest) => {
+                // The interest is held until then, as a fill does not go on for nobody.
+                let verified = growth.settled().await;
+                if verified {
+                    interest.landed().await;
+                }
+                verified
+            }
+        }
+    }
+
     /// The size, if it is known by now.
     #[must_use]
     pub fn known_size(&self) -> Option<u64> {

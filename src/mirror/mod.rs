@@ -7,6 +7,7 @@ mod blob;
 mod body;
 mod fill;
 mod freshness;
+mod keep;
 mod lists;
 mod manifest;
 mod names;
@@ -14,6 +15,7 @@ mod options;
 mod proofs;
 mod public;
 mod tags;
+mod warm;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,6 +41,7 @@ pub use manifest::Manifest;
 pub use names::{Origin, Registries, Registry};
 pub use options::Options;
 pub use public::Make;
+pub use warm::Warmed;
 
 /// Decides who answers. Clones share everything.
 #[derive(Clone)]

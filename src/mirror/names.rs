@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::oci::{Repository, Target};
+use crate::oci::{ImageName, Repository, Target};
 use crate::upstream::{Asking, Behalf, DOCKER_HUB, Upstream};
 
 use super::public::{self, Make, Public};
@@ -98,6 +98,15 @@ impl Registries {
     fn hosted(&self, host: &str) -> Option<&Arc<Registry>> {
         let host = host.to_ascii_lowercase();
         self.by_host.get(&host).or_else(|| self.by_host.get(host.rsplit_once(':')?.0))
+    }
+
+    /// Finds out what an image's name means.
+    ///
+    /// # Errors
+    /// As [`Registries::locate`].
+    pub fn resolve(&self, image: &ImageName) -> Result<Origin, Refusal> {
+        let target = Target { prefix: None, path: image.repository.to_string(), ns: image.registry.clone() };
+        self.locate(&target, None)
     }
 
     /// Finds out what `target`, asked at `host`, means. `ns` decides before a prefix before `/v2`, this before the host,
@@ -219,6 +228,15 @@ mod tests {
         assert_eq!(locate(None, "registry.corp:5000/x", None, "mirror"), Ok("registry.corp:5000/x".into()));
         assert_eq!(locate(None, "x", Some("Registry.Corp:5000"), "mirror"), Ok("registry.corp:5000/x".into()));
         assert_eq!(locate(None, "quay.io/x", Some("docker.io"), "mirror"), Ok("docker.io/quay.io/x".into()), "ns decides");
+    }
+
+    #[test]
+    fn an_image_is_looked_for_where_its_name_says() {
+        let resolve = |text: &str| registries().resolve(&text.parse().unwrap()).map(|origin| origin.repository.to_string());
+        assert_eq!(resolve("alpine:3"), Ok("docker.io/library/alpine".into()));
+        assert_eq!(resolve("index.docker.io/alpine"), Ok("docker.io/library/alpine".into()));
+        assert_eq!(resolve("registry.corp:5000/x"), Ok("registry.corp:5000/x".into()));
+        assert_eq!(resolve("evil.example/x"), Err(Refusal::UnknownUpstream("evil.example".into())));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
-use crate::oci::TagTtl;
+use crate::oci::{ImageName, Platforms, TagTtl};
 use crate::upstream::DOCKER_HUB;
 
 /// How fresh answers are and how much is done for nobody.
@@ -40,6 +40,13 @@ pub struct Options {
     pub orphan_fills: usize,
     /// How much of such a blob may still be missing.
     pub orphan_bytes: ByteSize,
+    /// Images that are always here, as for `docker pull`: `nginx:1.27`, `ghcr.io/org/app`.
+    pub keep: Vec<ImageName>,
+    /// How often it is seen to that they are, and that their tags point to what they should.
+    #[serde(with = "humantime_serde")]
+    pub keep_every: Duration,
+    /// For which platforms, such as `linux/arm64`, or `all`. None: for this machine's.
+    pub keep_platforms: Platforms,
     /// Stand before the well-known public registries without their being configured.
     pub well_known: bool,
     /// Stand before any registry on the internet that a client names, by https and without credentials. Only public addresses
@@ -56,10 +63,13 @@ impl Options {
         if self.stretch_below > 100 {
             return Err(format!("mirror.stretch_below is {}; it is a percentage, at most 100", self.stretch_below));
         }
-        match self.stretch_factor {
-            1..=1_000 => Ok(()),
-            other => Err(format!("mirror.stretch_factor is {other}; it must be from 1 to 1000")),
+        if !(1..=1_000).contains(&self.stretch_factor) {
+            return Err(format!("mirror.stretch_factor is {}; it must be from 1 to 1000", self.stretch_factor));
         }
+        if self.keep_every < Duration::from_mins(1) {
+            return Err("mirror.keep_every must be at least 1m".into());
+        }
+        Ok(())
     }
 }
 
@@ -77,6 +87,9 @@ impl Default for Options {
             negative_ttl: Duration::from_secs(5),
             orphan_fills: 4,
             orphan_bytes: ByteSize::gib(2),
+            keep: Vec::new(),
+            keep_every: Duration::from_hours(6),
+            keep_platforms: Platforms::default(),
             well_known: true,
             any_public: false,
             offline: false,

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::Digest;
+use super::{Digest, Platform};
 
 /// The largest manifest that is fetched, in bytes. The specification asks for 4 MiB at least; clients stop there.
 pub const MAX_MANIFEST: usize = 4 << 20;
@@ -43,14 +43,6 @@ pub struct Descriptor {
     pub platform: Option<Platform>,
     #[serde(default)]
     urls: Vec<String>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-pub struct Platform {
-    #[serde(default)]
-    pub os: String,
-    #[serde(default)]
-    pub architecture: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -5,19 +5,23 @@
 mod accept;
 mod digest;
 mod error;
+mod image;
 mod manifest;
 mod name;
 mod pattern;
+mod platform;
 mod route;
 mod ttl;
 
 pub use accept::Accept;
 pub use digest::{Algorithm, Digest, Hasher, InvalidDigest};
 pub use error::ErrorCode;
+pub use image::{ImageName, InvalidImage};
 pub use manifest::{
     ACCEPT, BadManifest, Descriptor, INDEX_TYPE, MAX_MANIFEST, Manifest, filter_referrers, is_manifest_type, merge_indexes,
 };
 pub use name::{InvalidName, Reference, Repository, RepositoryName, Tag};
 pub use pattern::{InvalidPattern, Pattern};
+pub use platform::{InvalidPlatform, Platform, Platforms};
 pub use route::{Page, Route, Target, namespace};
 pub use ttl::{InvalidTagTtl, TagTtl, Ttl};

@@ -120,6 +120,15 @@ impl Growth {
         progress.wait_for(|progress| progress.end.is_some()).await.is_ok_and(|progress| progress.end == Some(End::Verified))
     }
 
+    /// Waits until the blob is verified, or will not be kept; true if it is verified.
+    ///
+    /// Cancel safe.
+    pub async fn settled(&self) -> bool {
+        let mut progress = self.0.subscribe();
+        let settled = progress.wait_for(|progress| progress.end.is_some() || progress.in_memory).await;
+        settled.is_ok_and(|progress| progress.end == Some(End::Verified))
+    }
+
     /// Reads from `start` to `end`, or to the blob's end whatever that will be.
     #[must_use]
     pub fn read(&self, start: u64, end: Option<u64>) -> BlobReader {

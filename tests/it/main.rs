@@ -39,3 +39,4 @@ mod tags;
 mod tls;
 mod tokens;
 mod upstreams;
+mod warming;

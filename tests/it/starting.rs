@@ -59,6 +59,8 @@ async fn a_mistake_is_one_line_on_stderr_and_changes_nothing() {
         (&["upstream.\"registry-1.docker.io\".url=http://localhost:1"], &[], "both claim the name registry-1.docker.io"),
         (&["upstream.\"quay.io\".hosts=a:1,b", "upstream.\"ghcr.io\".hosts=B"], &[], "both claim the name b"),
         (&["mirror.default_upstream=nowhere"], &[], "nowhere"),
+        (&["mirror.keep=nginx,ghrc.io/org/app"], &[], "mirror.keep: ghrc.io/org/app:latest: ghrc.io is not among the upstreams"),
+        (&["mirror.keep=Nginx"], &[], "\"Nginx\" is no image such as nginx:1.27"),
         (&["cache.dir=/proc/nowhere"], &[], "give another one as cache.dir"),
         (&[port_in_use.as_str()], &[], "give another address as server.listen"),
         (&[], &[("LARDER_CACHE_MAX_SIZ", "1GiB")], "did you mean cache.max_size?"),

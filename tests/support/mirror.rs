@@ -11,7 +11,8 @@ use larder::{
     app::{App, Drained},
     clock::{Clock, Timestamp},
     config::Config,
-    oci::Repository,
+    mirror::Warmed,
+    oci::{ImageName, Repository},
 };
 use tempfile::TempDir;
 use toml::{Table, Value};
@@ -103,6 +104,19 @@ impl TestMirror {
             }
         };
         assert!(tokio::time::timeout(PATIENCE, asked).await.is_ok(), "{repository}:{tag} is not asked for");
+    }
+
+    /// Brings an image in as `docker pull` would, for these platforms.
+    pub async fn warm(&self, image: &str, platforms: &[&str]) -> Warmed {
+        let image: ImageName = image.parse().expect("an image");
+        let platforms: Vec<String> = platforms.iter().map(ToString::to_string).collect();
+        let origin = self.app.mirror().registries().resolve(&image).expect("a configured upstream");
+        self.app.mirror().warm(&origin, &image.reference, &platforms.try_into().expect("platforms")).await
+    }
+
+    /// The round over `mirror.keep` that is due every few hours.
+    pub async fn keep_once(&self) -> bool {
+        self.app.mirror().keep_once().await
     }
 
     /// The round of upkeep that is due once a minute.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
 use crate::config::Config;
@@ -19,6 +20,7 @@ use crate::upstream::{self, Hop, Spent, Upstream};
 /// A running larder. To be ended with [`App::stop`]; dropped, its tasks go on.
 pub struct App {
     address: SocketAddr,
+    admin_address: Option<SocketAddr>,
     store: Store,
     mirror: Mirror,
     stop: CancellationToken,
@@ -37,8 +39,8 @@ pub struct Drained {
 pub enum StartError {
     #[error("{0}")]
     Upstream(String),
-    #[error("cannot listen on {address}: {error}; give another address as server.listen")]
-    Listen { address: SocketAddr, error: std::io::Error },
+    #[error("cannot listen on {address}: {error}; give another address as {option}")]
+    Listen { option: &'static str, address: SocketAddr, error: std::io::Error },
     #[error(transparent)]
     Cache(#[from] store::OpenError),
 }
@@ -89,10 +91,11 @@ impl App {
         for image in &config.mirror.keep {
             registries.resolve(image).map_err(|refusal| StartError::Upstream(format!("mirror.keep: {image}: {refusal}")))?;
         }
-        let address = config.server.listen;
-        let listen = |error| StartError::Listen { address, error };
-        let listener = TcpListener::bind(address).await.map_err(listen)?;
-        let address = listener.local_addr().map_err(listen)?;
+        let (listener, address) = listen("server.listen", config.server.listen).await?;
+        let admin = match config.admin.listen {
+            Some(address) => Some(listen("admin.listen", address).await?),
+            None => None,
+        };
         let store = Store::open(&config.cache, clock.clone()).await?;
         for upstream in registries.upstreams() {
             if let Some(Tally { since, amount }) = store.tally(&tally_name(upstream)) {
@@ -107,14 +110,30 @@ impl App {
             );
         }
         let stop = CancellationToken::new();
-        let running = tokio::spawn(run(listener, config.server, mirror.clone(), hop, store.clone(), clock, stop.clone()));
-        Ok(Self { address, store, mirror, stop, running })
+        let beside = TaskTracker::new();
+        beside.spawn(mirror.clone().keep(stop.clone()));
+        let admin_address = admin.as_ref().map(|(_, address)| *address);
+        if let Some((listener, _)) = admin {
+            let stopped = stop.clone().cancelled_owned();
+            beside.spawn(server::serve_admin(listener, config.admin, mirror.clone(), clock.clone(), stopped));
+        }
+        beside.close();
+        let (serving, stopped) = (mirror.clone(), stop.clone().cancelled_owned());
+        let clients = async move { server::serve(listener, &config.server, serving, hop, clock, stopped).await };
+        let running = tokio::spawn(run(clients, beside, mirror.clone(), store.clone(), stop.clone()));
+        Ok(Self { address, admin_address, store, mirror, stop, running })
     }
 
     /// Where it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where it listens for its operator, if it does.
+    #[must_use]
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin_address
     }
 
     #[must_use]
@@ -134,22 +153,23 @@ impl App {
     }
 }
 
+async fn listen(option: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+    let failed = |error| StartError::Listen { option, address, error };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
+}
+
 async fn run(
-    listener: TcpListener,
-    options: server::Options,
+    clients: impl Future<Output = usize>,
+    beside: TaskTracker,
     mirror: Mirror,
-    hop: Hop,
     store: Store,
-    clock: Clock,
     stop: CancellationToken,
 ) -> Drained {
-    let upkeep = tokio::spawn(upkeep(mirror.clone(), store.clone(), stop.clone()));
-    let keep = tokio::spawn({
-        let (mirror, stop) = (mirror.clone(), stop.clone());
-        async move { mirror.keep(stop).await }
-    });
-    let connections = server::serve(listener, &options, mirror.clone(), hop, clock, stop.cancelled_owned()).await;
-    let _ = keep.await;
+    let upkeep = tokio::spawn(upkeep(mirror.clone(), store.clone(), stop));
+    let connections = clients.await;
+    beside.wait().await;
     let fills = mirror.stop(LAST_WRITES).await;
     upkeep.abort();
     note_spent(&mirror, &store);

@@ -16,6 +16,7 @@ use crate::{app, mirror, server, store, upstream};
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     pub server: server::Options,
+    pub admin: server::AdminOptions,
     pub cache: store::Options,
     pub mirror: mirror::Options,
     pub log: app::LogOptions,
@@ -302,6 +303,14 @@ mod tests {
     }
 
     #[test]
+    fn the_operators_listener_can_be_put_elsewhere_or_left_out() {
+        let listen = |setting: &str| load(&[("LARDER_ADMIN_LISTEN", "0.0.0.0:1")], &[setting]).unwrap().admin.listen;
+        assert_eq!(Config::default().admin.listen, "127.0.0.1:5001".parse().ok());
+        assert_eq!(listen("mirror.offline=false"), "0.0.0.0:1".parse().ok());
+        assert_eq!(listen("admin.listen="), None);
+    }
+
+    #[test]
     fn what_is_wrong_is_said_in_one_line_that_says_what_to_do() {
         let error = |text: &str| Config::from_toml(text).unwrap_err().to_string();
         assert_eq!(error("[server]\nlsten = \"x\""), "unknown key server.lsten; did you mean server.listen?");
@@ -314,6 +323,7 @@ mod tests {
         assert!(error("[cache]\nmin_free = \"101%\"").contains("neither a size such as"));
         assert!(error("[cache]\nmax_size = \"1MiB\"").contains("must be at least"));
         assert!(error("[server]\nlisten = \"nowhere\"").starts_with("server.listen: "));
+        assert!(error("[admin]\nlisten = \"here\"").starts_with("admin.listen: \"here\" is no address such as "));
         assert!(error("[mirror]\ntag_ttl = \"soon\"").starts_with("mirror.tag_ttl: "));
         assert!(
             error("[mirror]\ntag_ttls = [\"latest\"]").starts_with("mirror.tag_ttls[0]: \"latest\" is no TTL of tags; write ")

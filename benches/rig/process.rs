@@ -40,7 +40,7 @@ impl Larder {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let cache = dir.path().join("cache").display().to_string();
         let config = format!(
-            "server.listen = \"127.0.0.1:0\"\ncache.dir = {cache:?}\nupstream.\"docker.io\".url = {upstream:?}\n{options}\n"
+            "server.listen = \"127.0.0.1:0\"\nadmin.listen = \"\"\ncache.dir = {cache:?}\nupstream.\"docker.io\".url = {upstream:?}\n{options}\n"
         );
         fs::write(dir.path().join("larder.toml"), config).expect("a file in the temporary directory");
         Stopped { dir }.start().await

@@ -1,11 +1,16 @@
 //! The command line; one file a subcommand.
 
 mod health;
+mod refresh;
 mod serve;
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::Config;
 
 /// A pull-through caching mirror for container registries.
 #[derive(Parser)]
@@ -19,6 +24,18 @@ struct Cli {
 enum Command {
     Serve(serve::Serve),
     Health(health::Health),
+    Refresh(refresh::Refresh),
+}
+
+/// Where the configuration comes from.
+#[derive(Args)]
+struct Configured {
+    /// The configuration file; without it, everything is at its default.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// One option, over the file and the environment: `server.listen=0.0.0.0:5000`.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
 }
 
 /// Runs the command that the process was started with.
@@ -29,6 +46,7 @@ pub fn run() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Serve(serve) => serve.run(),
         Command::Health(health) => health.run(),
+        Command::Refresh(refresh) => refresh.run(),
     };
     match outcome {
         Ok(code) => code,
@@ -36,5 +54,27 @@ pub fn run() -> ExitCode {
             eprintln!("larder: {message}");
             ExitCode::FAILURE
         }
+    }
+}
+
+// === impl Configured ===
+
+impl Configured {
+    fn load(&self) -> Result<Config, String> {
+        // What is not UTF-8 is none of ours.
+        let environment =
+            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        Config::load(self.config.as_deref(), environment, &self.set).map_err(|error| error.to_string())
+    }
+
+    /// Where a larder of this configuration on this machine listens for its operator.
+    fn admin_url(&self) -> Result<String, String> {
+        let address = self.load()?.admin.listen.ok_or("admin.listen is empty; say by --admin where larder listens")?;
+        let ip = match address.ip() {
+            ip if !ip.is_unspecified() => ip,
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        };
+        Ok(format!("http://{}", SocketAddr::new(ip, address.port())))
     }
 }

@@ -13,25 +13,20 @@ use crate::app::{App, Drained, LogFormat, LogLevel, LogOptions};
 use crate::clock::Clock;
 use crate::config::Config;
 
+use super::Configured;
+
 /// Run the mirror.
 #[derive(Args)]
 pub(super) struct Serve {
-    /// The configuration file; without it, everything is at its default.
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// One option, over the file and the environment: `server.listen=0.0.0.0:5000`.
-    #[arg(long, value_name = "KEY=VALUE")]
-    set: Vec<String>,
+    #[command(flatten)]
+    configured: Configured,
 }
 
 // === impl Serve ===
 
 impl Serve {
     pub(super) fn run(self) -> Result<ExitCode, String> {
-        // What is not UTF-8 is none of ours.
-        let environment =
-            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-        let config = Config::load(self.config.as_deref(), environment, &self.set).map_err(|error| error.to_string())?;
+        let config = self.configured.load()?;
         log(&config.log);
         allow_many_files();
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| error.to_string())?;
@@ -85,9 +80,12 @@ impl Greeting {
     fn print(&self, app: &App) {
         let address = app.address();
         let reached = if address.ip().is_unspecified() { format!("THIS-HOST:{}", address.port()) } else { address.to_string() };
+        let admin = app.admin_address();
+        let admin = admin.map_or_else(String::new, |admin| format!("Metrics and `larder refresh`: http://{admin}\n"));
         let text = format!(
             "larder listens on http://{address} and caches up to {} in {}\n\
              It mirrors {}\n\
+             {admin}\
              Docker: put {{\"registry-mirrors\": [\"http://{reached}\"]}} into /etc/docker/daemon.json\n",
             self.max_size,
             self.dir.display(),

@@ -16,7 +16,7 @@ const AFTER_FAILURE: Duration = Duration::from_mins(10);
 
 impl Mirror {
     /// Keeps the images of `mirror.keep` warm until `stop`.
-    pub async fn keep(&self, stop: CancellationToken) {
+    pub async fn keep(self, stop: CancellationToken) {
         if self.0.options.keep.is_empty() || self.0.options.offline {
             return;
         }

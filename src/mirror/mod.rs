@@ -41,6 +41,7 @@ pub use manifest::Manifest;
 pub use names::{Origin, Registries, Registry};
 pub use options::Options;
 pub use public::Make;
+pub use tags::Refreshed;
 pub use warm::Warmed;
 
 /// Decides who answers. Clones share everything.

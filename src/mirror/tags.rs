@@ -21,6 +21,14 @@ pub(super) enum Checked {
     Moved(Arc<Verified>),
 }
 
+/// What the upstream says of a tag now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refreshed {
+    pub digest: Digest,
+    /// It points elsewhere than larder knew, or larder did not know it.
+    pub moved: bool,
+}
+
 /// The upstream failed when it was asked for a tag.
 #[derive(Debug, Clone)]
 pub(super) struct Wait {
@@ -63,18 +71,14 @@ impl Mirror {
             }
         }
         // Who has an old answer does not wait long for a new one, which goes on without the client.
-        let wait = self.0.options.revalidate_wait;
-        let checked = if let Ok(checked) = tokio::time::timeout(wait, self.check_tag(origin, tag, Some(&record))).await {
-            checked
-        } else {
-            let why = format!("it has not answered within {}", humantime::format_duration(wait));
-            let why = Refusal::Upstream(upstream::Error::Unavailable { why, timed_out: true });
-            match self.stale(origin, &record, why).await {
+        let mut checked = self.in_time(self.check_tag(origin, tag, Some(&record))).await;
+        if let Err(why @ Refusal::Upstream(upstream::Error::Unavailable { timed_out: true, .. })) = checked {
+            checked = match self.stale(origin, &record, why).await {
                 Ok(manifest) => return Ok(manifest),
                 // What cannot be served is no answer: this client waits like any other.
                 Err(_) => self.check_tag(origin, tag, Some(&record)).await,
-            }
-        };
+            };
+        }
         match checked {
             Ok(Checked::Moved(verified)) => Ok(verified.served()),
             Ok(Checked::Same(digest)) => match self.manifest_by_digest(origin, &digest).await {
@@ -87,6 +91,34 @@ impl Mirror {
             },
             Err(Refusal::Upstream(error)) if error.is_definitive() => Err(error.into()),
             Err(refusal) => self.stale(origin, &record, refusal).await,
+        }
+    }
+
+    /// Asks the upstream for a tag now, however fresh it is and however lately the upstream has failed.
+    ///
+    /// Cancel safe: the question goes on.
+    ///
+    /// # Errors
+    /// See [`Refusal`]. If the upstream has no such tag, it is forgotten.
+    pub async fn refresh(&self, origin: &Origin, tag: &Tag) -> Result<Refreshed, Refusal> {
+        let key = (origin.repository.clone(), tag.clone());
+        let before = self.0.store.tag(&key.0, tag).map(|record| record.digest);
+        loop {
+            let mut ours = false;
+            let work = || {
+                ours = true;
+                let seen = self.0.store.tag(&key.0, tag);
+                self.clone().check_tag_and_note(origin.clone(), tag.clone(), seen)
+            };
+            let checked = self.0.tags.join(key.clone(), work).await?;
+            // Another's question may have been answered before the tag moved of which we are told now.
+            if ours {
+                let digest = match checked? {
+                    Checked::Same(digest) => digest,
+                    Checked::Moved(verified) => verified.digest.clone(),
+                };
+                return Ok(Refreshed { moved: before.as_ref() != Some(&digest), digest });
+            }
         }
     }
 

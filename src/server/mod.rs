@@ -1,10 +1,13 @@
 //! HTTP in: connections, requests, answers, drain.
 //!
-//! Floor 3. It turns requests into questions to the mirror and its answers into responses, and decides nothing else.
+//! One listener for clients, one for the operator. Floor 3. It turns requests into questions to the mirror and its answers
+//! into responses, and decides nothing else.
 
+mod admin;
 mod body;
 mod handler;
 mod log;
+mod metrics;
 mod options;
 mod range;
 mod respond;
@@ -15,6 +18,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::{Request, Response};
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -27,8 +32,10 @@ use crate::clock::Clock;
 use crate::mirror::Mirror;
 use crate::upstream::Hop;
 
+use body::Body;
 use handler::Handler;
 
+pub use admin::{AdminOptions, serve_admin};
 pub use options::Options;
 
 /// How long a client may take to send the head of a request.
@@ -53,9 +60,28 @@ pub async fn serve(
     stop: impl Future<Output = ()>,
 ) -> usize {
     let handler = Handler { mirror, hop, clock };
+    let handle = move |request, client| {
+        let handler = handler.clone();
+        async move { handler.handle(request, client).await }
+    };
+    accept_all(listener, options.max_connections, options.shutdown_grace, handle, stop).await
+}
+
+/// Answers what comes by `listener` until `stop` resolves; answers under way may then take `grace`. Returns how many
+/// connections were cut off.
+async fn accept_all<F>(
+    listener: TcpListener,
+    max_connections: usize,
+    grace: Duration,
+    handle: impl Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + 'static,
+    stop: impl Future<Output = ()>,
+) -> usize
+where
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
     let builder = builder();
     let graceful = GracefulShutdown::new();
-    let places = Arc::new(Semaphore::new(options.max_connections));
+    let places = Arc::new(Semaphore::new(max_connections));
     let stopping = CancellationToken::new();
     tokio::pin!(stop);
     loop {
@@ -71,10 +97,10 @@ pub async fn serve(
                 continue;
             }
         };
-        let handler = handler.clone();
+        let handle = handle.clone();
         let service = service_fn(move |request| {
-            let handler = handler.clone();
-            async move { Ok::<_, Infallible>(handler.handle(request, client).await) }
+            let answer = handle(request, client);
+            async move { Ok::<_, Infallible>(answer.await) }
         });
         let (builder, watcher, stopping) = (builder.clone(), graceful.watcher(), stopping.clone());
         tokio::spawn(async move {
@@ -95,7 +121,7 @@ pub async fn serve(
     stopping.cancel();
     tokio::select! {
         () = graceful.shutdown() => 0,
-        () = tokio::time::sleep(options.shutdown_grace) => options.max_connections - places.available_permits(),
+        () = tokio::time::sleep(grace) => max_connections - places.available_permits(),
     }
 }
 

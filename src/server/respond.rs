@@ -270,6 +270,37 @@ pub(super) fn refusal(refusal: &Refusal, kind: Kind, wait: impl Fn(crate::clock:
     response
 }
 
+// === for the operator ===
+
+pub(super) fn document(document: &serde_json::Value) -> Response<Body> {
+    json(StatusCode::OK, document.to_string().into_bytes())
+}
+
+pub(super) fn metrics(page: String) -> Response<Body> {
+    let mut response = Response::new(Body::bytes(page));
+    set(&mut response, header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8");
+    response
+}
+
+pub(super) fn forbidden(why: &str) -> Response<Body> {
+    error(StatusCode::FORBIDDEN, ErrorCode::Denied, why)
+}
+
+pub(super) fn wrong_method(allow: &'static str) -> Response<Body> {
+    let mut response =
+        error(StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Unsupported, "this is asked for in another way; see Allow");
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
+    response
+}
+
+pub(super) fn not_for_operators() -> Response<Body> {
+    error(
+        StatusCode::NOT_FOUND,
+        ErrorCode::Unsupported,
+        "there is nothing here; there are /metrics, /api/upstreams and /api/refresh",
+    )
+}
+
 // === parts ===
 
 /// What every answer has. HEAD is the same without the body.

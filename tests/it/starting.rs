@@ -16,11 +16,13 @@ async fn it_says_where_it_listens_and_what_to_tell_docker() {
     let larder = Process::start(dir.path(), &[], &[]);
     let url = larder.url("");
     let lines: Vec<&str> = larder.greeting().lines().collect();
+    assert_eq!(lines.len(), 4, "{lines:?}");
     assert!(lines[0].contains(&url) && lines[0].contains(dir.path().to_str().unwrap()), "{lines:?}");
     for name in ["docker.io", "ghcr.io", "quay.io", "registry.k8s.io", "gcr.io", "mcr.microsoft.com", "public.ecr.aws"] {
         assert!(lines[1].contains(name), "{lines:?}");
     }
-    assert!(lines[2].contains(&format!("{{\"registry-mirrors\": [\"{url}\"]}}")), "{lines:?}");
+    assert!(lines[2].contains("http://127.0.0.1:") && lines[2].contains("larder refresh"), "{lines:?}");
+    assert!(lines[3].contains(&format!("{{\"registry-mirrors\": [\"{url}\"]}}")), "{lines:?}");
     get(larder.url("/v2/")).await.expect(200);
     let mode = fs::metadata(dir.path().join("cache")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o700, "what is cached may be private");
@@ -42,6 +44,7 @@ async fn its_health_can_be_asked_for_by_the_program_itself() {
 async fn a_mistake_is_one_line_on_stderr_and_changes_nothing() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port_in_use = format!("server.listen={}", taken.local_addr().unwrap());
+    let admin_port_in_use = format!("admin.listen={}", taken.local_addr().unwrap());
     for (settings, environment, says) in [
         (&["server.lsten=x"][..], &[][..], "did you mean server.listen?"),
         (&["cache.max_size=lots"], &[], "cache.max_size"),
@@ -63,6 +66,8 @@ async fn a_mistake_is_one_line_on_stderr_and_changes_nothing() {
         (&["mirror.keep=Nginx"], &[], "\"Nginx\" is no image such as nginx:1.27"),
         (&["cache.dir=/proc/nowhere"], &[], "give another one as cache.dir"),
         (&[port_in_use.as_str()], &[], "give another address as server.listen"),
+        (&[admin_port_in_use.as_str()], &[], "give another address as admin.listen"),
+        (&["admin.listen=here"], &[], "admin.listen: \"here\" is no address"),
         (&[], &[("LARDER_CACHE_MAX_SIZ", "1GiB")], "did you mean cache.max_size?"),
     ] {
         let dir = tempfile::tempdir().unwrap();

@@ -51,6 +51,15 @@ impl TestMirror {
         self.app.address()
     }
 
+    /// Where it listens for its operator, if it does.
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.app.admin_address()
+    }
+
+    pub fn admin_url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.admin_address().expect("it listens for its operator"))
+    }
+
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address())
     }
@@ -145,6 +154,7 @@ impl StoppedMirror {
         let cache_dir = Value::from(stopped.cache_dir().to_str().expect("a path of text"));
         stopped
             .set("server.listen = \"127.0.0.1:0\"")
+            .set("admin.listen = \"127.0.0.1:0\"")
             .set(&format!("cache.dir = {cache_dir}"))
             .set("cache.max_size = \"1GiB\"")
             .set("mirror.default_upstream = \"docker.io\"")

@@ -30,9 +30,8 @@ impl Process {
         let mut child = command(dir, settings, environment).spawn().expect("the program starts");
         let mut stdout = BufReader::new(child.stdout.take().expect("a pipe"));
         let mut greeting = String::new();
-        for _ in 0..3 {
-            stdout.read_line(&mut greeting).expect("a line");
-        }
+        // It ends with what to tell Docker.
+        while !greeting.contains("registry-mirrors") && stdout.read_line(&mut greeting).expect("a line") > 0 {}
         let address = greeting.split("http://").nth(1).and_then(|rest| rest.split_whitespace().next()?.parse().ok());
         let log = dir.join("log");
         let Some(address) = address else {
@@ -54,6 +53,22 @@ impl Process {
             Command::new(env!("CARGO_BIN_EXE_larder")).args(["health", "--url", url]).output().expect("the program starts");
         let text = |bytes| String::from_utf8(bytes).expect("text");
         Ended { status: output.status, stdout: text(output.stdout), log: text(output.stderr) }
+    }
+
+    /// Runs `larder refresh`, while the registries of the test go on answering.
+    pub async fn refresh(arguments: &[&str], environment: &[(&str, &str)]) -> Ended {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
+        command.arg("refresh").args(arguments).env_clear().envs(environment.iter().copied());
+        let output = tokio::task::spawn_blocking(move || command.output()).await.expect("it does not panic");
+        let output = output.expect("the program starts");
+        let text = |bytes| String::from_utf8(bytes).expect("text");
+        Ended { status: output.status, stdout: text(output.stdout), log: text(output.stderr) }
+    }
+
+    /// Where it listens for its operator.
+    pub fn admin(&self) -> &str {
+        let line = self.greeting.lines().find(|line| line.starts_with("Metrics")).expect("it says where");
+        line.split("http://").nth(1).expect("an address")
     }
 
     /// The lines that an operator sees first.
@@ -99,7 +114,14 @@ impl Drop for Process {
 fn command(dir: &Path, settings: &[&str], environment: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
     command.arg("serve").env_clear().envs(environment.iter().copied()).current_dir(dir);
-    command.args(["--set", "server.listen=127.0.0.1:0", "--set", &format!("cache.dir={}", dir.join("cache").display())]);
+    command.args([
+        "--set",
+        "server.listen=127.0.0.1:0",
+        "--set",
+        "admin.listen=127.0.0.1:0",
+        "--set",
+        &format!("cache.dir={}", dir.join("cache").display()),
+    ]);
     settings.iter().for_each(|setting| _ = command.args(["--set", setting]));
     // A file, as a pipe that nobody reads would one day hold up the process.
     let log = File::create(dir.join("log")).expect("a log");

@@ -1,0 +1,191 @@
+//! For the operator: what larder knows of itself, and what it can be told to do. A listener of its own, apart from the
+//! clients'.
+//!
+//! Whoever reaches it may use it; so it is on loopback unless it is put elsewhere. A browser on the same machine reaches it as
+//! well, on behalf of whatever page is open in it. Therefore a request must be addressed to an IP address, to localhost or to a
+//! name in `hosts`, which no page has whose name was made to resolve to this machine; and what does something needs the
+//! header `X-Larder`, which a browser does not let a page of another origin send.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use http::request::Parts;
+use http::uri::Authority;
+use http::{Method, Request, Response, header};
+use hyper::body::Incoming;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use crate::clock::{Clock, Timestamp};
+use crate::mirror::{Mirror, Refreshed};
+use crate::oci::{ErrorCode, ImageName, Reference};
+use crate::upstream::{BudgetReport, Upstream};
+
+use super::body::Body;
+use super::respond::{self, Kind};
+use super::{accept_all, metrics};
+
+/// `[admin]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdminOptions {
+    /// The address for the operator: metrics, and what `larder refresh` speaks to. Empty: none.
+    #[serde(with = "address_or_none")]
+    pub listen: Option<SocketAddr>,
+    /// Host names by which it is reached, besides addresses and localhost.
+    pub hosts: Vec<String>,
+}
+
+#[derive(Clone)]
+struct Admin {
+    mirror: Mirror,
+    clock: Clock,
+    hosts: Arc<[String]>,
+}
+
+/// No more than a few tools speak to it.
+const MOST_CONNECTIONS: usize = 100;
+const GRACE: Duration = Duration::from_secs(5);
+
+// === impl AdminOptions ===
+
+impl Default for AdminOptions {
+    fn default() -> Self {
+        Self { listen: Some(SocketAddr::from(([127, 0, 0, 1], 5001))), hosts: Vec::new() }
+    }
+}
+
+mod address_or_none {
+    use std::net::SocketAddr;
+
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    #[expect(clippy::ref_option, reason = "serde gives it so")]
+    pub(super) fn serialize<S: Serializer>(address: &Option<SocketAddr>, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&address.map_or_else(String::new, |address| address.to_string()))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
+        match String::deserialize(deserializer)?.as_str() {
+            "" => Ok(None),
+            text => text.parse().map(Some).map_err(|_| {
+                D::Error::custom(format_args!("{text:?} is no address such as 127.0.0.1:5001; leave it empty to have none"))
+            }),
+        }
+    }
+}
+
+/// Serves the operator on `listener` until `stop` resolves.
+pub async fn serve_admin(
+    listener: TcpListener,
+    options: AdminOptions,
+    mirror: Mirror,
+    clock: Clock,
+    stop: impl Future<Output = ()>,
+) {
+    let admin = Admin { mirror, clock, hosts: options.hosts.into() };
+    let handle = move |request, _| {
+        let admin = admin.clone();
+        async move { admin.handle(request).await }
+    };
+    accept_all(listener, MOST_CONNECTIONS, GRACE, handle, stop).await;
+}
+
+// === impl Admin ===
+
+impl Admin {
+    async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
+        let (head, _) = request.into_parts();
+        if let Err(why) = self.check(&head) {
+            return respond::forbidden(&why);
+        }
+        match (&head.method, head.uri.path()) {
+            (&Method::GET, "/metrics") => respond::metrics(metrics::page(&self.budgets(), self.clock.now())),
+            (&Method::GET, "/api/upstreams") => respond::document(&self.upstreams()),
+            (&Method::POST, "/api/refresh") => self.refresh(head.uri.query().unwrap_or_default()).await,
+            (_, "/metrics" | "/api/upstreams") => respond::wrong_method("GET"),
+            (_, "/api/refresh") => respond::wrong_method("POST"),
+            _ => respond::not_for_operators(),
+        }
+    }
+
+    /// Refuses what a page in a browser may have sent.
+    fn check(&self, head: &Parts) -> Result<(), String> {
+        let named = head.headers.get(header::HOST).and_then(|value| value.to_str().ok()?.parse::<Authority>().ok());
+        let host = head.uri.authority().cloned().or(named);
+        if !host.is_some_and(|host| self.is_ours(host.host())) {
+            return Err("the request is addressed to a name that is not in admin.hosts".into());
+        }
+        if head.method == Method::POST && !head.headers.contains_key("x-larder") {
+            return Err("this needs the header X-Larder: 1, so that no web page can ask for it".into());
+        }
+        Ok(())
+    }
+
+    fn is_ours(&self, host: &str) -> bool {
+        let address = host.trim_start_matches('[').trim_end_matches(']');
+        let listed = |name: &String| name.eq_ignore_ascii_case(host);
+        address.parse::<IpAddr>().is_ok() || host.eq_ignore_ascii_case("localhost") || self.hosts.iter().any(listed)
+    }
+
+    /// `POST /api/refresh?image=nginx:1.27`: asks for the tag upstream, however fresh it is.
+    async fn refresh(&self, query: &str) -> Response<Body> {
+        let image = form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == "image");
+        let Some((_, image)) = image else {
+            return respond::invalid(ErrorCode::NameInvalid, "say which image: ?image=nginx:1.27");
+        };
+        let image = match image.parse::<ImageName>() {
+            Ok(image) => image,
+            Err(invalid) => return respond::invalid(ErrorCode::NameInvalid, &invalid.to_string()),
+        };
+        let Reference::Tag(tag) = &image.reference else {
+            return respond::invalid(ErrorCode::TagInvalid, "a digest never moves; name a tag");
+        };
+        let refuse = |refusal| respond::refusal(&refusal, Kind::Manifest, |until| until.since(self.clock.now()));
+        let origin = match self.mirror.registries().resolve(&image) {
+            Ok(origin) => origin,
+            Err(refusal) => return refuse(refusal),
+        };
+        let name = origin.repository.image(&image.reference);
+        match self.mirror.refresh(&origin, tag).await {
+            Ok(Refreshed { digest, moved }) => {
+                tracing::info!(image = name, %digest, moved, "a tag was refreshed");
+                respond::document(&json!({ "image": name, "digest": digest.to_string(), "moved": moved }))
+            }
+            Err(refusal) => refuse(refusal),
+        }
+    }
+
+    /// `GET /api/upstreams`
+    fn upstreams(&self) -> Value {
+        let accounts = |upstream: &Upstream| upstream.budgets().iter().map(account).collect::<Vec<_>>();
+        let upstream = |(name, upstream): (&str, &Upstream)| json!({ "name": name, "offline": upstream.is_offline(), "accounts": accounts(upstream) });
+        json!({ "upstreams": self.by_name().into_iter().map(upstream).collect::<Vec<_>>() })
+    }
+
+    fn budgets(&self) -> Vec<(&str, BudgetReport)> {
+        let budgets = |(name, upstream): (_, &Upstream)| upstream.budgets().into_iter().map(move |report| (name, report));
+        self.by_name().into_iter().flat_map(budgets).collect()
+    }
+
+    fn by_name(&self) -> BTreeMap<&str, &Upstream> {
+        self.mirror.registries().upstreams().map(|upstream| (&**upstream.name(), upstream)).collect()
+    }
+}
+
+fn account(report: &BudgetReport) -> Value {
+    let BudgetReport { account, limit, remaining, window, source, seen, resets } = report;
+    let date = |at: Timestamp| humantime::format_rfc3339_seconds(SystemTime::from(at)).to_string();
+    json!({
+        "account": account,
+        "limit": limit,
+        "remaining": remaining,
+        "window_seconds": window.as_secs(),
+        "source": source,
+        "seen": date(*seen),
+        "resets": resets.map(date),
+    })
+}

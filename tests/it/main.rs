@@ -32,6 +32,7 @@ mod ranges;
 mod refusals;
 mod registries;
 mod rights;
+mod secrets;
 mod serving;
 mod sizes;
 mod stale;

@@ -10,7 +10,7 @@ use crate::support::{Answer, Auth, Fault, Image, Listener, Match, Registry, Setu
 const REPOSITORY: &str = "library/app";
 const TAG: &str = "/v2/library/app/manifests/latest";
 const USER: &str = "bob";
-const PASSWORD: &str = "correct-horse-battery";
+const PASSWORD: &str = "canary-horse-battery";
 
 fn path(digest: &str) -> String {
     format!("/v2/{REPOSITORY}/blobs/{digest}")
@@ -35,7 +35,7 @@ fn basic() -> String {
 
 fn assert_no_password(answer: &Answer) {
     let told = format!("{:?} {}", answer.headers, answer.text());
-    for secret in [PASSWORD, &STANDARD.encode(format!("{USER}:{PASSWORD}")), "scripted-token"] {
+    for secret in [PASSWORD, &STANDARD.encode(format!("{USER}:{PASSWORD}")), "canary-token"] {
         assert!(!told.contains(secret), "{told}");
     }
 }

@@ -7,7 +7,7 @@ use http::{HeaderMap, Method, Version};
 use reqwest::redirect;
 use tokio::{net::TcpStream, time::timeout};
 
-use super::{PATIENCE, images::digest_of};
+use super::{PATIENCE, images::digest_of, secrets};
 
 /// Keeps its connections for the next request, as the clients of registries do.
 #[derive(Clone)]
@@ -260,13 +260,15 @@ impl Streaming {
         while let Some(chunk) = self.receive().await {
             self.ahead.extend_from_slice(&chunk);
         }
-        Answer {
+        let answer = Answer {
             status: self.status,
             version: self.response.version(),
             headers: self.headers,
             body: self.ahead.freeze(),
             complete: self.ended == Some(Ended::Cleanly),
-        }
+        };
+        secrets::search_answer(&answer);
+        answer
     }
 
     /// Whether the body has ended cleanly: known only after `next` gave `None` or `take` gave less.

@@ -17,7 +17,7 @@ use larder::{
 use tempfile::TempDir;
 use toml::{Table, Value};
 
-use super::{Answer, Client, PATIENCE, Registry, Streaming};
+use super::{Answer, Client, PATIENCE, Registry, Streaming, secrets};
 
 /// A larder that serves. [`stop`](Self::stop) ends it as SIGTERM would.
 pub struct TestMirror {
@@ -29,10 +29,14 @@ pub struct TestMirror {
 /// A larder that does not run: before its first start, or between two. Its directory may be looked at
 /// and damaged, its options changed. The directory goes when this goes.
 pub struct StoppedMirror {
+    _searched: Searched,
     dir: TempDir,
     config: Table,
     clock: Clock,
 }
+
+/// Searches what larder has written for secrets, before it goes.
+struct Searched(PathBuf);
 
 // === impl TestMirror ===
 
@@ -150,7 +154,9 @@ impl TestMirror {
 impl StoppedMirror {
     fn new() -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let stopped = Self { dir, config: Table::new(), clock: Clock::system() };
+        secrets::search_log();
+        let searched = Searched(dir.path().join("cache"));
+        let stopped = Self { _searched: searched, dir, config: Table::new(), clock: Clock::system() };
         let cache_dir = Value::from(stopped.cache_dir().to_str().expect("a path of text"));
         stopped
             .set("server.listen = \"127.0.0.1:0\"")
@@ -219,6 +225,15 @@ impl StoppedMirror {
             }
             Err(error) => Err((told(&error), self)),
         }
+    }
+}
+
+// === impl Searched ===
+
+impl Drop for Searched {
+    fn drop(&mut self) {
+        secrets::search_files(&self.0);
+        secrets::tell();
     }
 }
 

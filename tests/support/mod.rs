@@ -39,6 +39,7 @@ mod images;
 mod mirror;
 mod process;
 mod registry;
+mod secrets;
 mod tls;
 
 pub use self::{
@@ -50,6 +51,7 @@ pub use self::{
         ANONYMOUS, Advertised, Auth, Blobs, Fault, HeadBlob, Life, Like, Link, Listener, Lists, Manifests, Match, Missing, Page,
         Recorded, Redirect, Registry, Scope, Setup, Target, TokenHost, TokenService, UnacceptedIndex,
     },
+    secrets::{CANARY, has_secret},
     tls::{Authority, TlsFront},
 };
 

@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
+use super::secrets;
+
 /// A running `larder serve`. Dropped, it is killed.
 pub struct Process {
     child: Child,
@@ -108,6 +110,8 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        secrets::search("the log", &fs::read(&self.log).unwrap_or_default());
+        secrets::tell();
     }
 }
 

@@ -4,6 +4,8 @@ use http::request;
 use hyper::{HeaderMap, Method, header};
 use tokio::sync::watch;
 
+use super::super::secrets;
+
 /// What was asked. The storage and the token service may be on the front's own host.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Listener {
@@ -39,6 +41,10 @@ pub(super) struct Journal {
 impl Recorded {
     /// A request of an account that is still to be found out.
     pub(super) fn new(listener: Listener, head: request::Parts, body: String) -> Self {
+        // A signed URL is a secret, and the one that may be asked for.
+        if listener != Listener::Storage {
+            secrets::search("a URL that was asked for", head.uri.to_string().as_bytes());
+        }
         Self {
             listener,
             method: head.method,

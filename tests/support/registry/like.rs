@@ -75,8 +75,8 @@ impl Like {
     /// The user and password without which it gives nothing.
     pub fn login(self) -> Option<(&'static str, &'static str)> {
         match self {
-            Self::Ecr => Some(("AWS", "twelve-hours-of-amazon")),
-            Self::Acr => Some(("00000000-0000-0000-0000-000000000000", "a-refresh-token-of-azure")),
+            Self::Ecr => Some(("AWS", "canary-of-amazon")),
+            Self::Acr => Some(("00000000-0000-0000-0000-000000000000", "canary-of-azure")),
             _ => None,
         }
     }

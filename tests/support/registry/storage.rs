@@ -44,7 +44,7 @@ impl Storage {
     pub(super) fn sign(&self, target: Target, repository: &str, digest: &str) -> String {
         let mut signatures = self.signatures.lock().unwrap();
         signatures.issued += 1;
-        let signature = format!("scripted-signature-{}", signatures.issued);
+        let signature = format!("canary-signature-{}", signatures.issued);
         let query = format!("expires=300&signature={signature}");
         let url = match target {
             Target::Storage => format!("http://{}/data/{digest}?{query}", self.address),

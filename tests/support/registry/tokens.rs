@@ -159,7 +159,7 @@ impl Tokens {
 
     fn token(&self, service: &TokenService, request: &Recorded, scopes: &[String]) -> String {
         let number = self.issued.fetch_add(1, Ordering::Relaxed) + 1;
-        let Life::Jwt(seconds) = service.life else { return format!("scripted-token-{number}") };
+        let Life::Jwt(seconds) = service.life else { return format!("canary-token-{number}") };
         let now = self.clock.now().unix_millis() / 1000;
         let header = json!({ "alg": "RS256", "typ": "JWT", "kid": "scripted" });
         let claims = json!({

@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::mirror::{self, Access, Freshness, Mirror, Registries, Registry};
 use crate::server;
 use crate::store::{self, Store, Tally};
-use crate::upstream::{self, Hop, Spent, Upstream};
+use crate::upstream::{self, Hop, PublicUrl, Spent, Upstream};
 
 /// A running larder. To be ended with [`App::stop`]; dropped, its tasks go on.
 pub struct App {
@@ -220,7 +220,8 @@ fn registries(config: &Config, hop: &Hop, clock: &Clock) -> Result<Registries, S
         for name in std::iter::once(*name).chain(&options.aliases) {
             registries.add_name(name, registry)?;
         }
-        options.hosts.iter().try_for_each(|host| registries.add_host(host, registry))?;
+        let public_url = registry.public_url.iter().map(PublicUrl::authority);
+        options.hosts.iter().map(String::as_str).chain(public_url).try_for_each(|host| registries.add_host(host, registry))?;
     }
     if config.mirror.any_public {
         let (mirror, hop, clock) = (config.mirror.clone(), hop.clone(), clock.clone());
@@ -243,5 +244,6 @@ fn registry(
     let upstream = Upstream::new(name, options, hop.clone(), clock.clone())?;
     let upstream = if mirror.offline { Upstream::offline(name, clock.clone()) } else { upstream };
     let access = Access { allow: options.allow.clone(), deny: options.deny.clone() };
-    Ok(Registry { upstream, access, freshness: Freshness::of(mirror, options) })
+    let (public_url, freshness) = (options.passthrough()?, Freshness::of(mirror, options));
+    Ok(Registry { upstream, public_url, access, freshness })
 }

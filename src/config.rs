@@ -267,7 +267,11 @@ mod tests {
 
     #[test]
     fn the_other_examples_are_valid() {
-        for text in [include_str!("../config/dockerhub.toml"), include_str!("../config/multi-upstream.toml")] {
+        for text in [
+            include_str!("../config/dockerhub.toml"),
+            include_str!("../config/multi-upstream.toml"),
+            include_str!("../config/passthrough.toml"),
+        ] {
             Config::from_toml(text).unwrap();
         }
     }

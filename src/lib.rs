@@ -16,6 +16,8 @@
 //!
 //! `server::handler` parses the request into an `oci::Route` and asks `mirror::blob`. The repository has been proven to hold
 //! the digest, so it takes the blob from `store`, and `server::respond` streams what its `BlobReader` reads from the file.
+//! Where clients bring their own credentials, `mirror::logins` has told who asks, and `mirror::rights` has asked the upstream
+//! whether this client may, before anything else was looked at.
 //!
 //! # A miss
 //!

@@ -12,6 +12,8 @@ use super::{Mirror, Origin, Refusal, Served, Thing};
 pub struct Blob {
     pub served: Served,
     digest: Digest,
+    /// Where and as whom to ask for what the source cannot give in time.
+    origin: Origin,
     source: Source,
 }
 
@@ -38,6 +40,7 @@ impl Mirror {
     /// See [`Refusal`].
     pub async fn blob(&self, origin: &Origin, digest: &Digest) -> Result<Blob, Refusal> {
         let (mut unreadable, mut started_one) = (false, false);
+        let blob = |served, source| Blob { served, digest: digest.clone(), origin: origin.clone(), source };
         loop {
             let mut proven = self.proof(origin, digest, Kind::Blob).is_some();
             if !unreadable && (self.0.store.size(digest).is_some() || proven) {
@@ -47,13 +50,13 @@ impl Mirror {
                     proven = true;
                 }
                 match self.0.store.get(digest).await {
-                    Ok(Some(blob)) => return Ok(Blob { served, digest: digest.clone(), source: Source::Cache(blob) }),
+                    Ok(Some(cached)) => return Ok(blob(served, Source::Cache(cached))),
                     Ok(None) => {}
                     // The disk's trouble is not the client's: the upstream has the blob as well.
                     Err(_) => unreadable = true,
                 }
             }
-            self.check_missing(&origin.repository, Thing::Blob(digest.clone()))?;
+            self.check_missing(origin, Thing::Blob(digest.clone()))?;
             let (interest, started) = match self.join_fill(origin, digest, unreadable) {
                 Joined::Fill { interest, started } => (interest, started),
                 Joined::Cached => continue,
@@ -62,8 +65,8 @@ impl Mirror {
                     continue;
                 }
             };
-            let own = interest.origin().repository == origin.repository;
-            if !own && !proven {
+            let own = interest.origin().asker() == origin.asker();
+            if interest.origin().repository != origin.repository && !proven {
                 // The bytes come by another repository; the right to them does not.
                 self.prove(origin, digest, Kind::Blob).await?;
             }
@@ -79,7 +82,7 @@ impl Mirror {
                         None if started => Served::Miss(begun.cache_status),
                         None => Served::Joined(begun.cache_status),
                     };
-                    return Ok(Blob { served, digest: digest.clone(), source: Source::Fill(begun.growth, interest) });
+                    return Ok(blob(served, Source::Fill(begun.growth, interest)));
                 }
                 Err(refusal) if own => return Err(refusal),
                 Ok(None) if started => {
@@ -90,7 +93,7 @@ impl Mirror {
                     }
                     (unreadable, started_one) = (false, true);
                 }
-                // It is over; or it failed for another repository, and now it is for ours.
+                // It is over; or it failed for another repository or client, and now it is for ours.
                 Ok(None) | Err(_) => interest.landed().await,
             }
         }
@@ -108,7 +111,7 @@ impl Mirror {
             let served = if origin.is_offline() { Served::Offline } else { Served::Hit };
             return Ok(BlobSize { served, size: held });
         }
-        self.check_missing(&origin.repository, Thing::Blob(digest.clone()))?;
+        self.check_missing(origin, Thing::Blob(digest.clone()))?;
         if let Some(proof) = proof {
             return Ok(BlobSize { served: Served::Hit, size: Some(proof.size) });
         }
@@ -183,7 +186,9 @@ impl Blob {
     pub fn read(&self, start: u64, end: u64, size: u64) -> ByteStream {
         match &self.source {
             Source::Cache(blob) => body::from_store(blob.read(start..end)),
-            Source::Fill(growth, interest) => body::growing(growth, (start, end), size, &self.digest, interest.clone()),
+            Source::Fill(growth, interest) => {
+                body::growing(growth, (start, end), size, &self.digest, self.origin.clone(), interest.clone())
+            }
         }
     }
 

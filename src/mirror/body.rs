@@ -36,6 +36,7 @@ struct Reading {
     state: State,
     end: u64,
     digest: Digest,
+    /// Of the reader, who need not be the one for whom the fill was begun.
     origin: Origin,
     /// Held as long as the fill is read; it would stop for want of readers.
     interest: Option<Interest>,
@@ -106,7 +107,14 @@ pub(super) fn whole(growth: &Growth, interest: Interest) -> ByteStream {
 }
 
 /// Streams `start..end` of a growing blob of `size` bytes.
-pub(super) fn growing(growth: &Growth, (start, end): (u64, u64), size: u64, digest: &Digest, interest: Interest) -> ByteStream {
+pub(super) fn growing(
+    growth: &Growth,
+    (start, end): (u64, u64),
+    size: u64,
+    digest: &Digest,
+    origin: Origin,
+    interest: Interest,
+) -> ByteStream {
     let tail = size.saturating_sub(TAIL);
     let far = start > growth.front().saturating_add(NEAR) && start < tail;
     // To compare with the verified blob, it must be there to be read again.
@@ -118,7 +126,6 @@ pub(super) fn growing(growth: &Growth, (start, end): (u64, u64), size: u64, dige
     } else {
         State::Store(growth.read(start, Some(end)))
     };
-    let origin = interest.origin().clone();
     let reading = Reading { state, end, digest: digest.clone(), origin, interest: Some(interest) };
     Box::pin(stream::unfold(Some(reading), |reading| async move {
         let mut reading = reading?;

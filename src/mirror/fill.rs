@@ -142,7 +142,7 @@ impl Mirror {
         let mut body = match self.begin_fill(fill, &mut writer).await {
             Ok(body) => body,
             Err(error) => {
-                self.note_failure(&fill.origin.repository, Thing::Blob(fill.digest.clone()), &error);
+                self.note_failure(&fill.origin, Thing::Blob(fill.digest.clone()), &error);
                 fill.head.send_replace(Head::Failed(error.into()));
                 return writer.suspend(false).await;
             }

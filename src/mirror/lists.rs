@@ -63,7 +63,7 @@ impl Mirror {
             return Ok(TagList { served: Served::Hit, tags: Vec::new(), next: None });
         }
         let page = Page { n: page.n.map(|n| n.min(LONGEST_PAGE)), ..page.clone() };
-        let key = format!("tags {} {page:?}", origin.repository);
+        let key = format!("tags {page:?}");
         let (asking, asked) = (origin.clone(), page.clone());
         let list = self.list(origin, key, false, |mirror| async move {
             let answer = asking.ask().tags(&asked).await?;
@@ -82,7 +82,7 @@ impl Mirror {
     /// # Errors
     /// See [`Refusal`].
     pub async fn referrers(&self, origin: &Origin, digest: &Digest, artifact_type: Option<&str>) -> Result<Referrers, Refusal> {
-        let key = format!("referrers {} {digest}", origin.repository);
+        let key = format!("referrers {digest}");
         let (asking, asked) = (origin.clone(), digest.clone());
         let list = self.list(origin, key, true, |mirror| async move {
             let (index, cache_status) = match asking.ask().referrers(&asked).await? {
@@ -130,6 +130,8 @@ impl Mirror {
     where
         F: Future<Output = Result<Cached, Refusal>> + Send + 'static,
     {
+        let thing = Thing::List(key.clone());
+        let key = (origin.asker(), key);
         let cached = self.0.lists.get(&key);
         let age = cached.as_ref().map(|cached| self.0.clock.now().since(cached.at));
         if let (true, Some(cached), Some(age)) = (fresh_will_do, &cached, age)
@@ -137,7 +139,7 @@ impl Mirror {
         {
             return Ok((Served::Hit, cached.list.clone()));
         }
-        self.check_missing(&origin.repository, Thing::List(key.clone()))?;
+        self.check_missing(origin, thing.clone())?;
         let work = ask(self.clone());
         let (lists, for_key) = (self.0.lists.clone(), key.clone());
         let answer = self.0.listing.join(key.clone(), || async move {
@@ -149,7 +151,7 @@ impl Mirror {
             (Ok(answer), _, _) => Ok((Served::Miss(answer.cache_status), answer.list)),
             (Err(Refusal::Upstream(error)), _, _) if error.is_definitive() => {
                 self.0.lists.invalidate(&key);
-                self.note_failure(&origin.repository, Thing::List(key), &error);
+                self.note_failure(origin, thing, &error);
                 Err(error.into())
             }
             (Err(Refusal::Upstream(upstream::Error::Offline)), Some(cached), _) => Ok((Served::Offline, cached.list)),

@@ -109,9 +109,9 @@ impl Mirror {
 
     /// Fetches a manifest by its digest, once for all who ask.
     pub(super) async fn fetch_manifest(&self, origin: &Origin, digest: &Digest) -> Result<Arc<Verified>, Refusal> {
-        self.check_missing(&origin.repository, Thing::Manifest(digest.clone()))?;
+        self.check_missing(origin, Thing::Manifest(digest.clone()))?;
         let (mirror, origin, digest) = (self.clone(), origin.clone(), digest.clone());
-        let key = (origin.repository.clone(), digest.clone());
+        let key = (origin.asker(), digest.clone());
         let fetched = self.0.manifests.join(key, || async move {
             // It may have come in between the caller's look and this.
             let proof = mirror.proof(&origin, &digest, Kind::Manifest);
@@ -122,7 +122,7 @@ impl Mirror {
             }
             let reference = Reference::Digest(digest.clone());
             let answer = origin.ask().manifest(&reference).await.inspect_err(|error| {
-                mirror.note_failure(&origin.repository, Thing::Manifest(digest.clone()), error);
+                mirror.note_failure(&origin, Thing::Manifest(digest.clone()), error);
             })?;
             mirror.admit_manifest(&origin, Some(digest), answer)
         });

@@ -9,11 +9,13 @@ mod fill;
 mod freshness;
 mod keep;
 mod lists;
+mod logins;
 mod manifest;
 mod names;
 mod options;
 mod proofs;
 mod public;
+mod rights;
 mod tags;
 mod warm;
 
@@ -31,16 +33,20 @@ use crate::store::{Kind, Store};
 use crate::upstream::{self, CacheStatus};
 
 use fill::Fills;
+use logins::Logins;
+use rights::{Asker, Rights};
 
 pub use access::Access;
 pub use blob::{Blob, BlobSize};
 pub use body::{Broken, ByteStream};
 pub use freshness::Freshness;
 pub use lists::{Referrers, TagList};
+pub use logins::{Challenge, Gate, Shown, Token};
 pub use manifest::Manifest;
 pub use names::{Origin, Registries, Registry};
 pub use options::Options;
 pub use public::Make;
+pub use rights::Wanted;
 pub use tags::Refreshed;
 pub use warm::Warmed;
 
@@ -54,21 +60,24 @@ struct Inner {
     registries: Registries,
     clock: Clock,
     fills: Fills,
+    logins: Logins,
+    rights: Rights,
     /// Manifests that are asked for often, as they were verified.
     hot: moka::sync::Cache<Digest, Bytes>,
-    manifests: Flights<(Repository, Digest), Result<Arc<manifest::Verified>, Refusal>>,
-    proofs: Flights<(Repository, Digest, Kind), Result<Option<CacheStatus>, Refusal>>,
+    // What an upstream says, and above all that it says no, is for the one as whom it was asked.
+    manifests: Flights<(Asker, Digest), Result<Arc<manifest::Verified>, Refusal>>,
+    proofs: Flights<(Asker, Digest, Kind), Result<Option<CacheStatus>, Refusal>>,
     /// Repositories whose upstream could not be asked for a proof.
-    unasked: moka::sync::Cache<Repository, proofs::Unasked>,
-    tags: Flights<(Repository, Tag), Result<tags::Checked, Refusal>>,
+    unasked: moka::sync::Cache<Asker, proofs::Unasked>,
+    tags: Flights<(Asker, Tag), Result<tags::Checked, Refusal>>,
     /// Tags whose upstream failed: not asked again before then.
-    waits: moka::sync::Cache<(Repository, Tag), tags::Wait>,
+    waits: moka::sync::Cache<(Asker, Tag), tags::Wait>,
     /// Tags that were asked for since their upstream last was.
     asked: moka::sync::Cache<(Repository, Tag), tags::Asked>,
     /// What is not there, and until when that is believed.
-    missing: moka::sync::Cache<(Repository, Thing), (Timestamp, upstream::Error)>,
-    lists: moka::sync::Cache<String, lists::Cached>,
-    listing: Flights<String, Result<lists::Cached, Refusal>>,
+    missing: moka::sync::Cache<(Asker, Thing), (Timestamp, upstream::Error)>,
+    lists: moka::sync::Cache<(Asker, String), lists::Cached>,
+    listing: Flights<(Asker, String), Result<lists::Cached, Refusal>>,
     tasks: TaskTracker,
     stopping: CancellationToken,
 }
@@ -111,6 +120,17 @@ pub enum Refusal {
     /// The operator does not let it be had; says by which rule.
     #[error("{0}")]
     NotAllowed(String),
+    /// The upstream is to be had at a place of its own; says where.
+    #[error("{0}")]
+    Elsewhere(String),
+    /// The client has to say who it is.
+    #[error("a login is needed; tokens are to be had at {}", .0.realm)]
+    LogIn(Challenge),
+    /// The upstream does not know the client that it has said it is.
+    #[error("the login is not taken: {0}")]
+    WrongLogin(String),
+    #[error("too many logins have failed; try again in a while")]
+    TooManyLogins { until: Timestamp },
     /// The client takes only types that the manifest is not.
     #[error("the manifest is {0}, which the Accept header does not allow")]
     NotAccepted(String),
@@ -143,6 +163,8 @@ impl Mirror {
             .build();
         Self(Arc::new(Inner {
             fills: Fills::new(options.orphan_fills),
+            logins: Logins::default(),
+            rights: Rights::default(),
             options,
             store,
             registries,
@@ -156,11 +178,11 @@ impl Mirror {
             asked: moka::sync::Cache::new(REMEMBERED),
             missing: moka::sync::Cache::builder()
                 .max_capacity(MISSING_BYTES)
-                .weigher(|(_, thing): &(Repository, Thing), _| thing.weight())
+                .weigher(|(_, thing): &(Asker, Thing), _| thing.weight())
                 .build(),
             lists: moka::sync::Cache::builder()
                 .max_capacity(LIST_BYTES)
-                .weigher(|key: &String, list| lists::weight(key, list))
+                .weigher(|(_, key): &(Asker, String), list| lists::weight(key, list))
                 .build(),
             listing: Flights::default(),
             tasks: TaskTracker::new(),
@@ -182,8 +204,8 @@ impl Mirror {
     }
 
     /// Refuses what was found missing a moment ago.
-    fn check_missing(&self, repository: &Repository, thing: Thing) -> Result<(), Refusal> {
-        match self.0.missing.get(&(repository.clone(), thing)) {
+    fn check_missing(&self, origin: &Origin, thing: Thing) -> Result<(), Refusal> {
+        match self.0.missing.get(&(origin.asker(), thing)) {
             Some((until, error)) if self.0.clock.now() < until => Err(error.into()),
             _ => Ok(()),
         }
@@ -191,17 +213,19 @@ impl Mirror {
 
     /// The upstream failed to give something. If that was its answer, it is believed for a while, and what was proven is so
     /// no more.
-    fn note_failure(&self, repository: &Repository, thing: Thing, error: &upstream::Error) {
+    fn note_failure(&self, origin: &Origin, thing: Thing, error: &upstream::Error) {
         if !error.is_definitive() {
             return;
         }
         match &thing {
-            Thing::Manifest(digest) => self.0.store.remove_proof(repository, digest, Kind::Manifest),
-            Thing::Blob(digest) => self.0.store.remove_proof(repository, digest, Kind::Blob),
-            Thing::Tag(_) | Thing::List(_) => {}
+            Thing::Manifest(digest) if origin.speaks_for_all() => {
+                self.0.store.remove_proof(&origin.repository, digest, Kind::Manifest);
+            }
+            Thing::Blob(digest) if origin.speaks_for_all() => self.0.store.remove_proof(&origin.repository, digest, Kind::Blob),
+            _ => {}
         }
         let until = self.0.clock.now() + self.0.options.negative_ttl;
-        self.0.missing.insert((repository.clone(), thing), (until, error.clone()));
+        self.0.missing.insert((origin.asker(), thing), (until, error.clone()));
     }
 }
 

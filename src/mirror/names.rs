@@ -8,10 +8,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::oci::{ImageName, Repository, Target};
-use crate::upstream::{Asking, Behalf, DOCKER_HUB, Upstream};
+use crate::upstream::{Asking, Behalf, ClientCredential, DOCKER_HUB, PublicUrl, Upstream};
 
 use super::public::{self, Make, Public};
-use super::{Access, Freshness, Refusal};
+use super::rights::Asker;
+use super::{Access, Freshness, Gate, Refusal};
 
 /// A repository and the registry to ask for it.
 #[derive(Clone)]
@@ -25,6 +26,8 @@ pub struct Origin {
 /// A configured upstream and what is said of it here.
 pub struct Registry {
     pub upstream: Upstream,
+    /// Where clients reach it, if they bring their own credentials.
+    pub public_url: Option<PublicUrl>,
     pub access: Access,
     pub freshness: Freshness,
 }
@@ -109,11 +112,17 @@ impl Registries {
         self.locate(&target, None)
     }
 
+    /// The gate at `host`, if there is one.
+    #[must_use]
+    pub fn gate(&self, host: Option<&str>) -> Option<Gate> {
+        Gate::of(self.hosted(host?)?)
+    }
+
     /// Finds out what `target`, asked at `host`, means. `ns` decides before a prefix before `/v2`, this before the host,
     /// this before the first component of the path, and that before the default.
     ///
     /// # Errors
-    /// An upstream that is not configured, a name that is none, or a repository that may not be had.
+    /// An upstream that is not configured or has another way in, a name that is none, or a repository that may not be had.
     pub fn locate(&self, target: &Target, host: Option<&str>) -> Result<Origin, Refusal> {
         let unknown = |name: &str| Refusal::UnknownUpstream(name.into());
         let (first, rest) = target.path.split_once('/').unwrap_or(("", &target.path));
@@ -132,6 +141,12 @@ impl Registries {
                 None => (Arc::clone(&self.default), target.path.as_str()),
             },
         };
+        if let Some(public_url) = &registry.public_url
+            && !host.and_then(|host| self.hosted(host)).is_some_and(|hosted| Arc::ptr_eq(hosted, &registry))
+        {
+            let (name, at) = (registry.upstream.name(), public_url.as_str());
+            return Err(Refusal::Elsewhere(format!("{name} is to be had at {at}, with credentials of your own")));
+        }
         let mut name: crate::oci::RepositoryName = path.parse().map_err(Refusal::InvalidName)?;
         if name.is_single_component() && **registry.upstream.name() == *DOCKER_HUB {
             name = format!("library/{name}").parse().map_err(Refusal::InvalidName)?;
@@ -163,6 +178,23 @@ impl Origin {
         self.upstream().ask(&self.repository.name, &self.behalf)
     }
 
+    /// The gate that this request must have come through, if there is one.
+    #[must_use]
+    pub fn gate(&self) -> Option<Gate> {
+        Gate::of(&self.registry)
+    }
+
+    /// As whom the upstream is asked.
+    pub(super) fn asker(&self) -> Asker {
+        Asker { repository: self.repository.clone(), client: self.behalf.client.as_ref().map(ClientCredential::key) }
+    }
+
+    /// Whether what the upstream says here is so for everyone; to one client it may say of another's things that they are not
+    /// there.
+    pub(super) fn speaks_for_all(&self) -> bool {
+        self.registry.public_url.is_none()
+    }
+
     pub(super) fn is_offline(&self) -> bool {
         self.upstream().is_offline()
     }
@@ -177,7 +209,7 @@ mod tests {
     fn registry(name: &str) -> Registry {
         let upstream = Upstream::offline(name, Clock::system());
         let freshness = Freshness::of(&mirror::Options::default(), &upstream::Options::default());
-        Registry { upstream, access: Access::default(), freshness }
+        Registry { upstream, public_url: None, access: Access::default(), freshness }
     }
 
     fn registries() -> Registries {

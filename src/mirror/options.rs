@@ -26,8 +26,8 @@ pub struct Options {
     /// For how long a tag is served while its upstream cannot be asked.
     #[serde(with = "humantime_serde")]
     pub max_stale: Duration,
-    /// For how long a repository of an upstream with credentials is believed to hold what it held. After it, the upstream is
-    /// asked again; while it cannot be asked, `max_stale` more. 0s: for ever.
+    /// For how long a repository of an upstream that is shown credentials is believed to hold what it held. After it, the
+    /// upstream is asked again; while it cannot be asked, `max_stale` more. 0s: for ever.
     #[serde(with = "humantime_serde")]
     pub proof_ttl: Duration,
     /// How long a client waits for an answer of the upstream when the cache has an older one.

@@ -50,7 +50,7 @@ impl Mirror {
     /// Access may be taken away where it is not everyone's.
     fn is_believed(&self, origin: &Origin, proof: &Proof) -> bool {
         let (now, ttl) = (self.0.clock.now(), self.0.options.proof_ttl);
-        let expires = origin.upstream().has_credentials() && !ttl.is_zero();
+        let expires = (origin.upstream().has_credentials() || !origin.speaks_for_all()) && !ttl.is_zero();
         // A date in the future was written by a clock that was wrong.
         !expires || (proof.proven <= now && now.since(proof.proven) < ttl)
     }
@@ -62,13 +62,13 @@ impl Mirror {
             return self.ask_for_proof(origin, digest, kind).await.map(Proven::Now);
         };
         let now = self.0.clock.now();
-        let why = match self.0.unasked.get(&origin.repository).filter(|unasked| now < unasked.until) {
+        let why = match self.0.unasked.get(&origin.asker()).filter(|unasked| now < unasked.until) {
             Some(unasked) => unasked.why,
             None => match self.in_time(self.ask_for_proof(origin, digest, kind)).await {
                 Ok(cache_status) => return Ok(Proven::Now(cache_status)),
                 Err(Refusal::Upstream(error)) if error.is_definitive() => return Err(error.into()),
                 Err(why) => {
-                    self.0.unasked.insert(origin.repository.clone(), Unasked { until: now + WAIT, why: why.clone() });
+                    self.0.unasked.insert(origin.asker(), Unasked { until: now + WAIT, why: why.clone() });
                     why
                 }
             },
@@ -93,8 +93,8 @@ impl Mirror {
             Kind::Blob => Thing::Blob(digest.clone()),
             Kind::Manifest => Thing::Manifest(digest.clone()),
         };
-        self.check_missing(&origin.repository, thing.clone())?;
-        let key = (origin.repository.clone(), digest.clone(), kind);
+        self.check_missing(origin, thing.clone())?;
+        let key = (origin.asker(), digest.clone(), kind);
         let (mirror, origin, digest) = (self.clone(), origin.clone(), digest.clone());
         let proven = self.0.proofs.join(key, || async move {
             let held = mirror.0.store.size(&digest);
@@ -102,7 +102,7 @@ impl Mirror {
                 Kind::Blob => origin.ask().head_blob(&digest).await,
                 Kind::Manifest => origin.ask().head_manifest(&Reference::Digest(digest.clone())).await,
             };
-            let found = answer.inspect_err(|error| mirror.note_failure(&origin.repository, thing, error))?;
+            let found = answer.inspect_err(|error| mirror.note_failure(&origin, thing, error))?;
             match (kind, held.or(found.size), found.content_type.filter(|text| oci::is_manifest_type(text))) {
                 (Kind::Blob, Some(size), _) => mirror.set_proof(&origin.repository, &digest, size, None),
                 (Kind::Manifest, Some(size), Some(media_type)) => {

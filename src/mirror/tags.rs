@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Timestamp;
-use crate::oci::{Digest, Reference, Repository, Tag};
+use crate::oci::{Digest, Reference, Tag};
 use crate::store::{Kind, Proof, TagRecord};
 use crate::upstream;
 
 use super::freshness::Age;
 use super::manifest::{Manifest, Verified};
+use super::rights::Asker;
 use super::{Mirror, Origin, Refusal, Served, Thing};
 
 /// What the upstream said of a tag.
@@ -55,7 +56,6 @@ const LONGEST_WAIT: Duration = Duration::from_mins(5);
 impl Mirror {
     pub(super) async fn manifest_by_tag(&self, origin: &Origin, tag: &Tag) -> Result<Manifest, Refusal> {
         let Some(record) = self.0.store.tag(&origin.repository, tag) else {
-            self.check_missing(&origin.repository, Thing::Tag(tag.clone()))?;
             return match self.check_tag(origin, tag, None).await? {
                 Checked::Moved(verified) => Ok(verified.served()),
                 Checked::Same(digest) => self.manifest_by_digest(origin, &digest).await,
@@ -101,16 +101,15 @@ impl Mirror {
     /// # Errors
     /// See [`Refusal`]. If the upstream has no such tag, it is forgotten.
     pub async fn refresh(&self, origin: &Origin, tag: &Tag) -> Result<Refreshed, Refusal> {
-        let key = (origin.repository.clone(), tag.clone());
-        let before = self.0.store.tag(&key.0, tag).map(|record| record.digest);
+        let known = || self.0.store.tag(&origin.repository, tag);
+        let before = known().map(|record| record.digest);
         loop {
             let mut ours = false;
             let work = || {
                 ours = true;
-                let seen = self.0.store.tag(&key.0, tag);
-                self.clone().check_tag_and_note(origin.clone(), tag.clone(), seen)
+                self.clone().check_tag_and_note(origin.clone(), tag.clone(), known())
             };
-            let checked = self.0.tags.join(key.clone(), work).await?;
+            let checked = self.0.tags.join((origin.asker(), tag.clone()), work).await?;
             // Another's question may have been answered before the tag moved of which we are told now.
             if ours {
                 let digest = match checked? {
@@ -138,13 +137,13 @@ impl Mirror {
         if origin.is_offline() {
             return;
         }
-        let key = (origin.repository.clone(), tag.clone());
+        let (key, flight) = ((origin.repository.clone(), tag.clone()), (origin.asker(), tag.clone()));
         let checked = record.checked;
         match self.0.asked.get(&key).filter(|asked| asked.checked == checked) {
             None => self.0.asked.insert(key, Asked { checked, ahead: false }),
-            Some(Asked { ahead: false, .. }) if age == Age::Aging && self.wait(&key).is_none() => {
-                self.0.asked.insert(key.clone(), Asked { checked, ahead: true });
-                self.0.tags.start(key, || self.clone().check_tag_and_note(origin.clone(), tag.clone(), Some(record.clone())));
+            Some(Asked { ahead: false, .. }) if age == Age::Aging && self.wait(&flight).is_none() => {
+                self.0.asked.insert(key, Asked { checked, ahead: true });
+                self.0.tags.start(flight, || self.clone().check_tag_and_note(origin.clone(), tag.clone(), Some(record.clone())));
             }
             Some(_) => {}
         }
@@ -167,7 +166,8 @@ impl Mirror {
     /// Asks the upstream for a tag, once for all who wait, unless it has failed a moment ago. `seen`: what the caller knows and
     /// wants to know better.
     async fn check_tag(&self, origin: &Origin, tag: &Tag, seen: Option<&TagRecord>) -> Result<Checked, Refusal> {
-        let key = (origin.repository.clone(), tag.clone());
+        self.check_missing(origin, Thing::Tag(tag.clone()))?;
+        let key = (origin.asker(), tag.clone());
         if let Some(wait) = self.wait(&key) {
             return Err(wait.why);
         }
@@ -177,7 +177,7 @@ impl Mirror {
 
     async fn check_tag_and_note(self, origin: Origin, tag: Tag, seen: Option<TagRecord>) -> Result<Checked, Refusal> {
         let checked = self.check_tag_now(&origin, &tag, seen.as_ref()).await;
-        let key = (origin.repository.clone(), tag);
+        let key = (origin.asker(), tag);
         match &checked {
             Ok(_) => self.0.waits.invalidate(&key),
             Err(Refusal::Upstream(error)) if error.is_definitive() => self.forget_tag(&origin, &key.1, error),
@@ -198,11 +198,7 @@ impl Mirror {
             // A HEAD is free where pulls are counted. What it says is only that the tag has moved, or has not.
             match origin.ask().head_manifest(&reference).await?.digest {
                 Some(digest) if digest == record.digest => {
-                    // So the repository still holds what it points to.
-                    if let Some(Proof { size, media_type, .. }) = self.old_proof(origin, &digest, Kind::Manifest) {
-                        self.set_proof(&origin.repository, &digest, size, media_type);
-                    }
-                    self.point(origin, tag, &digest);
+                    self.confirm_tag(origin, tag, &digest);
                     return Ok(Checked::Same(digest));
                 }
                 // Asked for by digest, as the tag may move on meanwhile.
@@ -227,6 +223,18 @@ impl Mirror {
         Ok(Checked::Moved(verified))
     }
 
+    /// The upstream has said where a tag points. If that is where it pointed, it is fresh again.
+    pub(super) fn confirm_tag(&self, origin: &Origin, tag: &Tag, digest: &Digest) {
+        if self.0.store.tag(&origin.repository, tag).is_none_or(|record| record.digest != *digest) {
+            return;
+        }
+        // So the repository still holds what it points to.
+        if let Some(Proof { size, media_type, .. }) = self.old_proof(origin, digest, Kind::Manifest) {
+            self.set_proof(&origin.repository, digest, size, media_type);
+        }
+        self.point(origin, tag, digest);
+    }
+
     fn point(&self, origin: &Origin, tag: &Tag, digest: &Digest) {
         let record = TagRecord { digest: digest.clone(), checked: self.0.clock.now() };
         self.0.store.set_tag(&origin.repository, tag, &record);
@@ -234,19 +242,21 @@ impl Mirror {
 
     /// The upstream has no such tag.
     fn forget_tag(&self, origin: &Origin, tag: &Tag, error: &upstream::Error) {
-        self.0.store.remove_tag(&origin.repository, tag);
-        self.note_failure(&origin.repository, Thing::Tag(tag.clone()), error);
+        if origin.speaks_for_all() {
+            self.0.store.remove_tag(&origin.repository, tag);
+        }
+        self.note_failure(origin, Thing::Tag(tag.clone()), error);
     }
 
     /// The upstream has failed, and is left alone for a while.
-    fn wait(&self, key: &(Repository, Tag)) -> Option<Wait> {
+    fn wait(&self, key: &(Asker, Tag)) -> Option<Wait> {
         self.0.waits.get(key).filter(|wait| self.0.clock.now() < wait.until)
     }
 
     /// After a failure the upstream is left alone: for as long as it says, or longer each time if there is an old answer.
-    fn hold_off(&self, key: (Repository, Tag), why: &Refusal) {
+    fn hold_off(&self, key: (Asker, Tag), why: &Refusal) {
         let failures = self.0.waits.get(&key).map_or(0, |wait| wait.failures.saturating_add(1));
-        let doubled = if self.0.store.tag(&key.0, &key.1).is_some() { failures.min(6) } else { 0 };
+        let doubled = if self.0.store.tag(&key.0.repository, &key.1).is_some() { failures.min(6) } else { 0 };
         let now = self.0.clock.now();
         let until = match why {
             // It keeps to that itself; asked now and then, it may know better, as when another account is free.

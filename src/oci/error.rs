@@ -16,6 +16,7 @@ pub enum ErrorCode {
     RangeInvalid,
     TagInvalid,
     TooManyRequests,
+    Unauthorized,
     Unavailable,
     Unsupported,
 }
@@ -34,6 +35,7 @@ impl ErrorCode {
             Self::RangeInvalid => "RANGE_INVALID",
             Self::TagInvalid => "TAG_INVALID",
             Self::TooManyRequests => "TOOMANYREQUESTS",
+            Self::Unauthorized => "UNAUTHORIZED",
             Self::Unavailable => "UNAVAILABLE",
             Self::Unsupported => "UNSUPPORTED",
         }

@@ -10,6 +10,8 @@ use super::{Digest, ErrorCode, InvalidDigest, InvalidName, Reference};
 pub enum Route {
     /// `/v2/`: is this a registry?
     Ping,
+    /// `/token`, where a client that has to log in does so.
+    Token,
     Manifest(Target, Reference),
     Blob(Target, Digest),
     Tags(Target, Page),
@@ -79,6 +81,10 @@ impl Route {
     /// Parses path and query. Names are anchored at the right end, as `a/blobs/b` is a legal repository.
     #[must_use]
     pub fn parse(path: &str, query: Option<&str>) -> Self {
+        // What is asked for there changes nothing: a token is for a client, not for a scope.
+        if path == "/token" {
+            return Self::Token;
+        }
         let segments = match segments(path) {
             Ok(segments) => segments,
             Err(message) => return Self::Invalid(ErrorCode::NameInvalid, message.into()),
@@ -219,6 +225,7 @@ mod tests {
         let latest = Reference::Tag("latest".parse().unwrap());
         assert_eq!(route("/v2/"), Route::Ping);
         assert_eq!(route("/v2"), Route::Ping);
+        assert_eq!(route("/token?service=a&scope=repository:b:pull&scope=repository:c:pull&n=x&n=y"), Route::Token);
         assert_eq!(route("/v2/a/manifests/latest"), Route::Manifest(target("a"), latest.clone()));
         assert_eq!(route(&format!("/v2/a/b/blobs/sha256:{HEX}")), Route::Blob(target("a/b"), digest.clone()));
         assert_eq!(route(&format!("/v2/a/b/blobs/sha256%3A{HEX}")), Route::Blob(target("a/b"), digest.clone()));

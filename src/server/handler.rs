@@ -7,12 +7,13 @@ use http::{HeaderValue, Method, Request, Response, header};
 use hyper::body::{Body as _, Incoming};
 
 use crate::clock::Clock;
-use crate::mirror::{Mirror, Origin, Refusal, Served};
+use crate::mirror::{Mirror, Origin, Refusal, Served, Wanted};
 use crate::oci::{Accept, Digest, Page, Reference, Route, Target, namespace};
 use crate::upstream::Hop;
 
 use super::body::Body;
 use super::log::AccessLine;
+use super::login::shown;
 use super::respond::{self, Kind};
 
 /// What a request is handled with.
@@ -24,8 +25,8 @@ pub(super) struct Handler {
 }
 
 /// A request as it has come.
-struct Asked<'a> {
-    head: &'a Parts,
+pub(super) struct Asked<'a> {
+    pub(super) head: &'a Parts,
     /// The proxies that it has come through.
     via: Option<HeaderValue>,
 }
@@ -60,8 +61,9 @@ impl Handler {
 
     async fn answer(&self, asked: &Asked<'_>, line: &mut AccessLine) -> Response<Body> {
         let uri = &asked.head.uri;
-        match Route::parse(uri.path(), uri.query()) {
-            Route::Ping => respond::ping(),
+        let mut response = match Route::parse(uri.path(), uri.query()) {
+            Route::Ping => self.ping(asked, line).await,
+            Route::Token => self.token(asked, line).await,
             Route::Manifest(target, reference) => {
                 (line.kind, line.reference) = ("manifest", reference.to_string());
                 self.manifest(asked, &target, &reference, line).await
@@ -81,12 +83,17 @@ impl Handler {
             Route::Unsupported => respond::read_only(),
             Route::Invalid(code, message) => respond::invalid(code, &message),
             Route::NotFound => respond::not_found(),
+        };
+        if self.mirror.registries().gate(asked.host()).is_some() {
+            respond::keep_private(&mut response);
         }
+        response
     }
 
     async fn manifest(&self, asked: &Asked<'_>, target: &Target, reference: &Reference, line: &mut AccessLine) -> Response<Body> {
         let headers = &asked.head.headers;
-        let manifest = match self.locate(asked, target, line) {
+        let wanted = Wanted::Manifest(reference.clone());
+        let manifest = match self.locate(asked, target, &wanted, line).await {
             Ok(origin) => self.mirror.manifest(&origin, reference, &Accept::of(headers)).await,
             Err(refusal) => Err(refusal),
         };
@@ -101,7 +108,7 @@ impl Handler {
 
     async fn blob(&self, asked: &Asked<'_>, target: &Target, digest: &Digest, line: &mut AccessLine) -> Response<Body> {
         let head = asked.head;
-        let origin = match self.locate(asked, target, line) {
+        let origin = match self.locate(asked, target, &Wanted::Blob(digest.clone()), line).await {
             Ok(origin) => origin,
             Err(refusal) => return self.refuse(&refusal, Kind::Blob, line),
         };
@@ -124,7 +131,7 @@ impl Handler {
     }
 
     async fn tags(&self, asked: &Asked<'_>, target: &Target, page: &Page, line: &mut AccessLine) -> Response<Body> {
-        let list = match self.locate(asked, target, line) {
+        let list = match self.locate(asked, target, &Wanted::Tags, line).await {
             Ok(origin) => self.mirror.tag_list(&origin, page).await,
             Err(refusal) => Err(refusal),
         };
@@ -146,7 +153,8 @@ impl Handler {
         artifact_type: Option<&str>,
         line: &mut AccessLine,
     ) -> Response<Body> {
-        let referrers = match self.locate(asked, target, line) {
+        let wanted = Wanted::Manifest(Reference::Digest(digest.clone()));
+        let referrers = match self.locate(asked, target, &wanted, line).await {
             Ok(origin) => self.mirror.referrers(&origin, digest, artifact_type).await,
             Err(refusal) => Err(refusal),
         };
@@ -159,15 +167,27 @@ impl Handler {
         }
     }
 
-    fn locate(&self, asked: &Asked<'_>, target: &Target, line: &mut AccessLine) -> Result<Origin, Refusal> {
+    /// The repository that is meant, once it is certain that the client may read it.
+    async fn locate(
+        &self,
+        asked: &Asked<'_>,
+        target: &Target,
+        wanted: &Wanted,
+        line: &mut AccessLine,
+    ) -> Result<Origin, Refusal> {
         let mut origin = self.mirror.registries().locate(target, asked.host())?;
         origin.behalf.via.clone_from(&asked.via);
         line.upstream = origin.repository.upstream.to_string();
         line.repository = origin.repository.name.to_string();
+        if let Some(gate) = origin.gate() {
+            let shown = shown(&asked.head.headers);
+            origin.behalf.client = Some(self.mirror.identify(&gate, &shown, Some(&target.path), line.client.ip()).await?);
+            self.mirror.authorize(&origin, wanted, &target.path).await?;
+        }
         Ok(origin)
     }
 
-    fn refuse(&self, refusal: &Refusal, kind: Kind, line: &mut AccessLine) -> Response<Body> {
+    pub(super) fn refuse(&self, refusal: &Refusal, kind: Kind, line: &mut AccessLine) -> Response<Body> {
         line.why = Some(refusal.to_string());
         respond::refusal(refusal, kind, |until| until.since(self.clock.now()))
     }
@@ -177,7 +197,7 @@ impl Handler {
 
 impl Asked<'_> {
     /// The host that the client speaks to.
-    fn host(&self) -> Option<&str> {
+    pub(super) fn host(&self) -> Option<&str> {
         let Parts { uri, headers, .. } = self.head;
         uri.authority().map(http::uri::Authority::as_str).or_else(|| headers.get(header::HOST)?.to_str().ok())
     }

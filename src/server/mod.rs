@@ -7,6 +7,7 @@ mod admin;
 mod body;
 mod handler;
 mod log;
+mod login;
 mod metrics;
 mod options;
 mod range;

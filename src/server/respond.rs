@@ -7,6 +7,7 @@ use futures_util::stream;
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version};
 
+use crate::clock::Timestamp;
 use crate::mirror::{self, ByteStream, Refusal, Served};
 use crate::oci::{Digest, ErrorCode};
 use crate::upstream::{self, Astray};
@@ -21,10 +22,13 @@ pub(super) enum Kind {
     Blob,
     Tags,
     Referrers,
+    /// A client that says who it is.
+    Login,
 }
 
 const DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 const IMMUTABLE: HeaderValue = HeaderValue::from_static("max-age=31536000, immutable");
 
 /// podman sleeps for as long as it is told before it asks another registry.
@@ -35,6 +39,22 @@ const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(10);
 /// `/v2/`: 200 without a challenge, or clients would show us their passwords.
 pub(super) fn ping() -> Response<Body> {
     let mut response = json(StatusCode::OK, b"{}".to_vec());
+    cache_status(&mut response, None);
+    response
+}
+
+/// A client's token, for it alone.
+pub(super) fn token(token: &mirror::Token, now: Timestamp) -> Response<Body> {
+    // To the nearest: whole seconds are what clients read.
+    let life = token.until.since(now) + Duration::from_millis(500);
+    let body = serde_json::json!({
+        "token": token.text,
+        "access_token": token.text,
+        "expires_in": life.as_secs(),
+        "issued_at": humantime::format_rfc3339_seconds(now.into()).to_string(),
+    });
+    let mut response = json(StatusCode::OK, body.to_string().into_bytes());
+    response.headers_mut().insert(header::CACHE_CONTROL, NO_STORE);
     cache_status(&mut response, None);
     response
 }
@@ -223,25 +243,34 @@ pub(super) fn not_found() -> Response<Body> {
 }
 
 /// Why a mirror has no answer, as clients best understand it.
-pub(super) fn refusal(refusal: &Refusal, kind: Kind, wait: impl Fn(crate::clock::Timestamp) -> Duration) -> Response<Body> {
+pub(super) fn refusal(refusal: &Refusal, kind: Kind, wait: impl Fn(Timestamp) -> Duration) -> Response<Body> {
     use upstream::Error;
     let unknown = match kind {
         Kind::Blob => ErrorCode::BlobUnknown,
         // NAME_UNKNOWN makes podman fail where it looks for a signature that need not be there; oras where for referrers.
         Kind::Manifest | Kind::Referrers => ErrorCode::ManifestUnknown,
-        Kind::Tags => ErrorCode::NameUnknown,
+        Kind::Tags | Kind::Login => ErrorCode::NameUnknown,
     };
     let (status, code) = match refusal {
         Refusal::InvalidName(_) => (StatusCode::BAD_REQUEST, ErrorCode::NameInvalid),
+        Refusal::LogIn(_) | Refusal::WrongLogin(_) => (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized),
+        // Whether a login is right is not known as long as nobody can be asked.
+        Refusal::Upstream(Error::Unavailable { .. } | Error::Offline) if kind == Kind::Login => {
+            (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
+        }
         Refusal::UnknownUpstream(_)
         | Refusal::NotAccepted(_)
         | Refusal::Upstream(Error::NotFound | Error::Unsupported(_) | Error::Offline) => (StatusCode::NOT_FOUND, unknown),
-        Refusal::NotAllowed(_) | Refusal::Upstream(Error::Denied) => (StatusCode::FORBIDDEN, ErrorCode::Denied),
+        Refusal::NotAllowed(_) | Refusal::Elsewhere(_) | Refusal::Upstream(Error::Denied) => {
+            (StatusCode::FORBIDDEN, ErrorCode::Denied)
+        }
         // podman sleeps through 429 instead of failing over, and for a blob it has nowhere to go.
         Refusal::Upstream(Error::RateLimited { .. }) if kind == Kind::Blob => {
             (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
         }
-        Refusal::Upstream(Error::RateLimited { .. }) => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyRequests),
+        Refusal::TooManyLogins { .. } | Refusal::Upstream(Error::RateLimited { .. }) => {
+            (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyRequests)
+        }
         Refusal::Upstream(Error::Unavailable { timed_out: true, .. }) => (StatusCode::GATEWAY_TIMEOUT, ErrorCode::Unavailable),
         Refusal::Upstream(Error::Unavailable { .. } | Error::Credentials(_)) | Refusal::WrongContent(_) => {
             (StatusCode::BAD_GATEWAY, ErrorCode::Unavailable)
@@ -254,15 +283,30 @@ pub(super) fn refusal(refusal: &Refusal, kind: Kind, wait: impl Fn(crate::clock:
     };
     let mut response = error(status, code, &refusal.to_string());
     let retry_after = match refusal {
-        Refusal::Upstream(Error::RateLimited { until } | Error::QuotaSpent { until }) => {
+        Refusal::TooManyLogins { until } | Refusal::Upstream(Error::RateLimited { until } | Error::QuotaSpent { until }) => {
             Some(wait(*until).min(LONGEST_RETRY_AFTER))
         }
         Refusal::Interrupted => Some(Duration::from_secs(1)),
         _ => None,
     };
     retry_after.iter().for_each(|after| set(&mut response, header::RETRY_AFTER, &after.as_secs().max(1).to_string()));
+    let challenge = match refusal {
+        Refusal::LogIn(challenge) => Some(challenge.to_string()),
+        Refusal::WrongLogin(_) => Some("Basic realm=\"larder\"".into()),
+        _ => None,
+    };
+    if let Some(challenge) = challenge {
+        set(&mut response, header::WWW_AUTHENTICATE, &challenge);
+        response.headers_mut().insert(header::CACHE_CONTROL, NO_STORE);
+    }
     let detail = match refusal {
-        Refusal::UnknownUpstream(_) | Refusal::InvalidName(_) | Refusal::NotAllowed(_) => "larder; detail=refused",
+        Refusal::UnknownUpstream(_)
+        | Refusal::InvalidName(_)
+        | Refusal::NotAllowed(_)
+        | Refusal::Elsewhere(_)
+        | Refusal::LogIn(_)
+        | Refusal::WrongLogin(_)
+        | Refusal::TooManyLogins { .. } => "larder; detail=refused",
         Refusal::Upstream(Error::Offline) => "larder; detail=offline",
         _ => "larder; fwd=miss; detail=failed",
     };
@@ -302,6 +346,13 @@ pub(super) fn not_for_operators() -> Response<Body> {
 }
 
 // === parts ===
+
+/// An answer that is for one client: no cache on the way may keep it for others.
+pub(super) fn keep_private(response: &mut Response<Body>) {
+    let caching = response.headers().get(header::CACHE_CONTROL).and_then(|value| value.to_str().ok());
+    let caching = caching.map_or("private".into(), |caching| format!("private, {caching}"));
+    set(response, header::CACHE_CONTROL, &caching);
+}
 
 /// What every answer has. HEAD is the same without the body.
 pub(super) fn finish(mut response: Response<Body>, method: &Method, ns: Option<&str>) -> Response<Body> {

@@ -109,10 +109,17 @@ impl Auth {
 
     /// A new token for `repository` in place of the one that is held.
     pub(super) async fn renewed(&self, login: &Login, repository: &RepositoryName) -> Result<Option<HeaderValue>, Error> {
-        if let Some(Challenge::Bearer(key)) = self.challenges.get(repository) {
-            self.tokens.invalidate(&(login.key, key));
-        }
+        self.forget(login.key, repository, Duration::ZERO);
         self.header(login, repository).await
+    }
+
+    /// Throws away the token for `repository` if it is as old as this.
+    pub(super) fn forget(&self, login: LoginKey, repository: &RepositoryName, age: Duration) {
+        let Some(Challenge::Bearer(key)) = self.challenges.get(repository) else { return };
+        let key = (login, key);
+        if self.tokens.get(&key).is_some_and(|token| self.clock.now().since(token.asked) >= age) {
+            self.tokens.invalidate(&key);
+        }
     }
 
     /// Whether `login` is known to the registry, whatever it may read there.
@@ -121,7 +128,11 @@ impl Auth {
     /// `Credentials` if it is not.
     pub(super) async fn check(&self, login: &Login) -> Result<(), Error> {
         match self.ask_base().await? {
-            Some(Challenge::Bearer(key)) => self.token(login, &key).await.map(|_| ()),
+            Some(Challenge::Bearer(key)) => {
+                // That there was a token for it a while ago does not say that it is right today.
+                self.tokens.invalidate(&(login.key, key.clone()));
+                self.token(login, &key).await.map(|_| ())
+            }
             Some(Challenge::Basic) => {
                 let Some(credential) = &login.credential else { return Err(refused()) };
                 let mut headers = HeaderMap::new();
@@ -129,7 +140,8 @@ impl Auth {
                 let answer = self.client.get(self.client.base(), headers).await?;
                 match answer.status().as_u16() {
                     401 | 403 => Err(refused()),
-                    _ => Ok(()),
+                    200..=299 => Ok(()),
+                    status => Err(Error::unavailable(format!("it answers {status}"))),
                 }
             }
             None => Ok(()),
@@ -141,6 +153,7 @@ impl Auth {
         let answer = self.client.get(self.client.base(), HeaderMap::new()).await?;
         match answer.status().as_u16() {
             401 => Ok(Challenge::parse(answer.headers())),
+            status @ (429 | 500..) => Err(Error::unavailable(format!("it answers {status}"))),
             _ => Ok(None),
         }
     }

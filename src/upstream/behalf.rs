@@ -1,5 +1,6 @@
 //! For whom an upstream is asked.
 
+use std::fmt;
 use std::sync::Arc;
 
 use http::HeaderValue;
@@ -27,7 +28,7 @@ struct Shown {
 }
 
 /// Tells credentials apart without telling them: a digest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CredentialKey([u8; 32]);
 
 // === impl ClientCredential ===
@@ -50,11 +51,32 @@ impl ClientCredential {
     }
 
     #[must_use]
+    pub fn is_nobody(&self) -> bool {
+        self.0.credential.is_none()
+    }
+
+    /// What it takes of the memory, in bytes.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        let text = |credential: &Credential| credential.username.len() + credential.password.len();
+        size_of::<Shown>() + self.0.credential.as_ref().map_or(0, text)
+    }
+
+    #[must_use]
     pub fn key(&self) -> CredentialKey {
         self.0.key
     }
 
     pub(super) fn credential(&self) -> Option<&Credential> {
         self.0.credential.as_ref()
+    }
+}
+
+// === impl CredentialKey ===
+
+/// Says nothing: who has the digest of a password can try out passwords.
+impl fmt::Debug for CredentialKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CredentialKey")
     }
 }

@@ -17,6 +17,7 @@ mod error;
 mod guard;
 mod hop;
 mod options;
+mod public_url;
 mod quota;
 mod request;
 mod send;
@@ -45,7 +46,8 @@ pub use cache_status::CacheStatus;
 pub use credentials::AccountOptions;
 pub use error::Error;
 pub use hop::{Astray, Hop};
-pub use options::{DOCKER_HUB, Options, WELL_KNOWN};
+pub use options::{AuthMode, DOCKER_HUB, Options, WELL_KNOWN};
+pub use public_url::PublicUrl;
 pub use quota::Spent;
 pub use request::{Asking, BlobAnswer, Body, Found, ManifestAnswer, ReferrersAnswer, Span, TagsAnswer};
 
@@ -76,6 +78,7 @@ impl Upstream {
         for fallback in &options.fallbacks {
             urls.push(parse("fallbacks", fallback).map_err(wrong)?);
         }
+        options.passthrough().map_err(wrong)?;
         let accounts = Accounts::new(&options.accounts(), name, &url, &clock).map_err(wrong)?;
         let trust = Arc::new(Trust::new(url, options.token_hosts.clone()));
         let endpoint = |url| Endpoint::new(url, options, &trust, accounts.len(), clock.clone()).map(Arc::new);
@@ -139,6 +142,13 @@ impl Upstream {
             }
         }
         outcome
+    }
+
+    /// Lets the next question for `repository` on behalf of this client be asked with a new token, so that the answer is of
+    /// what the client may do now, and not when the token was made. One made within the last second is new.
+    pub fn forget_token(&self, client: &ClientCredential, repository: &RepositoryName) {
+        let (login, age) = (LoginKey::Client(client.key()), Duration::from_secs(1));
+        self.endpoints.iter().for_each(|endpoint| endpoint.auth.forget(login, repository, age));
     }
 
     /// How much of the budget for pulls is left for `repository`, of 1: that of the account that has most of it. `None` where

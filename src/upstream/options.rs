@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::oci::{Pattern, TagTtl};
 
 use super::credentials::AccountOptions;
+use super::public_url::PublicUrl;
 
 /// One registry that larder stands before. The table's name is how clients name it: `docker.io`, `registry.corp:5000`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -26,6 +27,10 @@ pub struct Options {
     pub allow: Vec<Pattern>,
     /// The repositories that may not, also of those that `allow` names.
     pub deny: Vec<Pattern>,
+    /// Whose credentials the upstream is shown.
+    pub auth: AuthMode,
+    /// The URL of larder for the clients of an upstream with `auth = "passthrough"`; its host belongs to that upstream alone.
+    pub public_url: String,
     /// The user larder is to the upstream. Empty: nobody.
     pub username: String,
     /// The file that holds the password; a line end at its end does not count.
@@ -75,6 +80,17 @@ pub struct Options {
     pub public_only: bool,
 }
 
+/// Whose credentials an upstream is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AuthMode {
+    /// larder's own, for all clients.
+    #[default]
+    Own,
+    /// Those of each client, for that client.
+    Passthrough,
+}
+
 impl Default for Options {
     fn default() -> Self {
         Self {
@@ -84,6 +100,8 @@ impl Default for Options {
             hosts: Vec::new(),
             allow: Vec::new(),
             deny: Vec::new(),
+            auth: AuthMode::Own,
+            public_url: String::new(),
             username: String::new(),
             password_file: PathBuf::new(),
             password_env: String::new(),
@@ -153,6 +171,21 @@ impl Options {
     #[must_use]
     pub fn of_public(name: &str) -> Self {
         Self { public_only: true, proxy: "none".into(), ..Self::default() }.with_presets(name)
+    }
+
+    /// Where clients reach larder that bring their own credentials; `None` if they need none.
+    ///
+    /// # Errors
+    /// One line that begins with the option that is wrong.
+    pub fn passthrough(&self) -> Result<Option<PublicUrl>, String> {
+        match self.auth {
+            AuthMode::Own if self.public_url.is_empty() => Ok(None),
+            AuthMode::Own => Err("public_url is for clients that bring their own credentials; add auth = \"passthrough\"".into()),
+            AuthMode::Passthrough if self.accounts() != [AccountOptions::default()] => {
+                Err("auth is \"passthrough\": clients bring their own credentials; remove username and the like".into())
+            }
+            AuthMode::Passthrough => PublicUrl::parse(&self.public_url).map(Some),
+        }
     }
 
     /// What is known of the registry `name`, under what the operator says of it.

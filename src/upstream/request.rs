@@ -134,6 +134,23 @@ impl Asking<'_> {
         }
     }
 
+    /// Makes sure that a manifest may be had: by HEAD, and of a registry that knows none here by GET. Unlike
+    /// [`head_manifest`](Self::head_manifest), it is only well if the registry has said yes.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn prove_manifest(&self, reference: &Reference) -> Result<Found, Error> {
+        let path = format!("{}/manifests/{reference}", self.repository);
+        match self.send(Purpose::Pull, Method::HEAD, &path, manifest_headers()).await {
+            Ok(answered) => Ok(Found::of(&answered.response)),
+            Err(Error::Unsupported(_)) => {
+                let ManifestAnswer { bytes, content_type, cache_status } = self.manifest(reference).await?;
+                Ok(Found { digest: None, size: Some(bytes.len() as u64), content_type, cache_status })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Asks whether there is a blob: by HEAD, and as some registries refuse that or tell no size, by its first byte.
     ///
     /// # Errors

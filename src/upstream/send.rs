@@ -57,6 +57,10 @@ impl Upstream {
         }
         let mut trouble = None;
         for endpoint in self.endpoints()? {
+            // What a place gives that may not know who asks says nothing of whether that client may have it.
+            if question.behalf.client.is_some() && !endpoint.trusted {
+                continue;
+            }
             let answered = match self.send_to(endpoint, &question).await {
                 Ok(response) => self.read(response, question.whole).await,
                 Err(error) => Err(error),
@@ -155,7 +159,7 @@ impl Upstream {
                 StatusCode::UNAUTHORIZED if own && proofs < 2 => {
                     let better = endpoint.auth.challenged(login, repository, response.headers(), sent.as_ref()).await?;
                     if better.is_none() || (better == sent && sent.as_ref().is_some_and(is_basic)) {
-                        return self.judge(&response, own, sent.as_ref()).map(|()| response);
+                        return self.judge(&response, own, login.key, sent.as_ref()).map(|()| response);
                     }
                     // A registry that refuses what its token service has just given means the repository.
                     proofs += if better.as_ref().is_some_and(is_basic) { 1 } else { 2 };
@@ -168,19 +172,19 @@ impl Upstream {
                 }
                 // The signature of a redirect has expired: the registry makes a new one.
                 StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED if !own && !asked_again => asked_again = true,
-                _ => return self.judge(&response, own, sent.as_ref()).map(|()| response),
+                _ => return self.judge(&response, own, login.key, sent.as_ref()).map(|()| response),
             }
         }
     }
 
-    fn judge(&self, response: &Response, own: bool, sent: Option<&HeaderValue>) -> Result<(), Error> {
+    fn judge(&self, response: &Response, own: bool, login: LoginKey, sent: Option<&HeaderValue>) -> Result<(), Error> {
         match response.status().as_u16() {
             200 | 206 => Ok(()),
             404 => Err(Error::NotFound),
             status @ (400 | 405 | 406 | 410 | 416 | 501) => Err(Error::Unsupported(status)),
             401 if own && sent.is_some_and(is_basic) => Err(refused()),
-            // Docker Hub says so of repositories that are not there, whoever asks.
-            401 if own && *self.name == *DOCKER_HUB => Err(Error::NotFound),
+            // Docker Hub says so of repositories that are not there, whoever asks. A client is told what Docker Hub tells it.
+            401 if own && *self.name == *DOCKER_HUB && matches!(login, LoginKey::Account(_)) => Err(Error::NotFound),
             401 | 403 if own => Err(Error::Denied),
             508 => Err(Error::Loop),
             status => Err(Error::unavailable(format!("it answers {status}"))),

@@ -180,6 +180,15 @@ impl StoppedMirror {
         self.set(&format!("upstream.{name:?}.username = {user:?}")).set(&format!("upstream.{name:?}.password_file = {file}"))
     }
 
+    /// Lets clients bring their own credentials for the upstream of that name, at this host.
+    pub fn gate(self, name: &str, registry: &Registry, host: &str) -> Self {
+        let token_host = registry.token_url().replace("http://", "");
+        self.upstream(name, registry)
+            .set(&format!("upstream.{name:?}.auth = \"passthrough\""))
+            .set(&format!("upstream.{name:?}.public_url = \"https://{host}\""))
+            .set(&format!("upstream.{name:?}.token_hosts = [{token_host:?}]"))
+    }
+
     /// Sets options as lines of the configuration file with dotted keys: `mirror.tag_ttl = "10s"`. The
     /// last word counts.
     pub fn set(mut self, lines: &str) -> Self {

@@ -41,6 +41,7 @@ mod process;
 mod registry;
 mod secrets;
 mod tls;
+mod user;
 
 pub use self::{
     client::{Answer, Client, Streaming, get, get_with, head, raw, stream},
@@ -53,6 +54,7 @@ pub use self::{
     },
     secrets::{CANARY, has_secret},
     tls::{Authority, TlsFront},
+    user::{User, basic},
 };
 
 /// How long anything may take that must happen: far longer than it ever does, and short enough

@@ -54,6 +54,7 @@ pub struct Match {
     method: Option<Method>,
     part: String,
     ranged: bool,
+    account: Option<String>,
     skip: usize,
     times: usize,
 }
@@ -153,12 +154,17 @@ impl Match {
     }
 
     fn new(listener: Listener, method: Option<Method>, part: impl Into<String>) -> Self {
-        Self { listener, method, part: part.into(), ranged: false, skip: 0, times: usize::MAX }
+        Self { listener, method, part: part.into(), ranged: false, account: None, skip: 0, times: usize::MAX }
     }
 
     /// Only those with a `Range`.
     pub fn ranged(self) -> Self {
         Self { ranged: true, ..self }
+    }
+
+    /// Only those of this account.
+    pub fn by(self, account: &str) -> Self {
+        Self { account: Some(account.to_owned()), ..self }
     }
 
     /// Not the first `n` of them: what a sweep over the n-th request counts up.
@@ -176,6 +182,7 @@ impl Match {
             && self.method.as_ref().is_none_or(|method| *method == request.method)
             && request.path.contains(&self.part)
             && (!self.ranged || request.range().is_some())
+            && self.account.as_ref().is_none_or(|account| *account == request.account)
     }
 
     /// Counts a request that matches; breaks where the rule applies to it.

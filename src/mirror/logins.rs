@@ -1,0 +1,269 @@
+//! Clients that log in: at the gate of an upstream that they read with credentials of their own.
+//!
+//! A client shows its user name and password, the upstream says whether it knows them, and the client gets a token that stands
+//! for them here, and for nothing anywhere else. All of it is in memory: after a restart clients log in again.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use moka::ops::compute::{CompResult, Op};
+use moka::policy::EvictionPolicy;
+use moka::sync::Cache;
+use sha2::{Digest as _, Sha256};
+
+use crate::clock::Timestamp;
+use crate::flight::Flights;
+use crate::upstream::{ClientCredential, CredentialKey, Error, PublicUrl};
+
+use super::names::Registry;
+use super::{Mirror, Refusal};
+
+/// The one way to an upstream that clients read with credentials of their own.
+#[derive(Clone)]
+pub struct Gate {
+    registry: Arc<Registry>,
+    public_url: PublicUrl,
+}
+
+/// How a client is told to log in (RFC 6750, section 3).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Challenge {
+    /// Where. It is always larder: what a client knows must get nowhere else by mistake.
+    pub realm: String,
+    pub service: String,
+    pub scope: Option<String>,
+    pub error: Option<&'static str>,
+}
+
+/// What a request shows of its client.
+pub enum Shown {
+    Nothing,
+    Login(ClientCredential),
+    /// What it says is a token of ours.
+    Token(String),
+    /// Something that cannot be read.
+    Other,
+}
+
+/// Stands for a client's credential at the gate where it was given.
+#[derive(Clone)]
+pub struct Token {
+    pub text: String,
+    /// It is worth nothing from here on.
+    pub until: Timestamp,
+}
+
+/// What is known of logins.
+pub(super) struct Logins {
+    said: Cache<Login, Said>,
+    checking: Flights<Login, Result<Token, Refusal>>,
+    /// By the digest of the token.
+    sessions: Cache<[u8; 32], Session>,
+    /// Until when each address pays for what it has tried.
+    tries: Cache<IpAddr, Timestamp>,
+}
+
+/// A credential at an upstream.
+type Login = (Arc<str>, CredentialKey);
+
+/// What the upstream has said of it. That it was right once is remembered also when it has to be asked again.
+#[derive(Clone)]
+enum Said {
+    Right { until: Timestamp, token: Token },
+    Wrong { until: Timestamp, why: Refusal },
+}
+
+#[derive(Clone)]
+struct Session {
+    upstream: Arc<str>,
+    client: ClientCredential,
+    until: Timestamp,
+}
+
+/// The life of a token.
+const LIFE: Duration = Duration::from_mins(5);
+/// For how long it is believed that a login is right, and that it is not.
+const RIGHT: Duration = Duration::from_mins(1);
+const WRONG: Duration = Duration::from_secs(5);
+/// An address pays so long for each login that was wrong, and may owe so much: thirty at once, then one each two seconds.
+const PRICE: Duration = Duration::from_secs(2);
+const CREDIT: Duration = Duration::from_mins(1);
+/// How many logins and addresses are remembered, and how much memory the sessions may take.
+const REMEMBERED: u64 = 10_000;
+const SESSION_BYTES: u64 = 16 << 20;
+
+// === impl Gate ===
+
+impl Gate {
+    pub(super) fn of(registry: &Arc<Registry>) -> Option<Self> {
+        let public_url = registry.public_url.clone()?;
+        Some(Self { registry: Arc::clone(registry), public_url })
+    }
+
+    /// Tells a client where to log in. `name`: the repository that it wants, as it calls it.
+    pub(super) fn challenge(&self, name: Option<&str>, error: Option<&'static str>) -> Refusal {
+        Refusal::LogIn(Challenge {
+            realm: format!("{}/token", self.public_url.as_str()),
+            service: self.public_url.authority().into(),
+            scope: name.map(|name| format!("repository:{name}:pull")),
+            error,
+        })
+    }
+
+    fn upstream(&self) -> &Arc<str> {
+        self.registry.upstream.name()
+    }
+}
+
+// === impl Mirror ===
+
+impl Mirror {
+    /// Who it is that shows this at the gate. `name`: the repository that it wants, as it calls it.
+    ///
+    /// Cancel safe.
+    ///
+    /// # Errors
+    /// A challenge, unless it shows a token that is good or a login that the upstream takes.
+    pub async fn identify(
+        &self,
+        gate: &Gate,
+        shown: &Shown,
+        name: Option<&str>,
+        from: IpAddr,
+    ) -> Result<ClientCredential, Refusal> {
+        match shown {
+            Shown::Login(client) => match self.login(gate, client, from).await {
+                Ok(_) => Ok(client.clone()),
+                Err(Refusal::WrongLogin(_)) => Err(gate.challenge(name, None)),
+                Err(refusal) => Err(refusal),
+            },
+            Shown::Token(text) => {
+                let session = self.0.logins.sessions.get(&digest(text));
+                let session =
+                    session.filter(|session| session.upstream == *gate.upstream() && self.0.clock.now() < session.until);
+                session.map(|session| session.client).ok_or_else(|| gate.challenge(name, Some("invalid_token")))
+            }
+            Shown::Nothing | Shown::Other => Err(gate.challenge(name, None)),
+        }
+    }
+
+    /// A token for a client that the upstream knows. `from`: the address that it comes from.
+    ///
+    /// Cancel safe.
+    ///
+    /// # Errors
+    /// See [`Refusal`]; the upstream does not know it or cannot be asked, or there were too many tries.
+    pub async fn login(&self, gate: &Gate, client: &ClientCredential, from: IpAddr) -> Result<Token, Refusal> {
+        let login = (Arc::clone(gate.upstream()), client.key());
+        let (said, now) = (self.0.logins.said.get(&login), self.0.clock.now());
+        match &said {
+            Some(Said::Right { until, token }) if now < *until => return Ok(token.clone()),
+            Some(Said::Wrong { until, why }) if now < *until => return Err(why.clone()),
+            _ => {}
+        }
+        // Who was known a while ago does not try out passwords, and nobody has none.
+        let known = matches!(said, Some(Said::Right { .. })) || client.is_nobody();
+        let (mirror, gate, client) = (self.clone(), gate.clone(), client.clone());
+        let checked = self.0.logins.checking.join(login.clone(), || async move {
+            mirror.0.logins.charge(from, now, known)?;
+            let checked = gate.registry.upstream.check_login(&client).await;
+            let why = match checked {
+                Ok(()) => {
+                    mirror.0.logins.refund(from, known);
+                    return mirror.0.logins.open(login, client, now, mirror.0.clock.now());
+                }
+                Err(Error::Credentials(why)) => why,
+                Err(error @ Error::Denied) => error.to_string(),
+                Err(error) => {
+                    mirror.0.logins.refund(from, known);
+                    return Err(error.into());
+                }
+            };
+            let why = Refusal::WrongLogin(why);
+            mirror.0.logins.said.insert(login, Said::Wrong { until: mirror.0.clock.now() + WRONG, why: why.clone() });
+            Err(why)
+        });
+        checked.await?
+    }
+}
+
+// === impl Logins ===
+
+impl Logins {
+    /// Opens a session for a login that was right when it was asked about.
+    fn open(&self, login: Login, client: ClientCredential, asked: Timestamp, now: Timestamp) -> Result<Token, Refusal> {
+        let mut secret = [0; 32];
+        let random = rustls::crypto::ring::default_provider().secure_random;
+        random.fill(&mut secret).map_err(|_| Refusal::Interrupted)?;
+        let token = Token { text: URL_SAFE_NO_PAD.encode(secret), until: now + LIFE };
+        let session = Session { upstream: Arc::clone(&login.0), client, until: token.until };
+        self.sessions.insert(digest(&token.text), session);
+        self.said.insert(login, Said::Right { until: asked + RIGHT, token: token.clone() });
+        Ok(token)
+    }
+
+    /// Lets an address pay for a try beforehand, as many may come at once.
+    fn charge(&self, from: IpAddr, now: Timestamp, known: bool) -> Result<(), Refusal> {
+        if known {
+            return Ok(());
+        }
+        let charged = self.tries.entry(block(from)).and_compute_with(|owed| {
+            let owed = owed.map_or(now, |owed| owed.into_value().max(now));
+            if owed + PRICE <= now + CREDIT { Op::Put(owed + PRICE) } else { Op::Nop }
+        });
+        match charged {
+            CompResult::Unchanged(owed) => Err(Refusal::TooManyLogins { until: owed.into_value() + PRICE - CREDIT }),
+            _ => Ok(()),
+        }
+    }
+
+    /// It was no try at a password, or one that could not be made.
+    fn refund(&self, from: IpAddr, known: bool) {
+        if !known {
+            self.tries
+                .entry(block(from))
+                .and_compute_with(|owed| owed.map_or(Op::Nop, |owed| Op::Put(owed.into_value() - PRICE)));
+        }
+    }
+}
+
+impl Default for Logins {
+    fn default() -> Self {
+        let weight = |_: &[u8; 32], session: &Session| u32::try_from(100 + session.client.weight()).unwrap_or(u32::MAX);
+        // What has just been given must be there, so that only what was used least recently may go.
+        let sessions = Cache::builder().eviction_policy(EvictionPolicy::lru()).max_capacity(SESSION_BYTES);
+        Self {
+            said: Cache::builder().eviction_policy(EvictionPolicy::lru()).max_capacity(REMEMBERED).build(),
+            checking: Flights::default(),
+            sessions: sessions.weigher(weight).time_to_live(LIFE).build(),
+            tries: Cache::builder().eviction_policy(EvictionPolicy::lru()).max_capacity(REMEMBERED).build(),
+        }
+    }
+}
+
+fn digest(token: &str) -> [u8; 32] {
+    Sha256::digest(token).into()
+}
+
+/// All addresses that one client may have: a network of IPv6 is given to one.
+fn block(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => Ipv6Addr::from(u128::from(v6) >> 64 << 64).into(),
+        IpAddr::V4(v4) => v4.into(),
+    }
+}
+
+// === impl Challenge ===
+
+/// As it stands in `WWW-Authenticate`.
+impl fmt::Display for Challenge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Bearer realm=\"{}\",service=\"{}\"", self.realm, self.service)?;
+        self.scope.iter().try_for_each(|scope| write!(f, ",scope=\"{scope}\""))?;
+        self.error.iter().try_for_each(|error| write!(f, ",error=\"{error}\""))
+    }
+}

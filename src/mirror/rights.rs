@@ -1,0 +1,138 @@
+//! Who may read a repository of an upstream that clients read with credentials of their own.
+//!
+//! Such a client gets nothing before the upstream has said yes to it, not even what lies in the cache. That it said yes is
+//! believed for a minute; a no is told to the one who asked, and changes nothing for others.
+
+use std::time::Duration;
+
+use crate::clock::Timestamp;
+use crate::flight::Flights;
+use crate::oci::{Digest, Page, Reference, Repository};
+use crate::upstream::{self, CredentialKey};
+
+use super::{Mirror, Origin, Refusal, Thing};
+
+/// As whom a repository is asked. Without a client it is larder itself, for everyone.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) struct Asker {
+    pub(super) repository: Repository,
+    pub(super) client: Option<CredentialKey>,
+}
+
+/// What a client wants of a repository: whether it may have that is what the upstream is asked.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub enum Wanted {
+    Manifest(Reference),
+    Blob(Digest),
+    Tags,
+}
+
+/// What a yes is good for: some registries let one read and not list, or the other way round.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Right {
+    Pull,
+    List,
+}
+
+/// What upstreams have said.
+pub(super) struct Rights {
+    /// Until when each yes is believed.
+    granted: moka::sync::Cache<(Asker, Right), Timestamp>,
+    asking: Flights<(Asker, Wanted), Result<(), Refusal>>,
+}
+
+/// For how long a yes is believed.
+const BELIEVED: Duration = Duration::from_mins(1);
+/// How many are remembered.
+const REMEMBERED: u64 = 100_000;
+
+// === impl Rights ===
+
+impl Default for Rights {
+    fn default() -> Self {
+        Self { granted: moka::sync::Cache::new(REMEMBERED), asking: Flights::default() }
+    }
+}
+
+// === impl Mirror ===
+
+impl Mirror {
+    /// Makes sure that the client behind `origin` may read its repository. To be done before anything else is looked at: what
+    /// is cached is nobody's to know without it. `name`: the repository as the client calls it.
+    ///
+    /// Cancel safe.
+    ///
+    /// # Errors
+    /// See [`Refusal`]; the upstream's no, or that it cannot be asked.
+    pub async fn authorize(&self, origin: &Origin, wanted: &Wanted, name: &str) -> Result<(), Refusal> {
+        let Some(gate) = origin.gate() else { return Ok(()) };
+        let Some(client) = &origin.behalf.client else { return Err(gate.challenge(Some(name), None)) };
+        let granted = self.0.rights.granted.get(&(origin.asker(), wanted.right()));
+        if granted.is_some_and(|until| self.0.clock.now() < until) {
+            return Ok(());
+        }
+        match self.ask_for_right(origin, wanted).await {
+            // Nobody is not someone who may not: with a login it may be another thing.
+            Err(Refusal::Upstream(upstream::Error::Denied)) if client.is_nobody() => {
+                Err(gate.challenge(Some(name), Some("insufficient_scope")))
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// Asks the upstream, once for all who want the same as the same.
+    async fn ask_for_right(&self, origin: &Origin, wanted: &Wanted) -> Result<(), Refusal> {
+        self.check_missing(origin, wanted.thing())?;
+        let (mirror, origin, wanted) = (self.clone(), origin.clone(), wanted.clone());
+        let asked = self.0.rights.asking.join((origin.asker(), wanted.clone()), || async move {
+            let now = mirror.0.clock.now();
+            // A token tells what its client could do when it was made.
+            origin.behalf.client.iter().for_each(|client| origin.upstream().forget_token(client, &origin.repository.name));
+            match mirror.ask_for(&origin, &wanted).await {
+                Ok(()) => {
+                    mirror.0.rights.granted.insert((origin.asker(), wanted.right()), now + BELIEVED);
+                    Ok(())
+                }
+                Err(error) => {
+                    mirror.note_failure(&origin, wanted.thing(), &error);
+                    Err(error.into())
+                }
+            }
+        });
+        asked.await?
+    }
+
+    async fn ask_for(&self, origin: &Origin, wanted: &Wanted) -> Result<(), upstream::Error> {
+        match wanted {
+            Wanted::Manifest(reference) => {
+                let found = origin.ask().prove_manifest(reference).await?;
+                if let (Reference::Tag(tag), Some(digest)) = (reference, found.digest) {
+                    self.confirm_tag(origin, tag, &digest);
+                }
+            }
+            Wanted::Blob(digest) => _ = origin.ask().head_blob(digest).await?,
+            Wanted::Tags => _ = origin.ask().tags(&Page { n: Some(1), ..Page::default() }).await?,
+        }
+        Ok(())
+    }
+}
+
+// === impl Wanted ===
+
+impl Wanted {
+    fn right(&self) -> Right {
+        match self {
+            Self::Manifest(_) | Self::Blob(_) => Right::Pull,
+            Self::Tags => Right::List,
+        }
+    }
+
+    fn thing(&self) -> Thing {
+        match self {
+            Self::Manifest(Reference::Digest(digest)) => Thing::Manifest(digest.clone()),
+            Self::Manifest(Reference::Tag(tag)) => Thing::Tag(tag.clone()),
+            Self::Blob(digest) => Thing::Blob(digest.clone()),
+            Self::Tags => Thing::List("tags".into()),
+        }
+    }
+}

@@ -242,6 +242,23 @@ async fn what_is_hidden_from_one_is_there_for_the_other() {
 }
 
 #[tokio::test]
+async fn a_tag_that_one_is_not_shown_is_not_forgotten() {
+    let upstream = Registry::with(plain()).await;
+    let image = private(&upstream, 1, "team-a/app", &["alice", "bob"]);
+    let mirror = before(&upstream).set("mirror.tag_ttl = \"1s\"").start().await;
+    let (alice, bob) = (alice(&mirror).await, bob(&mirror).await);
+    let tag = image.tag_path("latest");
+    alice.get(&tag).await.expect(200);
+    bob.get(&tag).await.expect(200);
+    upstream.on(Match::any("/manifests/latest").by("bob"), Fault::status(404));
+    mirror.clock().advance(Duration::from_secs(2));
+    bob.get(&tag).await.expect(404);
+    upstream.forget_requests();
+    assert_eq!(alice.get(&tag).await.expect(200).body, image.manifest);
+    assert_eq!((upstream.count("HEAD", &tag), upstream.count("GET", "")), (1, 0));
+}
+
+#[tokio::test]
 async fn a_question_that_fails_for_one_is_asked_again_for_the_other() {
     let upstream = Registry::with(plain()).await;
     let image = private(&upstream, 1, "team-a/app", &["alice", "bob"]);
@@ -397,6 +414,8 @@ async fn that_a_repository_holds_a_blob_is_asked_again_after_a_day() {
     let image = private(&upstream, 1, "team-a/app", &["alice"]);
     let mirror = before(&upstream).start().await;
     pull(&alice(&mirror).await, &image).await;
+    // By its end it has noted when that was.
+    let mirror = mirror.stop().await.start().await;
     let layer = &image.layers[0];
     upstream.remove("team-a/app", &layer.digest);
     mirror.clock().advance(Duration::from_hours(23));

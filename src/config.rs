@@ -74,8 +74,13 @@ impl Config {
 
     fn from_table(table: Table) -> Result<Self, ConfigError> {
         check_keys(&table)?;
-        let mut config: Self = serde_path_to_error::deserialize(table)
-            .map_err(|error| ConfigError(format!("{}: {}", error.path(), one_line(&error.inner().to_string()))))?;
+        let mut config: Self = serde_path_to_error::deserialize(table).map_err(|error| {
+            ConfigError(format!(
+                "{}: {}",
+                error.path(),
+                one_line(error.inner().message()).replace("expected parsable string", "expected a size such as 50GiB")
+            ))
+        })?;
         if config.mirror.well_known {
             for name in WELL_KNOWN {
                 config.upstream.entry(name.into()).or_default();

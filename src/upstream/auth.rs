@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::flight::Flights;
 use crate::oci::RepositoryName;
 
@@ -45,6 +45,14 @@ pub(super) enum LoginKey {
     Client(CredentialKey),
 }
 
+/// What is shown in `Authorization`.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Proof {
+    pub(super) header: HeaderValue,
+    /// When the token was asked for; `None`: it is Basic.
+    asked: Option<Timestamp>,
+}
+
 const NEW: Duration = Duration::from_secs(10);
 /// Tokens and challenges that are remembered.
 const REMEMBERED: u64 = 10_000;
@@ -57,12 +65,18 @@ impl Auth {
         Self { client, trust, challenges, tokens, fetching: Flights::default(), clock }
     }
 
-    /// The `Authorization` to send with a request for `repository`, as far as it is known what is wanted.
-    pub(super) async fn header(&self, login: &Login, repository: &RepositoryName) -> Result<Option<HeaderValue>, Error> {
-        match (self.challenges.get(repository), &login.credential) {
-            (None, _) | (Some(Challenge::Basic), None) => Ok(None),
-            (Some(Challenge::Basic), Some(credential)) => Ok(Some(credential.basic())),
-            (Some(Challenge::Bearer(key)), _) => self.token(login, &key).await.map(Some),
+    /// What to show with a request for `repository`, as far as it is known what is wanted.
+    pub(super) async fn proof(&self, login: &Login, repository: &RepositoryName) -> Result<Option<Proof>, Error> {
+        match self.challenges.get(repository) {
+            Some(challenge) => self.meet(&challenge, login).await,
+            None => Ok(None),
+        }
+    }
+
+    async fn meet(&self, challenge: &Challenge, login: &Login) -> Result<Option<Proof>, Error> {
+        match challenge {
+            Challenge::Basic => Ok(login.credential.as_ref().map(|known| Proof { header: known.basic(), asked: None })),
+            Challenge::Bearer(key) => self.token(login, key).await.map(Some),
         }
     }
 
@@ -73,11 +87,11 @@ impl Auth {
         login: &Login,
         repository: &RepositoryName,
         headers: &HeaderMap,
-        sent: Option<&HeaderValue>,
-    ) -> Result<Option<HeaderValue>, Error> {
+        sent: Option<&Proof>,
+    ) -> Result<Option<Proof>, Error> {
         let told = Challenge::parse(headers);
         let without_a_word = told.is_none();
-        let basic_refused = sent.is_some_and(is_basic);
+        let basic_refused = sent.is_some_and(Proof::is_basic);
         let challenge = match (told, self.challenges.get(repository)) {
             (Some(bearer @ Challenge::Bearer(_)), _) => bearer,
             (Some(Challenge::Basic), _) if login.credential.is_some() && !basic_refused => Challenge::Basic,
@@ -95,7 +109,7 @@ impl Auth {
         if let (Challenge::Bearer(key), Some(sent)) = (&challenge, sent) {
             // The token that was refused is worth nothing, unless someone has renewed it meanwhile.
             let key = (login.key, key.clone());
-            if let Some(token) = self.tokens.get(&key).filter(|token| token.header == *sent) {
+            if let Some(token) = self.tokens.get(&key).filter(|token| token.header == sent.header) {
                 // Refused without a word, a token that is still new is not made better by another.
                 if without_a_word && self.clock.now().since(token.asked) < NEW {
                     return Ok(None);
@@ -103,14 +117,14 @@ impl Auth {
                 self.tokens.invalidate(&key);
             }
         }
-        self.challenges.insert(repository.clone(), challenge);
-        self.header(login, repository).await
+        self.challenges.insert(repository.clone(), challenge.clone());
+        self.meet(&challenge, login).await
     }
 
     /// A new token for `repository` in place of the one that is held.
-    pub(super) async fn renewed(&self, login: &Login, repository: &RepositoryName) -> Result<Option<HeaderValue>, Error> {
+    pub(super) async fn renewed(&self, login: &Login, repository: &RepositoryName) -> Result<Option<Proof>, Error> {
         self.forget(login.key, repository, Duration::ZERO);
-        self.header(login, repository).await
+        self.proof(login, repository).await
     }
 
     /// Throws away the token for `repository` if it is as old as this.
@@ -158,10 +172,10 @@ impl Auth {
         }
     }
 
-    async fn token(&self, login: &Login, key: &TokenKey) -> Result<HeaderValue, Error> {
+    async fn token(&self, login: &Login, key: &TokenKey) -> Result<Proof, Error> {
         let held = self.tokens.get(&(login.key, key.clone()));
         if let Some(token) = held.as_ref().filter(|token| self.clock.now() < token.renew_at) {
-            return Ok(token.header.clone());
+            return Ok(Proof::of(token));
         }
         let request = token::Request::new(key, login.credential.as_ref(), &self.trust)?;
         let (client, clock, tokens) = (Arc::clone(&self.client), self.clock.clone(), self.tokens.clone());
@@ -173,8 +187,8 @@ impl Auth {
         });
         let fetched = fetched.await.unwrap_or_else(|lost| Err(Error::unavailable(lost.to_string())));
         match (fetched, held) {
-            (Err(Error::Unavailable { .. }), Some(held)) if self.clock.now() < held.expires_at => Ok(held.header),
-            (fetched, _) => fetched.map(|token| token.header),
+            (Err(Error::Unavailable { .. }), Some(held)) if self.clock.now() < held.expires_at => Ok(Proof::of(&held)),
+            (fetched, _) => fetched.map(|token| Proof::of(&token)),
         }
     }
 }
@@ -187,8 +201,21 @@ impl Login {
     }
 }
 
-pub(super) fn is_basic(authorization: &HeaderValue) -> bool {
-    authorization.as_bytes().starts_with(b"Basic ")
+// === impl Proof ===
+
+impl Proof {
+    fn of(token: &Token) -> Self {
+        Self { header: token.header.clone(), asked: Some(token.asked) }
+    }
+
+    pub(super) fn is_basic(&self) -> bool {
+        self.asked.is_none()
+    }
+
+    /// It is a token, and was not asked for before `since`.
+    pub(super) fn is_token_since(&self, since: Timestamp) -> bool {
+        self.asked.is_some_and(|asked| asked >= since)
+    }
 }
 
 pub(super) fn refused() -> Error {

@@ -10,7 +10,7 @@ use crate::clock::Timestamp;
 use crate::oci::RepositoryName;
 
 use super::accounts::Account;
-use super::auth::{Login, LoginKey, is_basic, refused};
+use super::auth::{Login, LoginKey, Proof, refused};
 use super::budget::Purpose;
 use super::client::{Followed, read_limited};
 use super::endpoint::Endpoint;
@@ -137,11 +137,12 @@ impl Upstream {
         let Question { method, repository, path, headers, purpose, .. } = question;
         let url: Url = endpoint.client.url(path)?;
         let mut headers = headers.clone();
-        let mut sent = endpoint.auth.header(login, repository).await?;
-        let (mut proofs, mut asked_again) = (0, false);
+        let began = self.clock.now();
+        let mut sent = endpoint.auth.proof(login, repository).await?;
+        let (mut tries, mut asked_again) = (3, false);
         loop {
             match &sent {
-                Some(value) => headers.insert(header::AUTHORIZATION, value.clone()),
+                Some(proof) => headers.insert(header::AUTHORIZATION, proof.header.clone()),
                 None => headers.remove(header::AUTHORIZATION),
             };
             let Followed { response, own } = endpoint.client.follow(method, url.clone(), &headers).await?;
@@ -155,20 +156,22 @@ impl Upstream {
                 }
             }
             match response.status() {
-                // First perhaps with an old token, then with a new one, then with what `/v2/` wants.
-                StatusCode::UNAUTHORIZED if own && proofs < 2 => {
+                // First with nothing or what is held, then with what is asked for, then with what `/v2/` wants.
+                StatusCode::UNAUTHORIZED if own && tries > 0 => {
                     let better = endpoint.auth.challenged(login, repository, response.headers(), sent.as_ref()).await?;
-                    if better.is_none() || (better == sent && sent.as_ref().is_some_and(is_basic)) {
+                    if better.is_none() || (better == sent && sent.as_ref().is_some_and(Proof::is_basic)) {
                         return self.judge(&response, own, login.key, sent.as_ref()).map(|()| response);
                     }
                     // A registry that refuses what its token service has just given means the repository.
-                    proofs += if better.as_ref().is_some_and(is_basic) { 1 } else { 2 };
+                    tries = if better.as_ref().is_some_and(|proof| proof.is_token_since(began)) { 0 } else { tries - 1 };
                     sent = better;
                 }
                 // Said of an old token, it may not be true of a new one.
-                StatusCode::FORBIDDEN if own && proofs == 0 && sent.as_ref().is_some_and(|sent| !is_basic(sent)) => {
+                StatusCode::FORBIDDEN
+                    if own && tries > 0 && sent.as_ref().is_some_and(|sent| !sent.is_basic() && !sent.is_token_since(began)) =>
+                {
                     sent = endpoint.auth.renewed(login, repository).await?;
-                    proofs = 2;
+                    tries = 0;
                 }
                 // The signature of a redirect has expired: the registry makes a new one.
                 StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED if !own && !asked_again => asked_again = true,
@@ -177,12 +180,12 @@ impl Upstream {
         }
     }
 
-    fn judge(&self, response: &Response, own: bool, login: LoginKey, sent: Option<&HeaderValue>) -> Result<(), Error> {
+    fn judge(&self, response: &Response, own: bool, login: LoginKey, sent: Option<&Proof>) -> Result<(), Error> {
         match response.status().as_u16() {
             200 | 206 => Ok(()),
             404 => Err(Error::NotFound),
             status @ (400 | 405 | 406 | 410 | 416 | 501) => Err(Error::Unsupported(status)),
-            401 if own && sent.is_some_and(is_basic) => Err(refused()),
+            401 if own && sent.is_some_and(Proof::is_basic) => Err(refused()),
             // Docker Hub says so of repositories that are not there, whoever asks. A client is told what Docker Hub tells it.
             401 if own && *self.name == *DOCKER_HUB && matches!(login, LoginKey::Account(_)) => Err(Error::NotFound),
             401 | 403 if own => Err(Error::Denied),

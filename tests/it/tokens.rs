@@ -5,7 +5,7 @@ use std::time::Duration;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use futures_util::future::join_all;
 
-use crate::support::{Answer, Auth, Fault, Image, Listener, Match, Registry, Setup, StoppedMirror, TestMirror, noise};
+use crate::support::{Answer, Auth, Fault, Image, Like, Listener, Match, Registry, Setup, StoppedMirror, TestMirror, noise};
 
 const REPOSITORY: &str = "library/app";
 const TAG: &str = "/v2/library/app/manifests/latest";
@@ -221,4 +221,22 @@ async fn a_repository_that_a_fresh_token_does_not_open_is_denied_however_old_the
     mirror.clock().advance(Duration::from_mins(2));
     let answer = mirror.get("/v2/team/app/manifests/latest").await.expect(403);
     assert_eq!(answer.error_code().as_deref(), Some("DENIED"));
+}
+
+/// At ECR Public one token is for all repositories. What was asked for the first time was shown the old one, and its refusal
+/// was taken for the upstream's last word.
+#[tokio::test]
+async fn a_token_that_has_expired_early_is_replaced_also_for_a_repository_that_is_asked_for_the_first_time() {
+    let upstream = Registry::like(Like::EcrPublic).await;
+    let (first, second) = (Image::new(20).put(&upstream, "team/first", "v1"), Image::new(21).put(&upstream, "team/second", "v1"));
+    let mirror = TestMirror::builder()
+        .upstream("public.ecr.aws", &upstream)
+        .set("mirror.default_upstream = \"public.ecr.aws\"")
+        .start()
+        .await;
+    mirror.get(&first.tag_path("v1")).await.expect(200);
+    upstream.expire_tokens();
+    mirror.clock().advance(Duration::from_secs(1));
+    assert_eq!(mirror.get(&second.tag_path("v1")).await.expect(200).body, second.manifest);
+    assert_eq!(upstream.token_requests(), 2);
 }

@@ -121,17 +121,26 @@ impl Auth {
         self.meet(&challenge, login).await
     }
 
-    /// A new token for `repository` in place of the one that is held.
-    pub(super) async fn renewed(&self, login: &Login, repository: &RepositoryName) -> Result<Option<Proof>, Error> {
-        self.forget(login.key, repository, Duration::ZERO);
+    /// A new token for `repository` in place of one that was refused, unless someone has renewed it meanwhile.
+    pub(super) async fn renewed(
+        &self,
+        login: &Login,
+        repository: &RepositoryName,
+        sent: Option<&Proof>,
+    ) -> Result<Option<Proof>, Error> {
+        self.forget_if(login.key, repository, |token| sent.is_some_and(|sent| sent.header == token.header));
         self.proof(login, repository).await
     }
 
     /// Throws away the token for `repository` if it is as old as this.
     pub(super) fn forget(&self, login: LoginKey, repository: &RepositoryName, age: Duration) {
+        self.forget_if(login, repository, |token| self.clock.now().since(token.asked) >= age);
+    }
+
+    fn forget_if(&self, login: LoginKey, repository: &RepositoryName, which: impl FnOnce(Token) -> bool) {
         let Some(Challenge::Bearer(key)) = self.challenges.get(repository) else { return };
         let key = (login, key);
-        if self.tokens.get(&key).is_some_and(|token| self.clock.now().since(token.asked) >= age) {
+        if self.tokens.get(&key).is_some_and(which) {
             self.tokens.invalidate(&key);
         }
     }

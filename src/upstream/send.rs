@@ -170,7 +170,7 @@ impl Upstream {
                 StatusCode::FORBIDDEN
                     if own && tries > 0 && sent.as_ref().is_some_and(|sent| !sent.is_basic() && !sent.is_token_since(began)) =>
                 {
-                    sent = endpoint.auth.renewed(login, repository).await?;
+                    sent = endpoint.auth.renewed(login, repository, sent.as_ref()).await?;
                     tries = 0;
                 }
                 // The signature of a redirect has expired: the registry makes a new one.

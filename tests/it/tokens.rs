@@ -240,3 +240,22 @@ async fn a_token_that_has_expired_early_is_replaced_also_for_a_repository_that_i
     assert_eq!(mirror.get(&second.tag_path("v1")).await.expect(200).body, second.manifest);
     assert_eq!(upstream.token_requests(), 2);
 }
+
+#[tokio::test]
+async fn a_token_that_another_question_has_renewed_is_not_renewed_once_more() {
+    let upstream = bearer(None, Some(300)).await;
+    let [first, quick, slow] = [90, 91, 92].map(|seed| upstream.put_blob(REPOSITORY, noise(seed, 1000)));
+    let mirror = TestMirror::of(&upstream).await;
+    mirror.get(&path(&first)).await.expect(200);
+    mirror.clock().advance(Duration::from_secs(1));
+    upstream.on(Match::get(&quick).times(1), Fault::status(403));
+    upstream.on(Match::get(&slow).times(1), [Fault::status(403), Fault::Latency(Duration::from_millis(300))]);
+    let (quick, slow) = (path(&quick), path(&slow));
+    let (slow, ()) = tokio::join!(mirror.get(&slow), async {
+        upstream.seen("GET", &slow, 1).await;
+        mirror.get(&quick).await.expect(200);
+        assert_eq!(upstream.token_requests(), 2);
+    });
+    slow.expect(200);
+    assert_eq!(upstream.token_requests(), 2);
+}

@@ -41,7 +41,8 @@ pub struct Options {
     pub docker_config: PathBuf,
     /// The helper that knows the credentials: `ecr-login` for the program `docker-credential-ecr-login`.
     pub credential_helper: String,
-    /// The repositories for which these credentials are used, as patterns; empty: all.
+    /// The repositories for which these credentials are used, as patterns; empty: all. Where no account is for one, larder is
+    /// nobody.
     pub repositories: Vec<Pattern>,
     /// More accounts. For a repository the one whose pattern says most about it is used; of several that say as much, the next
     /// when the budget of one is used up.
@@ -143,7 +144,8 @@ pub const WELL_KNOWN: [&str; 9] = [
 pub const DOCKER_HUB: &str = "docker.io";
 
 impl Options {
-    /// All accounts: that of the upstream's own section first, unless it names none and others follow.
+    /// All accounts: that of the upstream's own section first, unless it names none and others follow; and nobody for what
+    /// none of them is for.
     #[must_use]
     pub(super) fn accounts(&self) -> Vec<AccountOptions> {
         let own = AccountOptions {
@@ -155,7 +157,11 @@ impl Options {
             repositories: self.repositories.clone(),
         };
         let named = own != AccountOptions::default() || self.account.is_empty();
-        named.then_some(own).into_iter().chain(self.account.iter().cloned()).collect()
+        let mut accounts: Vec<_> = named.then_some(own).into_iter().chain(self.account.iter().cloned()).collect();
+        if accounts.iter().all(|account| !account.repositories.is_empty()) {
+            accounts.push(AccountOptions::default());
+        }
+        accounts
     }
 
     /// True if larder is somebody to the upstream: what it can read there, not everyone can.

@@ -99,7 +99,7 @@ impl Upstream {
             };
             limited = Some(limited.map_or(until, |earliest| earliest.min(until)));
         }
-        Err(limited.map_or(Error::Denied, |until| Error::RateLimited { until }))
+        Err(limited.map_or(Error::Offline, |until| Error::RateLimited { until }))
     }
 
     fn who<'a>(&'a self, question: &Question<'_>) -> Vec<Who<'a>> {

@@ -61,6 +61,18 @@ async fn the_pattern_that_says_most_about_a_repository_chooses_the_account() {
     assert_eq!(hub.token_requests(), 4);
 }
 
+/// It was a 403, said in the name of an upstream that nobody had asked.
+#[tokio::test]
+async fn what_no_account_is_for_is_asked_for_as_nobody() {
+    let hub = hub().await;
+    let mirror = account(before(&hub), &[("ann", "canary-of-ann", "team/**")]).start().await;
+    for (repository, user) in [("team/app", "ann"), ("library/app", ANONYMOUS)] {
+        put(&hub, repository);
+        mirror.get(&format!("/v2/{repository}/manifests/latest")).await.expect(200);
+        assert_eq!(hub.tokens(user, &format!("repository:{repository}:pull")), 1, "{repository}");
+    }
+}
+
 #[tokio::test]
 async fn when_one_account_has_used_up_its_budget_the_next_is_used() {
     let hub = hub().await;

@@ -21,6 +21,6 @@ pub struct AccountOptions {
     pub docker_config: PathBuf,
     /// A program that knows the credentials: `ecr-login` runs docker-credential-ecr-login.
     pub credential_helper: String,
-    /// The repositories that the account is for, as patterns. Empty: all.
+    /// The repositories that the account is for, as patterns. Empty: all. Where no account is for one, larder is nobody.
     pub repositories: Vec<Pattern>,
 }

@@ -264,8 +264,8 @@ pub(super) fn refusal(refusal: &Refusal, kind: Kind, wait: impl Fn(Timestamp) ->
         Refusal::NotAllowed(_) | Refusal::Elsewhere(_) | Refusal::Upstream(Error::Denied) => {
             (StatusCode::FORBIDDEN, ErrorCode::Denied)
         }
-        // podman sleeps through 429 instead of failing over, and for a blob it has nowhere to go.
-        Refusal::Upstream(Error::RateLimited { .. }) if kind == Kind::Blob => {
+        // podman sleeps through 429 instead of failing over, and for a blob and a login it has nowhere to go.
+        Refusal::Upstream(Error::RateLimited { .. }) if matches!(kind, Kind::Blob | Kind::Login) => {
             (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
         }
         Refusal::TooManyLogins { .. } | Refusal::Upstream(Error::RateLimited { .. }) => {

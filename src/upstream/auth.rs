@@ -12,6 +12,7 @@ use crate::flight::Flights;
 use crate::oci::RepositoryName;
 
 use super::behalf::{ClientCredential, CredentialKey};
+use super::budget::cool_down;
 use super::challenge::{Challenge, TokenKey};
 use super::client::Client;
 use super::credentials::Credential;
@@ -176,7 +177,8 @@ impl Auth {
         let answer = self.client.get(self.client.base(), HeaderMap::new()).await?;
         match answer.status().as_u16() {
             401 => Ok(Challenge::parse(answer.headers())),
-            status @ (429 | 500..) => Err(Error::unavailable(format!("it answers {status}"))),
+            429 => Err(Error::RateLimited { until: self.clock.now() + cool_down(answer.headers()) }),
+            status @ 500.. => Err(Error::unavailable(format!("it answers {status}"))),
             _ => Ok(None),
         }
     }

@@ -82,6 +82,14 @@ impl Budget {
         if now < from { Err(from) } else { Ok(()) }
     }
 
+    /// Someone on the way to an answer limits the rate: a token service, or whoever the registry has sent us to.
+    pub(super) fn leave_alone(&mut self, purpose: Purpose, now: Timestamp, until: Timestamp) {
+        // What the registry itself has said has been taken notice of.
+        if self.admit(purpose, now).is_ok() {
+            self.all_from = until;
+        }
+    }
+
     /// Takes notice of an answer. `Err`: it limits the rate, and nothing is to be asked before then.
     ///
     /// # Errors
@@ -105,12 +113,12 @@ impl Budget {
         if status != StatusCode::TOO_MANY_REQUESTS {
             return Ok(());
         }
-        let told = headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()).and_then(retry_after);
+        let told = retry_after(headers);
         let used_up = purpose == Purpose::Pull && headers.contains_key(REMAINING) && self.pulls_from > now;
         match told {
             Some(told) if used_up => self.pulls_from = now + told.min(LONGEST_WINDOW),
             None if used_up => {}
-            _ => self.all_from = now + told.unwrap_or(COOL_DOWN).min(LONGEST_COOL_DOWN),
+            _ => self.all_from = now + cool_down(headers),
         }
         Err(self.all_from.max(self.pulls_from))
     }
@@ -171,8 +179,14 @@ fn amount(text: &str) -> Option<(u64, Option<Duration>)> {
     Some((amount, window))
 }
 
+/// For how long who has answered 429 is left alone.
+pub(super) fn cool_down(headers: &HeaderMap) -> Duration {
+    retry_after(headers).unwrap_or(COOL_DOWN).min(LONGEST_COOL_DOWN)
+}
+
 /// Seconds, or a date.
-fn retry_after(text: &str) -> Option<Duration> {
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
     if let Ok(seconds) = text.trim().parse() {
         return Some(Duration::from_secs(seconds));
     }
@@ -242,6 +256,7 @@ mod tests {
 
     #[test]
     fn retry_after_is_seconds_or_a_date() {
+        let retry_after = |text| retry_after(&headers(&[("retry-after", text)]));
         assert_eq!(retry_after("120"), Some(Duration::from_mins(2)));
         assert_eq!(retry_after("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::ZERO));
         assert_eq!(retry_after("soon"), None);

@@ -11,7 +11,7 @@ use crate::oci::RepositoryName;
 
 use super::accounts::Account;
 use super::auth::{Login, LoginKey, Proof, refused};
-use super::budget::Purpose;
+use super::budget::{Purpose, cool_down};
 use super::client::{Followed, read_limited};
 use super::endpoint::Endpoint;
 use super::error::Error;
@@ -92,7 +92,11 @@ impl Upstream {
             let admitted = endpoint.budget(who.key(), |budget| budget.admit(question.purpose, self.clock.now()));
             let until = match admitted {
                 Ok(()) => match self.send_as(endpoint, &who, question).await {
-                    Err(Error::RateLimited { until }) => until,
+                    Err(Error::RateLimited { until }) => {
+                        tracing::warn!(upstream = %self.name, "the upstream limits the rate of requests; it is left alone for a while");
+                        endpoint.budget(who.key(), |budget| budget.leave_alone(question.purpose, self.clock.now(), until));
+                        until
+                    }
                     outcome => return outcome,
                 },
                 Err(until) => until,
@@ -148,12 +152,9 @@ impl Upstream {
             let Followed { response, own } = endpoint.client.follow(method, url.clone(), &headers).await?;
             if own {
                 let now = self.clock.now();
-                let noted =
-                    endpoint.budget(login.key, |budget| budget.note(*purpose, response.status(), response.headers(), now));
-                if let Err(until) = noted {
-                    tracing::warn!(upstream = %self.name, "the upstream limits the rate of requests; it is left alone for a while");
-                    return Err(Error::RateLimited { until });
-                }
+                endpoint
+                    .budget(login.key, |budget| budget.note(*purpose, response.status(), response.headers(), now))
+                    .map_err(|until| Error::RateLimited { until })?;
             }
             match response.status() {
                 // First with nothing or what is held, then with what is asked for, then with what `/v2/` wants.
@@ -189,6 +190,7 @@ impl Upstream {
             // Docker Hub says so of repositories that are not there, whoever asks. A client is told what Docker Hub tells it.
             401 if own && *self.name == *DOCKER_HUB && matches!(login, LoginKey::Account(_)) => Err(Error::NotFound),
             401 | 403 if own => Err(Error::Denied),
+            429 => Err(Error::RateLimited { until: self.clock.now() + cool_down(response.headers()) }),
             508 => Err(Error::Loop),
             status => Err(Error::unavailable(format!("it answers {status}"))),
         }

@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 use crate::clock::{Clock, Timestamp};
 
+use super::budget::cool_down;
 use super::challenge::TokenKey;
 use super::client::{Client, read_limited};
 use super::credentials::{Credential, jwt_expiry};
@@ -111,6 +112,7 @@ impl Request {
             status @ (401 | 403) => return Ok(Said::No(status)),
             // So says OAuth of a refresh token that has expired.
             400 if identity_token.is_some() => return Ok(Said::No(400)),
+            429 => return Err(Error::RateLimited { until: clock.now() + cool_down(response.headers()) }),
             status => return Err(Error::unavailable(format!("the token service answers {status}"))),
         }
         let body = read_limited(&mut response, LARGEST_ANSWER, TIMEOUT).await?;

@@ -205,6 +205,40 @@ async fn a_tag_is_served_stale_while_the_token_service_forbids_larders_user() {
     token_service_answers(403).await;
 }
 
+/// Each client's request was one more to the token service, and each layer's three.
+#[tokio::test]
+async fn a_token_service_that_limits_the_rate_is_left_alone_for_as_long_as_it_says() {
+    let upstream = bearer(None, Some(300)).await;
+    let image = Image::new(9).layers(&[1000]).put(&upstream, REPOSITORY, "latest");
+    upstream.on(Match::token().times(1), Fault::answer(429, &[("retry-after", "120")], ""));
+    let mirror = TestMirror::of(&upstream).await;
+    let layer = image.blob_path(&image.layers[0]);
+    for _ in 0..3 {
+        mirror.get(&layer).await.expect(503);
+        let answer = mirror.get(&image.tag_path("latest")).await.expect(429);
+        assert_eq!(answer.error_code().as_deref(), Some("TOOMANYREQUESTS"));
+    }
+    assert_eq!(upstream.requests().len(), 2, "a challenge and the 429: {:#?}", upstream.requests());
+    mirror.clock().advance(Duration::from_secs(121));
+    mirror.get(&layer).await.expect(200);
+}
+
+/// Artifact Registry says there alone what it wants.
+#[tokio::test]
+async fn an_upstream_whose_base_limits_the_rate_is_left_alone_for_as_long_as_it_says() {
+    let upstream = Registry::start().await;
+    let digest = upstream.put_blob(REPOSITORY, noise(82, 1000));
+    upstream.on(Match::get(&digest).times(1), Fault::status(401));
+    upstream.on(Match::get("/v2/").times(1), Fault::answer(429, &[("retry-after", "120")], ""));
+    let mirror = TestMirror::of(&upstream).await;
+    for _ in 0..3 {
+        mirror.get(&path(&digest)).await.expect(503);
+    }
+    assert_eq!(upstream.requests().len(), 2, "the 401 without a word and the 429: {:#?}", upstream.requests());
+    mirror.clock().advance(Duration::from_secs(121));
+    mirror.get(&path(&digest)).await.expect(200);
+}
+
 #[tokio::test]
 async fn a_repository_that_a_fresh_token_does_not_open_is_denied_however_old_the_tag() {
     let upstream = bearer(Some((USER, PASSWORD)), None).await;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{Auth, Blobs, Fault, Image, Listener, Match, Registry, Setup, TestMirror, noise};
+use crate::support::{Auth, Blobs, Fault, Image, Like, Listener, Match, Registry, Setup, TestMirror, noise};
 
 const REPOSITORY: &str = "library/app";
 
@@ -176,6 +176,25 @@ async fn an_upstream_that_limits_the_rate_is_left_alone_for_as_long_as_it_says()
     mirror.clock().advance(Duration::from_secs(11));
     mirror.get(&image.tag_path("latest")).await.expect(200);
     mirror.get(&layer).await.expect(200);
+}
+
+/// registry.k8s.io sends whoever asks to others, who have limits of their own. It was a 502, and three requests for each layer.
+#[tokio::test]
+async fn where_an_upstream_sends_us_is_left_alone_as_well_when_it_limits_the_rate() {
+    let upstream = Registry::like(Like::KubernetesIo).await;
+    let image = Image::new(13).layers(&[1000]).put(&upstream, "team/app", "latest");
+    let (tag, layer) = (image.tag_path("latest"), image.blob_path(&image.layers[0]));
+    for (path, which, status) in [(tag, Match::backend("latest"), 429), (layer, Match::storage(&image.layers[0].digest), 503)] {
+        upstream.forget_requests();
+        upstream.on(which.times(1), Fault::answer(429, &[("retry-after", "120")], ""));
+        let mirror = TestMirror::of(&upstream).await;
+        for _ in 0..3 {
+            mirror.get(&path).await.expect(status);
+        }
+        assert_eq!(upstream.requests().len(), 2, "a redirect and the 429: {:#?}", upstream.requests());
+        mirror.clock().advance(Duration::from_secs(121));
+        mirror.get(&path).await.expect(200);
+    }
 }
 
 /// A good answer that arrived after another request had been refused for its rate was thrown away.

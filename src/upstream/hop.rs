@@ -32,7 +32,7 @@ impl Hop {
         Self(format!("1.1 larder-{:016x}", RandomState::new().hash_one(())).into())
     }
 
-    /// What the proxies before us say in `Via`, nearest to the client first.
+    /// The proxies before us by what `Via` says of them, nearest to the client first.
     ///
     /// # Errors
     /// See [`Astray`].
@@ -48,7 +48,8 @@ impl Hop {
         if via.len() > LONGEST || via.split(|b| *b == b',').count() > MOST_HOPS {
             return Err(Astray::TooFar);
         }
-        HeaderValue::from_bytes(&via).map(Some).map_err(|_| Astray::TooFar)
+        let proxies: Vec<String> = String::from_utf8_lossy(&via).split(',').filter_map(proxy).collect();
+        Ok(HeaderValue::try_from(proxies.join(", ")).ok().filter(|via| !via.is_empty()))
     }
 
     /// What to say in `Via` of a request that has come by way of `received`.
@@ -60,13 +61,23 @@ impl Hop {
     }
 }
 
+/// A protocol's version and a proxy's name. The rest is not passed on: it is whatever the client likes, and an answer to that
+/// would be one to everyone who asks for the same. Comments may be left out (RFC 9110, section 7.6.3).
+fn proxy(text: &str) -> Option<String> {
+    let mut words = text.split_ascii_whitespace();
+    let (protocol, name) = (words.next()?, words.next()?);
+    let version = protocol.rsplit('/').next()?;
+    let plain = |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_:[]".contains(&b));
+    (plain(version) && plain(name)).then(|| format!("{version} {name}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn headers(values: &[&str]) -> HeaderMap {
         let mut headers = HeaderMap::new();
-        values.iter().for_each(|value| _ = headers.append(header::VIA, value.parse().unwrap()));
+        values.iter().for_each(|value| _ = headers.append(header::VIA, HeaderValue::from_bytes(value.as_bytes()).unwrap()));
         headers
     }
 
@@ -81,6 +92,21 @@ mod tests {
         assert_eq!(two, format!("1.0 fred, {}, {}", a.0, b.0));
         assert_eq!(a.received(&headers(&[two.to_str().unwrap()])), Err(Astray::Loop));
         assert_eq!(b.received(&headers(&[two.to_str().unwrap()])), Err(Astray::Loop));
+    }
+
+    #[test]
+    fn of_each_proxy_no_more_is_passed_on_than_its_name() {
+        let hop = Hop::unique();
+        for (value, passed_on) in [
+            ("1.0 fred, HTTP/1.1 cache.example:3128 (Squid, of old)", Some("1.0 fred, 1.1 cache.example:3128")),
+            ("1.1 [::1]:80,2 b", Some("1.1 [::1]:80, 2 b")),
+            ("1.1 a, <script>alert(1)</script>, 1.1 ../../etc/passwd, 1.1 ' OR 1=1, 1.1 b", Some("1.1 a, 1.1 b")),
+            ("1.1 \u{ff}, (1.1 x)", None),
+            (" , ", None),
+        ] {
+            let received = hop.received(&headers(&[value])).unwrap();
+            assert_eq!(received.as_ref().map(|value| value.to_str().unwrap()), passed_on, "{value}");
+        }
     }
 
     #[test]

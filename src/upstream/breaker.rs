@@ -36,20 +36,26 @@ impl Breaker {
         Self { shortest, state: Mutex::default() }
     }
 
-    /// Whether something may be asked at `now`.
+    /// Whether something that is sent at once may be asked at `now`.
     ///
     /// # Errors
     /// What the last failure was.
     pub(super) fn admit(&self, now: Timestamp) -> Result<(), Error> {
         let mut state = self.lock();
-        if let Some(why) = state.why.clone().filter(|_| now < state.closed_from) {
-            return Err(why);
-        }
+        state.check(now)?;
         if state.failures >= FEW {
             // This one tries; the others wait for what becomes of it, or for as long as a try may reasonably take.
             state.closed_from = now + LONGEST;
         }
         Ok(())
+    }
+
+    /// Whether it is worth preparing to ask something at `now`.
+    ///
+    /// # Errors
+    /// What the last failure was.
+    pub(super) fn check(&self, now: Timestamp) -> Result<(), Error> {
+        self.lock().check(now)
     }
 
     pub(super) fn succeeded(&self) {
@@ -77,6 +83,17 @@ impl Breaker {
     }
 }
 
+// === impl State ===
+
+impl State {
+    fn check(&self, now: Timestamp) -> Result<(), Error> {
+        match &self.why {
+            Some(why) if now < self.closed_from => Err(why.clone()),
+            _ => Ok(()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -96,7 +113,8 @@ mod tests {
         assert!(breaker.failed(start, &WHY), "the third in a row");
         assert_eq!(breaker.admit(start), Err(WHY));
         let later = start + SHORTEST;
-        assert!(breaker.admit(later).is_ok(), "one may try");
+        assert!(breaker.check(later).is_ok(), "one may try");
+        assert!(breaker.admit(later).is_ok(), "which it is not yet by being about to");
         assert!(breaker.admit(later).is_err(), "and no other with it");
         breaker.succeeded();
         assert!(breaker.admit(later).is_ok());

@@ -92,8 +92,11 @@ impl Client {
     }
 
     /// Whether the upstream itself may be asked.
-    pub(super) fn breaker(&self) -> &Breaker {
-        &self.breaker
+    ///
+    /// # Errors
+    /// What was wrong when it was asked last.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        self.breaker.check(self.clock.now())
     }
 
     /// The upstream's host and port, to be shown.
@@ -116,6 +119,9 @@ impl Client {
         let own = url.origin() == self.upstream.origin();
         if !own || self.public_only {
             self.guard.check(&self.upstream, url).map_err(|refused| Error::unavailable(refused.to_string()))?;
+        }
+        if own {
+            self.breaker.admit(self.clock.now())?;
         }
         let client = if own { &self.own } else { &self.elsewhere };
         let request = client.request(method, url.clone()).headers(headers);

@@ -8,7 +8,7 @@ use crate::clock::Clock;
 
 use super::auth::{Auth, LoginKey};
 use super::breaker::{self, Breaker};
-use super::budget::{Budget, Purpose};
+use super::budget::Budget;
 use super::client::Client;
 use super::error::Error;
 use super::options::Options;
@@ -20,7 +20,8 @@ pub(super) struct Endpoint {
     pub(super) auth: Auth,
     /// larder's credentials may be shown here.
     pub(super) trusted: bool,
-    /// An address may answer and yet send no blob to its end.
+    /// An address may answer and yet send no blob to its end. It is then asked after the others, and not left alone: it may be
+    /// the fault of one blob.
     bodies: Breaker,
     /// By account.
     budgets: Vec<Mutex<Budget>>,
@@ -46,14 +47,9 @@ impl Endpoint {
         Ok(Self { client, auth, trusted, bodies, budgets, clients, clock })
     }
 
-    /// Whether it may be asked now.
-    ///
-    /// # Errors
-    /// What was wrong when it was asked last.
-    pub(super) fn admit(&self, purpose: Purpose) -> Result<(), Error> {
-        let now = self.clock.now();
-        self.client.breaker().admit(now)?;
-        if purpose == Purpose::Blob { self.bodies.admit(now) } else { Ok(()) }
+    /// Whether others are to be asked for a blob before it.
+    pub(super) fn breaks_off(&self) -> bool {
+        self.bodies.admit(self.clock.now()).is_err()
     }
 
     /// A blob has come, or enough of it.
@@ -64,7 +60,7 @@ impl Endpoint {
     /// A blob has broken off.
     pub(super) fn body_broke(&self, why: &Error) {
         if self.bodies.failed(self.clock.now(), why) {
-            tracing::warn!(host = %self.client.host(), %why, "blobs break off again and again; none is asked for moments");
+            tracing::warn!(host = %self.client.host(), %why, "blobs break off again and again; others are asked first for moments");
         }
     }
 

@@ -47,16 +47,19 @@ enum Who<'a> {
 // === impl Upstream ===
 
 impl Upstream {
-    /// Asks each address in turn until one answers. What only a later one says, that there is nothing or that we may not, is
-    /// not believed: it may be behind the first.
+    /// Asks each address in turn until one answers. What another than the first says, that there is nothing or that we may
+    /// not, is not believed: it may be behind the first.
     pub(super) async fn send(&self, mut question: Question<'_>) -> Result<Answered, Error> {
         // Bodies must arrive as they are stored; a digest is over those bytes.
         question.headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         if let Some(hop) = &self.hop {
             question.headers.insert(header::VIA, hop.onward(question.behalf.via.as_ref()));
         }
+        let endpoints = self.endpoints()?;
+        let for_body = question.purpose == Purpose::Blob && question.method == Method::GET;
+        let (last, first): (Vec<_>, Vec<_>) = endpoints.iter().partition(|endpoint| for_body && endpoint.breaks_off());
         let mut trouble = None;
-        for endpoint in self.endpoints()? {
+        for endpoint in first.into_iter().chain(last) {
             // What a place gives that may not know who asks says nothing of whether that client may have it.
             if question.behalf.client.is_some() && !endpoint.trusted {
                 continue;
@@ -70,7 +73,8 @@ impl Upstream {
                 Err(error @ (Error::Unavailable { .. } | Error::RateLimited { .. } | Error::Credentials(_))) => {
                     trouble.get_or_insert(error);
                 }
-                Err(error) => return Err(trouble.unwrap_or(error)),
+                Err(error) if Arc::ptr_eq(endpoint, &endpoints[0]) => return Err(error),
+                Err(_) => {}
             }
         }
         Err(trouble.unwrap_or(Error::Offline))
@@ -86,7 +90,7 @@ impl Upstream {
 
     /// Asks as each account in turn until one has not used up its budget.
     async fn send_to(&self, endpoint: &Endpoint, question: &Question<'_>) -> Result<Response, Error> {
-        endpoint.admit(question.purpose)?;
+        endpoint.client.check()?;
         let mut limited: Option<Timestamp> = None;
         for who in self.who(question) {
             let admitted = endpoint.budget(who.key(), |budget| budget.admit(question.purpose, self.clock.now()));

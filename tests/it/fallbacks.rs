@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{Auth, Fault, Image, Match, PutImage, Registry, Setup, StoppedMirror, TestMirror, noise};
+use crate::support::{ANONYMOUS, Auth, Fault, Image, Like, Match, PutImage, Registry, Setup, StoppedMirror, TestMirror, noise};
 
 const REPOSITORY: &str = "library/app";
 const TAG: &str = "/v2/library/app/manifests/latest";
@@ -113,6 +113,36 @@ async fn an_address_that_answers_and_breaks_off_every_blob_is_left_for_the_next(
     assert_eq!(first.count("GET", TAG), 1, "for everything else it is still asked");
 }
 
+/// After three attempts nobody got any blob for five seconds, and then for as long as a client insisted on this one.
+#[tokio::test]
+async fn a_blob_that_always_breaks_off_keeps_nobody_from_another() {
+    let upstream = Registry::start().await;
+    let poisoned = upstream.put_blob(REPOSITORY, noise(4, 600_000));
+    let image = Image::new(5).layers(&[1000]).put(&upstream, REPOSITORY, "latest");
+    upstream.on(Match::get(&poisoned), Fault::Cut { after: 10_000 });
+    let mirror = TestMirror::of(&upstream).await;
+    let url = blob(&poisoned);
+    let (_, ()) = tokio::join!(mirror.stream(&url), async {
+        upstream.seen("GET", &poisoned, 4).await;
+        mirror.get(&image.blob_path(&image.layers[0])).await.expect(200);
+    });
+}
+
+#[tokio::test]
+async fn what_is_refused_without_asking_does_not_count_as_the_one_that_tries() {
+    let hub = Registry::like(Like::DockerHub).await;
+    let image = Image::new(6).layers(&[1000, 2000]).put(&hub, REPOSITORY, "latest");
+    let mirror = TestMirror::of(&hub).await;
+    hub.set_budget(ANONYMOUS, 1);
+    mirror.get(TAG).await.expect(200);
+    hub.on(Match::any(""), Fault::status(503));
+    mirror.get(&image.blob_path(&image.layers[0])).await.expect(502);
+    hub.heal();
+    mirror.clock().advance(Duration::from_secs(5));
+    mirror.get("/v2/library/app/manifests/other").await.expect(429);
+    mirror.get(&image.blob_path(&image.layers[1])).await.expect(200);
+}
+
 #[tokio::test]
 async fn a_no_is_believed_of_the_first_address_only() {
     let (first, second, image) = pair().await;
@@ -153,7 +183,7 @@ async fn credentials_go_to_another_address_only_if_it_is_listed() {
         assert!(open.requests().iter().all(|request| request.authorization().is_none()));
         let shown = closed.requests().iter().any(|request| request.authorization().is_some());
         assert_eq!(shown, listed);
-        // The first of them that says no ends the search; its word is not believed, so that the answer is the trouble.
-        assert_eq!(answer.status, if listed { 200 } else { 502 });
+        answer.expect(200);
+        assert_eq!(open.requests().is_empty(), listed, "the no of one that does not know us is no reason not to ask the next");
     }
 }

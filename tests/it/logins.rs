@@ -147,6 +147,21 @@ async fn a_registry_in_trouble_has_not_said_that_a_login_is_right() {
     }
 }
 
+/// A try that could not be made costs an address nothing: it could make larder knock at a closed door as often as it liked.
+#[tokio::test]
+async fn a_registry_that_is_down_is_not_asked_about_every_login() {
+    let upstream = Registry::start().await;
+    upstream.on(Match::get("/v2/"), Fault::status(503));
+    let mirror = before(&upstream).start().await;
+    for password in 0..20 {
+        User::at(&mirror, HOST).showing(&basic("alice", &password.to_string())).get("/token").await.expect(503);
+    }
+    assert_eq!(upstream.requests().len(), 3);
+    upstream.heal();
+    mirror.clock().advance(Duration::from_secs(5));
+    User::at(&mirror, HOST).showing(&basic("alice", PASSWORD)).get("/token").await.expect(200);
+}
+
 #[tokio::test]
 async fn what_is_no_login_is_refused_without_a_question() {
     let upstream = hub().await;

@@ -62,6 +62,8 @@ pub(super) enum Purpose {
 
 /// A registry that limits the rate and does not say for how long.
 const COOL_DOWN: Duration = Duration::from_secs(30);
+/// One that says that it is over already.
+const SHORTEST_COOL_DOWN: Duration = Duration::from_secs(1);
 /// However long it says.
 const LONGEST_COOL_DOWN: Duration = Duration::from_mins(10);
 /// A budget is waited for as long as its registry says; but no registry makes one wait longer than a day.
@@ -116,8 +118,8 @@ impl Budget {
         let told = retry_after(headers);
         let used_up = purpose == Purpose::Pull && headers.contains_key(REMAINING) && self.pulls_from > now;
         match told {
-            Some(told) if used_up => self.pulls_from = now + told.min(LONGEST_WINDOW),
-            None if used_up => {}
+            Some(told) if used_up && !told.is_zero() => self.pulls_from = now + told.min(LONGEST_WINDOW),
+            _ if used_up => {}
             _ => self.all_from = now + cool_down(headers),
         }
         Err(self.all_from.max(self.pulls_from))
@@ -155,9 +157,10 @@ impl Counted {
         let (remaining, window) = amount(text(REMAINING)?)?;
         let (limit, limit_window) = text(LIMIT).and_then(amount).unwrap_or((remaining, None));
         let window = window.or(limit_window).unwrap_or(LONGEST_COOL_DOWN).min(LONGEST_WINDOW);
-        // More is left than before: another window has begun.
-        let same = before.filter(|before| remaining <= before.remaining && now.since(before.began) < before.window);
-        let resets = text("ratelimit-reset").and_then(|text| text.trim().parse().ok());
+        // Much more is left than before: another window has begun. A little more says an answer that was overtaken.
+        let most = |before: &Self| before.remaining.saturating_add(limit / 10);
+        let same = before.filter(|before| remaining <= most(before) && now.since(before.began) < before.window);
+        let resets = text("ratelimit-reset").and_then(|text| text.trim().parse().ok()).map(|reset| reset_in(reset, now));
         let source = text("docker-ratelimit-source").map(|source| source.chars().take(64).collect());
         Some(Self {
             limit,
@@ -166,9 +169,15 @@ impl Counted {
             source,
             seen: now,
             began: same.map_or(now, |before| before.began),
-            resets: resets.map(|seconds| now + Duration::from_secs(seconds).min(LONGEST_WINDOW)),
+            resets: resets.filter(|wait| !wait.is_zero()).map(|wait| now + wait.min(LONGEST_WINDOW)),
         })
     }
+}
+
+/// Seconds from now, or as GitLab has it, since 1970.
+fn reset_in(reset: u64, now: Timestamp) -> Duration {
+    let date = Timestamp::from_unix_millis(reset.saturating_mul(1000));
+    if reset > LONGEST_WINDOW.as_secs() { date.since(now) } else { Duration::from_secs(reset) }
 }
 
 /// `76;w=21600` as 76 in six hours.
@@ -181,7 +190,7 @@ fn amount(text: &str) -> Option<(u64, Option<Duration>)> {
 
 /// For how long who has answered 429 is left alone.
 pub(super) fn cool_down(headers: &HeaderMap) -> Duration {
-    retry_after(headers).unwrap_or(COOL_DOWN).min(LONGEST_COOL_DOWN)
+    retry_after(headers).unwrap_or(COOL_DOWN).clamp(SHORTEST_COOL_DOWN, LONGEST_COOL_DOWN)
 }
 
 /// Seconds, or a date.
@@ -235,12 +244,40 @@ mod tests {
     }
 
     #[test]
+    fn answers_that_overtake_each_other_begin_no_window() {
+        let (mut budget, start) = (Budget::default(), Timestamp::default() + HOUR);
+        for (remaining, hours) in [(50, 0), (40, 1), (42, 1), (41, 1), (0, 2)] {
+            assert!(budget.note(Purpose::Pull, OK, &told(remaining), start + HOUR * hours).is_ok());
+        }
+        assert_eq!(budget.admit(Purpose::Pull, start + HOUR * 2), Err(start + HOUR * 6));
+        let mut another = Budget::default();
+        for (remaining, hours) in [(5, 0), (99, 5), (0, 6)] {
+            assert!(another.note(Purpose::Pull, OK, &told(remaining), start + HOUR * hours).is_ok());
+        }
+        assert_eq!(another.admit(Purpose::Pull, start + HOUR * 6), Err(start + HOUR * 11));
+    }
+
+    #[test]
+    fn a_reset_is_told_in_seconds_from_now_or_since_1970() {
+        let now = Timestamp::from_unix_millis(1_900_000_000_000);
+        let minute = Duration::from_mins(1);
+        for (reset, wait) in [("60", minute), ("1900000060", minute), ("1800000000", HOUR * 6), ("0", HOUR * 6)] {
+            let mut budget = Budget::default();
+            let pairs = [(REMAINING, "0;w=21600"), ("ratelimit-reset", reset)];
+            assert!(budget.note(Purpose::Pull, OK, &headers(&pairs), now).is_ok());
+            assert_eq!(budget.admit(Purpose::Pull, now), Err(now + wait), "{reset}");
+        }
+    }
+
+    #[test]
     fn a_refusal_says_for_how_long() {
         let now = Timestamp::default() + HOUR;
         for (purpose, pairs, pulls, all) in [
             (Purpose::Blob, &[][..], COOL_DOWN, COOL_DOWN),
             (Purpose::Pull, &[("retry-after", "120")], Duration::from_mins(2), Duration::from_mins(2)),
             (Purpose::Pull, &[("retry-after", "86400")], LONGEST_COOL_DOWN, LONGEST_COOL_DOWN),
+            (Purpose::Pull, &[("retry-after", "0")], SHORTEST_COOL_DOWN, SHORTEST_COOL_DOWN),
+            (Purpose::Pull, &[("retry-after", "0"), (REMAINING, "0;w=21600")], HOUR * 6, Duration::ZERO),
             (Purpose::Pull, &[("retry-after", "7200"), (REMAINING, "0;w=21600")], HOUR * 2, Duration::ZERO),
             (Purpose::Pull, &[(REMAINING, "0;w=21600")], HOUR * 6, Duration::ZERO),
             (Purpose::Pull, &[(REMAINING, "0;w=21600"), ("ratelimit-reset", "60")], Duration::from_mins(1), Duration::ZERO),

@@ -49,10 +49,6 @@ impl Accounts {
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }
-
-    pub(super) fn have_credentials(&self) -> bool {
-        self.0.iter().any(|account| account.credentials.is_some())
-    }
 }
 
 // === impl Account ===

@@ -59,6 +59,7 @@ pub struct Upstream {
     /// In the order in which they are asked; none if it is offline.
     endpoints: Vec<Arc<Endpoint>>,
     accounts: Accounts,
+    has_credentials: bool,
     quota: Arc<Quota>,
     /// It was found to refuse HEAD of blobs, and to give their bytes.
     refuses_blob_head: AtomicBool,
@@ -90,6 +91,7 @@ impl Upstream {
             hop: Some(hop),
             endpoints,
             accounts,
+            has_credentials: options.has_credentials(),
             quota,
             refuses_blob_head: AtomicBool::new(false),
             idle_timeout,
@@ -105,6 +107,7 @@ impl Upstream {
             hop: None,
             endpoints: Vec::new(),
             accounts: Accounts::default(),
+            has_credentials: false,
             quota: Arc::new(Quota::new(0, Duration::ZERO)),
             refuses_blob_head: AtomicBool::new(false),
             idle_timeout: Duration::ZERO,
@@ -125,7 +128,7 @@ impl Upstream {
     /// larder shows credentials of its own there, so that what it can read is perhaps not for everyone.
     #[must_use]
     pub fn has_credentials(&self) -> bool {
-        self.accounts.have_credentials()
+        self.has_credentials
     }
 
     /// Whether a client's credential is known there, whatever it may read.

@@ -170,7 +170,8 @@ impl Options {
         let nobody = |account: &AccountOptions| {
             AccountOptions { repositories: Vec::new(), ..account.clone() } == AccountOptions::default()
         };
-        !self.accounts().iter().all(nobody)
+        let certificate = self.auth == AuthMode::Own && !self.client_cert_file.as_os_str().is_empty();
+        certificate || !self.accounts().iter().all(nobody)
     }
 
     /// Those of a registry that a client has named and no operator. A proxy would resolve its name itself, unguarded.

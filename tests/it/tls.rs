@@ -80,3 +80,31 @@ async fn the_client_certificate_is_shown_to_the_upstream_and_to_nobody_else() {
         upstream.heal();
     }
 }
+
+/// It is a credential like any other: what may be read with it, not everyone may read.
+#[tokio::test]
+async fn what_is_read_with_a_client_certificate_is_asked_for_again_after_a_day() {
+    let upstream = Registry::start().await;
+    let image = Image::new(3).layers(&[30_000]).put(&upstream, "library/alpine", "latest");
+    let authority = Authority::new();
+    let front = authority.front_for_its_own("localhost", upstream.address()).await;
+    let mirror = TestMirror::builder();
+    let (ca, (certificate, key)) = (authority.file(mirror.dir()), authority.client(mirror.dir()));
+    let mirror = mirror
+        .set(&format!("upstream.\"docker.io\".url = {:?}", front.url()))
+        .set(&format!("upstream.\"docker.io\".ca_file = \"{}\"", ca.display()))
+        .set(&format!("upstream.\"docker.io\".client_cert_file = \"{}\"", certificate.display()))
+        .set(&format!("upstream.\"docker.io\".client_key_file = \"{}\"", key.display()))
+        .start()
+        .await;
+    let path = image.blob_path(&image.layers[0]);
+    mirror.get(&path).await.expect(200);
+    // A blob is committed after its last byte has gone out.
+    while !mirror.holds(&image.layers[0].digest) {
+        tokio::task::yield_now().await;
+    }
+    upstream.remove("library/alpine", &image.layers[0].digest);
+    mirror.get(&path).await.expect(200);
+    mirror.clock().advance(std::time::Duration::from_hours(24));
+    mirror.get(&path).await.expect(404);
+}

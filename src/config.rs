@@ -342,6 +342,9 @@ mod tests {
         assert!(error("[mirror]\nkeep_platforms = [\"amd64\"]").starts_with("mirror.keep_platforms: \"amd64\" is no platform; "));
         assert!(error("[mirror]\nkeep_every = \"1s\"").starts_with("mirror.keep_every must be at least "));
         assert!(error("[mirror]\nstretch_factor = 0").starts_with("mirror.stretch_factor is 0; "));
+        assert!(
+            error("[mirror]\norphan_fills = 9000000000000000000").starts_with("mirror.orphan_fills is 9000000000000000000; ")
+        );
         assert!(error("[mirror]\ndefault_upstream = \"x\"").contains("is no upstream"));
         assert!(error("[server\n").starts_with("line 1: "));
         for (variables, settings) in [

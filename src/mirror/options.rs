@@ -56,6 +56,9 @@ pub struct Options {
     pub offline: bool,
 }
 
+/// More than any machine can do at once.
+const MOST_ORPHANS: usize = 1_000_000;
+
 impl Options {
     /// # Errors
     /// Says in one line what is wrong.
@@ -65,6 +68,9 @@ impl Options {
         }
         if !(1..=1_000).contains(&self.stretch_factor) {
             return Err(format!("mirror.stretch_factor is {}; it must be from 1 to 1000", self.stretch_factor));
+        }
+        if self.orphan_fills > MOST_ORPHANS {
+            return Err(format!("mirror.orphan_fills is {}; it must be at most {MOST_ORPHANS}", self.orphan_fills));
         }
         if self.keep_every < Duration::from_mins(1) {
             return Err("mirror.keep_every must be at least 1m".into());

@@ -92,11 +92,12 @@ start_larder() {
     ready larder answers "$larder"
 }
 
+# start_larder_empty [COMMAND]: what starts it is start_larder, if nothing else
 start_larder_empty() {
     stop larder || true
     rm -rf "$work/cache"
     : >"$work/log/larder"
-    start_larder
+    "${1:-start_larder}"
 }
 
 # === Checks ===

@@ -154,9 +154,11 @@ impl Token {
             .map_err(|_| Error::unavailable("the token service answers a token that no header can hold"))?;
         header.set_sensitive(true);
         let told = answer.expires_in.map(Duration::from_secs);
-        // By a clock that is not ours; one that is past already says nothing.
-        let within = jwt_expiry(&token).map(|expiry| expiry.since(asked)).filter(|life| !life.is_zero());
-        let life = told.into_iter().chain(within).min().unwrap_or(Duration::from_secs(DEFAULT_LIFE));
+        // By a clock that is not ours.
+        let within = jwt_expiry(&token).map(|expiry| expiry.since(asked));
+        // What is over already says nothing.
+        let lives = told.into_iter().chain(within).filter(|life| !life.is_zero());
+        let life = lives.min().unwrap_or(Duration::from_secs(DEFAULT_LIFE));
         let early = (life / 5).min(Duration::from_secs(30));
         Ok(Self { header, asked, renew_at: asked + life.saturating_sub(early), expires_at: asked + life })
     }

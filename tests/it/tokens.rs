@@ -152,6 +152,18 @@ async fn a_token_is_renewed_before_it_expires() {
     assert_eq!(upstream.count("GET", &digests[2]), 1, "and not for want of being refused");
 }
 
+/// Each request would have fetched one more.
+#[tokio::test]
+async fn a_token_that_says_that_it_has_no_life_is_used_for_a_while() {
+    let upstream = bearer(None, Some(0)).await;
+    let digests: Vec<String> = (0..3).map(|seed| upstream.put_blob(REPOSITORY, noise(75 + seed, 1000))).collect();
+    let mirror = TestMirror::of(&upstream).await;
+    for digest in &digests {
+        mirror.get(&path(digest)).await.expect(200);
+    }
+    assert_eq!(upstream.token_requests(), 1);
+}
+
 /// A token is renewed when a fifth of its life is left. The token service happened to be down then, and requests failed
 /// although the token was still good.
 #[tokio::test]

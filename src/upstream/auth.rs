@@ -55,14 +55,20 @@ pub(super) struct Proof {
 }
 
 const NEW: Duration = Duration::from_secs(10);
-/// Tokens and challenges that are remembered.
-const REMEMBERED: u64 = 10_000;
+/// How much memory the tokens may take, and the challenges: how long each is, the upstream says.
+const BYTES: u64 = 16 << 20;
 
 // === impl Auth ===
 
 impl Auth {
     pub(super) fn new(client: Arc<Client>, trust: Arc<Trust>, clock: Clock) -> Self {
-        let (challenges, tokens) = (moka::sync::Cache::new(REMEMBERED), moka::sync::Cache::new(REMEMBERED));
+        let of_challenge = |repository: &RepositoryName, challenge: &Challenge| {
+            let key = if let Challenge::Bearer(key) = challenge { key.weight() } else { 0 };
+            weight(repository.as_str().len() + key)
+        };
+        let of_token = |(_, key): &(LoginKey, TokenKey), token: &Token| weight(key.weight() + token.header.len());
+        let challenges = moka::sync::Cache::builder().max_capacity(BYTES).weigher(of_challenge).build();
+        let tokens = moka::sync::Cache::builder().max_capacity(BYTES).weigher(of_token).build();
         Self { client, trust, challenges, tokens, fetching: Flights::default(), clock }
     }
 
@@ -229,6 +235,39 @@ impl Proof {
     }
 }
 
+/// About what an entry with so much text takes of the memory, in bytes.
+fn weight(text: usize) -> u32 {
+    u32::try_from(200 + text).unwrap_or(u32::MAX)
+}
+
 pub(super) fn refused() -> Error {
     Error::Credentials("it does not take the user name and password".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::upstream::options::Options;
+
+    /// A token may be as long as its service's answer, a challenge as long as a header.
+    #[test]
+    fn long_tokens_and_challenges_are_not_remembered_by_the_thousand() {
+        let (url, options): (reqwest::Url, _) = ("https://registry.example".parse().unwrap(), Options::default());
+        let client = Arc::new(Client::new(url.clone(), &options, Clock::system()).unwrap());
+        let auth = Auth::new(client, Arc::new(Trust::new(url, Vec::new())), Clock::system());
+        let now = auth.clock.now();
+        for number in 0..500 {
+            let (realm, scope) = ("x".repeat(60_000), Some(format!("repository:team/app{number}:pull")));
+            let header = realm.parse().unwrap();
+            let key = TokenKey { realm, service: None, scope };
+            auth.challenges.insert(format!("team/app{number}").parse().unwrap(), Challenge::Bearer(key));
+            let key = TokenKey { realm: String::new(), service: None, scope: Some(number.to_string()) };
+            auth.tokens.insert((LoginKey::Account(0), key), Token { header, asked: now, renew_at: now, expires_at: now });
+        }
+        auth.challenges.run_pending_tasks();
+        auth.tokens.run_pending_tasks();
+        for (kept, all) in [(auth.challenges.entry_count(), 500), (auth.tokens.entry_count(), 500)] {
+            assert!(0 < kept && kept * 60_000 <= BYTES && kept < all, "{kept}");
+        }
+    }
 }

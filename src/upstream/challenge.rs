@@ -39,6 +39,15 @@ impl Challenge {
     }
 }
 
+// === impl TokenKey ===
+
+impl TokenKey {
+    /// How long its texts are, in bytes.
+    pub(super) fn weight(&self) -> usize {
+        self.realm.len() + [&self.service, &self.scope].into_iter().flatten().map(String::len).sum::<usize>()
+    }
+}
+
 /// The value of `name` in `a="x",b=y`, where quoted values may hold commas.
 fn parameter(text: &str, name: &str) -> Option<String> {
     let mut rest = text;

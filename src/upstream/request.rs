@@ -90,6 +90,8 @@ const LARGEST_TAG_PAGE: usize = 4 << 20;
 const PROOF: u64 = 1 << 20;
 /// Of referrers; a list that is longer does not end.
 const MOST_PAGES: usize = 100;
+/// All of them together.
+const LARGEST_LIST: usize = 16 << 20;
 
 // === impl Upstream ===
 
@@ -249,7 +251,7 @@ impl Asking<'_> {
     /// See [`Error`].
     pub async fn referrers(&self, digest: &Digest) -> Result<Option<ReferrersAnswer>, Error> {
         let path = format!("{}/referrers/{digest}", self.repository);
-        let (mut pages, mut cache_status) = (Vec::new(), None);
+        let (mut pages, mut size, mut cache_status) = (Vec::new(), 0, None);
         let mut next = Some(path.clone());
         while let Some(page) = next {
             let Answered { response, bytes, .. } = match self.read(Purpose::List, &page, HeaderMap::new(), MAX_MANIFEST).await {
@@ -264,8 +266,9 @@ impl Asking<'_> {
             if pages.is_empty() {
                 cache_status = CacheStatus::of(response.headers());
             }
+            size += bytes.len();
             pages.push(bytes);
-            if pages.len() > MOST_PAGES {
+            if pages.len() > MOST_PAGES || size > LARGEST_LIST {
                 return Err(Error::unavailable("its list of referrers does not end"));
             }
         }

@@ -348,3 +348,16 @@ async fn referrers_that_come_in_pages_are_all_to_be_had() {
     let found: Vec<Value> = answers.iter().flat_map(|page| page.json()["manifests"].as_array().unwrap().clone()).collect();
     assert_eq!(found, pages);
 }
+
+/// A hundred pages of four megabytes were held at once.
+#[tokio::test]
+async fn a_list_of_referrers_that_is_endless_is_given_up_before_it_fills_the_memory() {
+    let upstream = Registry::start().await;
+    let image = Image::new(1).put(&upstream, "library/alpine", "latest");
+    let link = format!("<{}?next=2>; rel=\"next\"", referrers_path(&image));
+    let page = index_of(&[referrer(&"x".repeat(3 << 20), "application/sbom")]);
+    upstream.on(Match::get("/referrers/"), Fault::answer(200, &[("content-type", INDEX), ("link", &*link)], page));
+    let mirror = TestMirror::of(&upstream).await;
+    mirror.get(&referrers_path(&image)).await.expect(502);
+    assert!(upstream.count("GET", "/referrers/") <= 6, "{}", upstream.count("GET", "/referrers/"));
+}

@@ -15,6 +15,7 @@ mod credentials;
 mod endpoint;
 mod error;
 mod guard;
+mod headers;
 mod hop;
 mod options;
 mod public_url;

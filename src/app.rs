@@ -245,5 +245,5 @@ fn registry(
     let upstream = if mirror.offline { Upstream::offline(name, clock.clone()) } else { upstream };
     let access = Access { allow: options.allow.clone(), deny: options.deny.clone() };
     let (public_url, freshness) = (options.passthrough()?, Freshness::of(mirror, options));
-    Ok(Registry { upstream, public_url, access, freshness })
+    Ok(Registry { upstream, public_url, access, freshness, anyones: options.public_only })
 }

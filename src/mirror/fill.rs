@@ -16,10 +16,13 @@ use super::{Mirror, Origin, Refusal, Thing};
 
 /// The fills under way.
 pub(super) struct Fills {
-    running: Mutex<HashMap<Digest, Arc<Fill>>>,
+    running: Mutex<HashMap<Key, Arc<Fill>>>,
     /// Permits to go on for nobody.
     orphans: Arc<Semaphore>,
 }
+
+/// A digest; and the upstream if that is anyone's. It may send what it likes as slowly as it likes, to those who have named it.
+type Key = (Option<Arc<str>>, Digest);
 
 /// The transfer of one blob into the store.
 pub(super) struct Fill {
@@ -97,7 +100,7 @@ impl Fills {
         Self { running: Mutex::default(), orphans: Arc::new(Semaphore::new(orphans)) }
     }
 
-    pub(super) fn running(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Arc<Fill>>> {
+    pub(super) fn running(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Arc<Fill>>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -109,7 +112,8 @@ impl Mirror {
     /// be read.
     pub(super) fn join_fill(&self, origin: &Origin, digest: &Digest, anew: bool) -> Joined {
         let mut running = self.0.fills.running();
-        if let Some(fill) = running.get(digest) {
+        let key = key(origin, digest);
+        if let Some(fill) = running.get(&key) {
             // Its failure is for those who waited for it; who comes now may have better luck.
             let failed = matches!(*fill.head.borrow(), Head::Failed(_));
             if failed || fill.closing.load(Ordering::Relaxed) {
@@ -130,7 +134,7 @@ impl Mirror {
             closing: AtomicBool::new(false),
             landed: CancellationToken::new(),
         });
-        running.insert(digest.clone(), Arc::clone(&fill));
+        running.insert(key, Arc::clone(&fill));
         let interest = Interest::of(&fill);
         let landing = Landing { mirror: self.clone(), fill };
         self.0.tasks.spawn(async move { landing.mirror.run_fill(&landing.fill).await });
@@ -153,15 +157,15 @@ impl Mirror {
             match self.transfer(fill, &mut writer, body).await {
                 Stretch::Complete => return self.finish_fill(fill, writer).await,
                 Stretch::Stopped => {
-                    tracing::info!(digest = %fill.digest, at = writer.accepted(), "a fill stops; its partial file is kept");
-                    return writer.suspend(self.0.stopping.is_cancelled()).await;
+                    tracing::info!(digest = %fill.digest, at = writer.accepted(), "a fill stops");
+                    return leave(fill, writer, self.0.stopping.is_cancelled()).await;
                 }
                 Stretch::Broken(error) => {
                     tries = if writer.accepted() - before >= PROGRESS { 0 } else { tries + 1 };
                     tracing::warn!(digest = %fill.digest, at = writer.accepted(), %error, "a transfer broke");
                     if tries > TRIES {
                         tracing::error!(digest = %fill.digest, at = writer.accepted(), "a fill is given up");
-                        return writer.suspend(false).await;
+                        return leave(fill, writer, false).await;
                     }
                 }
             }
@@ -170,7 +174,7 @@ impl Mirror {
                     Ok(resumed) => break resumed,
                     Err(error) if tries >= TRIES || error.is_definitive() || self.0.stopping.is_cancelled() => {
                         tracing::error!(digest = %fill.digest, at = writer.accepted(), %error, "a fill is given up");
-                        return writer.suspend(false).await;
+                        return leave(fill, writer, false).await;
                     }
                     Err(_) => tries += 1,
                 }
@@ -303,6 +307,15 @@ impl Mirror {
     }
 }
 
+fn key(origin: &Origin, digest: &Digest) -> Key {
+    (origin.registry.anyones.then(|| Arc::clone(&origin.repository.upstream)), digest.clone())
+}
+
+/// Ends in the middle. What has come is left for the next fill, unless that could not trust it.
+async fn leave(fill: &Fill, writer: BlobWriter, durable: bool) {
+    if fill.origin.registry.anyones { writer.discard().await } else { writer.suspend(durable).await }
+}
+
 /// Passes over `bytes` of `body`. What comes with the last of them is pushed.
 async fn skip(mut body: Body, mut bytes: u64, writer: &mut BlobWriter) -> Result<Body, upstream::Error> {
     while bytes > 0 {
@@ -385,7 +398,7 @@ impl Drop for Interest {
 
 impl Drop for Landing {
     fn drop(&mut self) {
-        self.mirror.0.fills.running().remove(&self.fill.digest);
+        self.mirror.0.fills.running().remove(&key(&self.fill.origin, &self.fill.digest));
         self.fill.head.send_modify(|head| match head {
             Head::Waiting => *head = Head::Failed(Refusal::Interrupted),
             Head::Begun(_) => *head = Head::Over,

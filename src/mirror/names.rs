@@ -30,6 +30,8 @@ pub struct Registry {
     pub public_url: Option<PublicUrl>,
     pub access: Access,
     pub freshness: Freshness,
+    /// A client named it, and no operator: it may be anyone's.
+    pub anyones: bool,
 }
 
 /// The configured upstreams by all their names.
@@ -209,7 +211,7 @@ mod tests {
     fn registry(name: &str) -> Registry {
         let upstream = Upstream::offline(name, Clock::system());
         let freshness = Freshness::of(&mirror::Options::default(), &upstream::Options::default());
-        Registry { upstream, public_url: None, access: Access::default(), freshness }
+        Registry { upstream, public_url: None, access: Access::default(), freshness, anyones: false }
     }
 
     fn registries() -> Registries {

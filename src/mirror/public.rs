@@ -126,7 +126,7 @@ mod tests {
             let upstream = Upstream::offline(name, Clock::system());
             let freshness =
                 crate::mirror::Freshness::of(&crate::mirror::Options::default(), &crate::upstream::Options::default());
-            Some(Registry { upstream, public_url: None, access: Access::default(), freshness })
+            Some(Registry { upstream, public_url: None, access: Access::default(), freshness, anyones: true })
         }));
         for i in 0..2000 {
             public.get("used.example").unwrap();

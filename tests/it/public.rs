@@ -3,8 +3,17 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::net::TcpListener;
+use std::path::Path;
+use std::sync::Arc;
 
-use crate::support::{Process, Registry, TestMirror, get};
+use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use larder::clock::Clock;
+use larder::mirror::{self, Access, Blob, Freshness, Mirror, Registries, Served};
+use larder::store::{self, Store};
+use larder::upstream::{self, Hop, Upstream};
+
+use crate::support::{Fault, Match, PATIENCE, Process, Registry, TestMirror, get, noise};
 
 /// A name in each of the places where one may stand.
 fn ways(name: &str) -> [String; 3] {
@@ -66,5 +75,73 @@ async fn any_public_registry_is_an_upstream_where_the_operator_says_so() {
     for path in ways("localhost:5000") {
         let answer = sealed.get(&path).await.expect(404);
         assert!(answer.text().contains("localhost:5000 is not among the upstreams"), "{path}: {}", answer.text());
+    }
+}
+
+// === a registry of anyone's ===
+
+/// Docker Hub, and one registry that stands for all those that clients may name: in truth they are on the internet.
+async fn open_to(dir: &Path, hub: &Registry, other: &Registry) -> Mirror {
+    let (clock, options) = (Clock::system(), mirror::Options { orphan_fills: 0, ..mirror::Options::default() });
+    let make = {
+        let (clock, options) = (clock.clone(), options.clone());
+        move |name: &str, url: String, anyones| {
+            let of_upstream = upstream::Options { url, ..upstream::Options::default() };
+            let freshness = Freshness::of(&options, &of_upstream);
+            let upstream = Upstream::new(name, &of_upstream, Hop::unique(), clock.clone()).unwrap();
+            mirror::Registry { upstream, public_url: None, access: Access::default(), freshness, anyones }
+        }
+    };
+    let mut registries = Registries::new(Arc::new(make("docker.io", hub.url(), false)));
+    let url = other.url();
+    registries.open_to_public(Box::new(move |name| Some(make(name, url.clone(), true))));
+    let store = Store::open(&store::Options { dir: dir.into(), ..store::Options::default() }, clock.clone()).await.unwrap();
+    while store.usage().is_none() {
+        tokio::task::yield_now().await;
+    }
+    Mirror::new(options, store, registries, clock)
+}
+
+async fn blob(mirror: &Mirror, image: &str, digest: &str) -> Blob {
+    let origin = mirror.registries().resolve(&image.parse().unwrap()).unwrap();
+    mirror.blob(&origin, &digest.parse().unwrap()).await.unwrap()
+}
+
+async fn read(blob: &Blob) -> Option<Vec<u8>> {
+    let chunks: Vec<Bytes> = blob.read_all().try_collect().await.ok()?;
+    Some(chunks.concat())
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_registry_of_anyones_who_has_not_named_it() {
+    let (hub, evil, bytes) = (Registry::start().await, Registry::start().await, noise(1, 300_000));
+    let digest = hub.put_blob("library/app", bytes.clone());
+    evil.put_blob("x", bytes.clone());
+    evil.on(Match::get(&digest), Fault::Stall { after: 1_000 });
+    let dir = tempfile::tempdir().unwrap();
+    let mirror = open_to(dir.path(), &hub, &evil).await;
+    let _stalled = blob(&mirror, "evil.example/x", &digest).await;
+    let whole = tokio::time::timeout(PATIENCE, async { read(&blob(&mirror, "app", &digest).await).await }).await;
+    assert_eq!(whole.expect("it waits").as_deref(), Some(&bytes[..]));
+}
+
+#[tokio::test]
+async fn nobody_goes_on_from_what_a_registry_of_anyones_has_sent() {
+    let (hub, evil, bytes) = (Registry::start().await, Registry::start().await, noise(2, 300_000));
+    let digest = hub.put_blob("library/app", bytes.clone());
+    evil.put_blob_under("x", &digest, noise(3, 300_000));
+    evil.on(Match::get(&digest), Fault::Stall { after: 100_000 });
+    let dir = tempfile::tempdir().unwrap();
+    let mirror = open_to(dir.path(), &hub, &evil).await;
+    let stalled = blob(&mirror, "evil.example/x", &digest).await;
+    stalled.read_all().next().await.unwrap().unwrap();
+    drop(stalled);
+    loop {
+        let blob = blob(&mirror, "app", &digest).await;
+        assert_eq!(read(&blob).await.as_deref(), Some(&bytes[..]));
+        // Until the other has stopped it is at the file.
+        if !matches!(blob.served, Served::Bypass(..)) {
+            break;
+        }
     }
 }

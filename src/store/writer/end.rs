@@ -36,10 +36,7 @@ impl BlobWriter {
         let right_size = !self.too_long && self.size.is_none_or(|size| size == self.accepted);
         let right_hash = self.hasher.take().is_some_and(|hasher| hasher.finish() == self.digest);
         if !(right_size && right_hash) {
-            self.growing.finish(End::Failed);
-            if let Some(removed) = self.bypass(Bypass::WrongBytes) {
-                let _ = removed.await;
-            }
+            self.discard().await;
             return Finished::Mismatch;
         }
         self.growing.set_size(self.accepted);
@@ -130,6 +127,14 @@ impl BlobWriter {
             books.end_writing(&digest);
         });
         let _ = suspend.await;
+    }
+
+    /// Stops, and keeps nothing.
+    pub async fn discard(mut self) {
+        self.growing.finish(End::Failed);
+        if let Some(removed) = self.bypass(Bypass::WrongBytes) {
+            let _ = removed.await;
+        }
     }
 
     /// Goes on in memory. The file is removed, for which the caller may wait; who reads what is in it keeps it open.

@@ -2,6 +2,7 @@
 
 use crate::oci::Digest;
 use crate::store::{self, Growth, Kind, TAIL};
+use crate::upstream;
 
 use super::body::{self, ByteStream};
 use super::fill::{Interest, Joined};
@@ -112,6 +113,9 @@ impl Mirror {
             return Ok(BlobSize { served, size: held });
         }
         self.check_missing(origin, Thing::Blob(digest.clone()))?;
+        if origin.is_offline() && held.is_none() {
+            return Err(upstream::Error::Offline.into());
+        }
         if let Some(proof) = proof {
             return Ok(BlobSize { served: Served::Hit, size: Some(proof.size) });
         }

@@ -307,3 +307,15 @@ async fn a_larder_that_was_offline_asks_again_when_it_no_longer_is() {
     let mirror = mirror.stop().await.set("mirror.offline = false").start().await;
     assert_fresh(mirror.get(TAG).await, &moved);
 }
+
+#[tokio::test]
+async fn a_sealed_larder_has_no_blob_of_which_it_knows_only_the_size() {
+    let upstream = Registry::start().await;
+    let image = Image::new(40).layers(&[30_000]).put(&upstream, "library/alpine", "latest");
+    let mirror = TestMirror::of(&upstream).await;
+    let path = image.blob_path(&image.layers[0]);
+    mirror.head(&path).await.expect(200);
+    let sealed = mirror.stop().await.set("mirror.offline = true").start().await;
+    sealed.get(&path).await.expect(404);
+    assert_eq!(sealed.head(&path).await.status, 404);
+}

@@ -1,5 +1,7 @@
 //! Fills: one per digest, however many clients; it outlives them all.
 
+mod interest;
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,6 +15,8 @@ use crate::store::{BlobWriter, Finished, Growth, Kind};
 use crate::upstream::{self, BlobAnswer, Body, CacheStatus, Span};
 
 use super::{Mirror, Origin, Refusal, Thing};
+
+pub(super) use interest::Interest;
 
 /// The fills under way.
 pub(super) struct Fills {
@@ -68,9 +72,6 @@ pub(super) struct Begun {
     /// What the upstream says of its cache.
     pub(super) cache_status: Option<CacheStatus>,
 }
-
-/// Someone wants the blob. While nobody does, the fill is an orphan.
-pub(super) struct Interest(Arc<Fill>);
 
 /// Takes the fill off the list however it ends, and tells all who still wait for its beginning.
 struct Landing {
@@ -347,54 +348,7 @@ impl Fill {
     }
 }
 
-// === impl Interest ===
-
-impl Interest {
-    fn of(fill: &Arc<Fill>) -> Self {
-        fill.wanted_by.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(fill))
-    }
-
-    pub(super) fn origin(&self) -> &Origin {
-        &self.0.origin
-    }
-
-    /// Waits until the upstream has answered. `None`: by now the fill is over.
-    ///
-    /// Cancel safe.
-    pub(super) async fn begun(&self) -> Result<Option<Begun>, Refusal> {
-        let mut head = self.0.head.subscribe();
-        let head = head.wait_for(|head| !matches!(head, Head::Waiting)).await.map_err(|_| Refusal::Interrupted)?;
-        match &*head {
-            Head::Begun(begun) if !begun.growth.has_failed() => Ok(Some(begun.clone())),
-            Head::Failed(refusal) => Err(refusal.clone()),
-            Head::Begun(_) | Head::Over | Head::Waiting => Ok(None),
-        }
-    }
-
-    /// Waits until the fill is off the list, so that another may be started.
-    ///
-    /// Cancel safe.
-    pub(super) async fn landed(self) {
-        let landed = self.0.landed.clone();
-        drop(self);
-        landed.cancelled().await;
-    }
-}
-
-impl Clone for Interest {
-    fn clone(&self) -> Self {
-        Self::of(&self.0)
-    }
-}
-
-impl Drop for Interest {
-    fn drop(&mut self) {
-        if self.0.wanted_by.fetch_sub(1, Ordering::Relaxed) == 1 {
-            self.0.abandoned.notify_one();
-        }
-    }
-}
+// === impl Landing ===
 
 impl Drop for Landing {
     fn drop(&mut self) {

@@ -104,7 +104,7 @@ impl Auth {
             (Some(Challenge::Basic), _) if login.credential.is_some() && !basic_refused => Challenge::Basic,
             // Some say only at `/v2/` what they want, some offer Basic where tokens alone have rights.
             (_, Some(known @ Challenge::Bearer(_))) => known,
-            _ => match self.ask_base().await? {
+            _ => match self.ask_base().await?.1 {
                 Some(Challenge::Bearer(key)) => {
                     let scope = key.scope.or_else(|| Some(format!("repository:{repository}:pull")));
                     Challenge::Bearer(TokenKey { scope, ..key })
@@ -158,12 +158,12 @@ impl Auth {
     /// `Credentials` if it is not.
     pub(super) async fn check(&self, login: &Login) -> Result<(), Error> {
         match self.ask_base().await? {
-            Some(Challenge::Bearer(key)) => {
+            (_, Some(Challenge::Bearer(key))) => {
                 // That there was a token for it a while ago does not say that it is right today.
                 self.tokens.invalidate(&(login.key, key.clone()));
                 self.token(login, &key).await.map(|_| ())
             }
-            Some(Challenge::Basic) => {
+            (_, Some(Challenge::Basic)) => {
                 let Some(credential) = &login.credential else { return Err(refused()) };
                 let mut headers = HeaderMap::new();
                 headers.insert(http::header::AUTHORIZATION, credential.basic());
@@ -174,18 +174,20 @@ impl Auth {
                     status => Err(Error::unavailable(format!("it answers {status}"))),
                 }
             }
-            None => Ok(()),
+            // It is open to everyone, so no login is wrong.
+            (200..=299, None) => Ok(()),
+            (status, None) => Err(Error::unavailable(format!("it answers {status} and does not say what it wants"))),
         }
     }
 
-    /// What `/v2/` asks for.
-    async fn ask_base(&self) -> Result<Option<Challenge>, Error> {
+    /// The status of `/v2/`, and what it asks for.
+    async fn ask_base(&self) -> Result<(u16, Option<Challenge>), Error> {
         let answer = self.client.get(self.client.base(), HeaderMap::new()).await?;
         match answer.status().as_u16() {
-            401 => Ok(Challenge::parse(answer.headers())),
+            401 => Ok((401, Challenge::parse(answer.headers()))),
             429 => Err(Error::RateLimited { until: self.clock.now() + cool_down(answer.headers()) }),
             status @ 500.. => Err(Error::unavailable(format!("it answers {status}"))),
-            _ => Ok(None),
+            status => Ok((status, None)),
         }
     }
 

@@ -12,10 +12,10 @@ use crate::support::{
 
 const HOST: &str = "hub.mirror.test";
 const CHALLENGE: &str = "Bearer realm=\"https://hub.mirror.test/token\",service=\"hub.mirror.test\"";
-const PASSWORD: &str = "correct-horse-battery";
+const PASSWORD: &str = "canary-horse-battery";
 
 async fn hub() -> Registry {
-    Registry::with(Like::DockerHub.setup().login("alice", PASSWORD).login("bob", "a-secret-of-bob")).await
+    Registry::with(Like::DockerHub.setup().login("alice", PASSWORD).login("bob", "canary-of-bob")).await
 }
 
 fn before(registry: &Registry) -> StoppedMirror {
@@ -102,7 +102,7 @@ async fn a_password_with_each_request_will_do_as_well() {
     assert_eq!(challenge(&wrong.get("/v2/").await.expect(401)), CHALLENGE);
     let refused = wrong.get(&image.tag_path("latest")).await.expect(401);
     assert_eq!(challenge(&refused), format!("{CHALLENGE},scope=\"repository:team/app:pull\""));
-    let bob = User::at(&mirror, HOST).showing(&basic("bob", "a-secret-of-bob"));
+    let bob = User::at(&mirror, HOST).showing(&basic("bob", "canary-of-bob"));
     bob.get(&image.tag_path("latest")).await.expect(403);
 }
 
@@ -250,6 +250,16 @@ async fn a_wrong_password_is_asked_for_once_in_five_seconds() {
     User::login(&mirror, HOST, "alice", PASSWORD).await;
 }
 
+/// Any password was right where the registry did not say how it wants to be shown one.
+#[tokio::test]
+async fn a_registry_that_says_no_and_not_what_it_wants_makes_no_login_right() {
+    let upstream = Registry::start().await;
+    upstream.on(Match::any("/v2/"), Fault::status(401));
+    let mirror = before(&upstream).start().await;
+    let user = User::at(&mirror, HOST).showing(&basic("alice", PASSWORD));
+    user.get("/token").await.expect(503);
+}
+
 #[tokio::test]
 async fn who_tries_out_passwords_is_slowed_and_who_is_known_is_not() {
     let upstream = hub().await;
@@ -265,7 +275,7 @@ async fn who_tries_out_passwords_is_slowed_and_who_is_known_is_not() {
     assert_eq!(upstream.token_requests(), 30);
     guess(51).await.expect(429);
     // Also a right one, as it cannot be told apart from a guess.
-    User::at(&mirror, HOST).showing(&basic("bob", "a-secret-of-bob")).get("/token").await.expect(429);
+    User::at(&mirror, HOST).showing(&basic("bob", "canary-of-bob")).get("/token").await.expect(429);
     // Who was known a while ago is no guesser, and nobody has no password.
     mirror.clock().advance(Duration::from_secs(1));
     User::nobody(&mirror, HOST).await;
@@ -329,7 +339,7 @@ async fn nothing_of_a_credential_is_in_a_log_an_answer_or_a_file() {
     let token = token["token"].as_str().unwrap().to_owned();
     let bearer = format!("Bearer {token}");
     let mut answers = Vec::new();
-    for shown in [&login, &bearer, &basic("alice", "wr0ng-pass"), &basic("bob", "a-secret-of-bob"), &format!("Bearer x{token}")] {
+    for shown in [&login, &bearer, &basic("alice", "wr0ng-pass"), &basic("bob", "canary-of-bob"), &format!("Bearer x{token}")] {
         for path in ["/v2/", &image.tag_path("latest"), &image.blob_path(&image.layers[0]), "/v2/team/app/tags/list"] {
             answers.push(ask(Method::GET, path, shown).await);
             answers.push(ask(Method::HEAD, path, shown).await);
@@ -351,12 +361,12 @@ async fn nothing_of_a_credential_is_in_a_log_an_answer_or_a_file() {
     for secret in [
         PASSWORD.to_owned(),
         "wr0ng-pass".into(),
-        "a-secret-of-bob".into(),
+        "canary-of-bob".into(),
         "another-s3cret".into(),
         "alice".into(),
         encoded(&login),
         encoded(&basic("alice", "wr0ng-pass")),
-        encoded(&basic("bob", "a-secret-of-bob")),
+        encoded(&basic("bob", "canary-of-bob")),
         token,
         "scripted-token".into(),
     ] {

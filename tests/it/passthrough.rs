@@ -23,7 +23,7 @@ fn plain() -> Setup {
 }
 
 fn with_users(setup: Setup) -> Setup {
-    setup.login("alice", "a-secret-of-alice").login("bob", "a-secret-of-bob")
+    setup.login("alice", "canary-of-alice").login("bob", "canary-of-bob")
 }
 
 fn before(registry: &Registry) -> StoppedMirror {
@@ -31,11 +31,11 @@ fn before(registry: &Registry) -> StoppedMirror {
 }
 
 async fn alice(mirror: &TestMirror) -> User {
-    User::login(mirror, HOST, "alice", "a-secret-of-alice").await
+    User::login(mirror, HOST, "alice", "canary-of-alice").await
 }
 
 async fn bob(mirror: &TestMirror) -> User {
-    User::login(mirror, HOST, "bob", "a-secret-of-bob").await
+    User::login(mirror, HOST, "bob", "canary-of-bob").await
 }
 
 /// An image that only these users may read.
@@ -364,7 +364,7 @@ async fn without_its_upstream_it_serves_for_a_minute_and_then_nothing() {
         let refused = alice.get(&path).await.expect(502);
         assert_eq!(refused.error_code().as_deref(), Some("UNAVAILABLE"), "{path}");
     }
-    let fresh = User::at(&mirror, HOST).showing(&crate::support::basic("bob", "a-secret-of-bob"));
+    let fresh = User::at(&mirror, HOST).showing(&crate::support::basic("bob", "canary-of-bob"));
     assert_eq!(fresh.get("/token").await.expect(503).error_code().as_deref(), Some("UNAVAILABLE"));
     assert_eq!(User::at(&mirror, HOST).get("/token").await.status, 503);
     upstream.restart().await;

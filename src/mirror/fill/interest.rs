@@ -1,0 +1,58 @@
+//! Wanting a blob that is on its way.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::{Begun, Fill, Head, Origin, Refusal};
+
+/// Someone wants the blob. While nobody does, the fill is an orphan.
+pub(in crate::mirror) struct Interest(Arc<Fill>);
+
+// === impl Interest ===
+
+impl Interest {
+    pub(super) fn of(fill: &Arc<Fill>) -> Self {
+        fill.wanted_by.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(fill))
+    }
+
+    pub(in crate::mirror) fn origin(&self) -> &Origin {
+        &self.0.origin
+    }
+
+    /// Waits until the upstream has answered. `None`: by now the fill is over.
+    ///
+    /// Cancel safe.
+    pub(in crate::mirror) async fn begun(&self) -> Result<Option<Begun>, Refusal> {
+        let mut head = self.0.head.subscribe();
+        let head = head.wait_for(|head| !matches!(head, Head::Waiting)).await.map_err(|_| Refusal::Interrupted)?;
+        match &*head {
+            Head::Begun(begun) if !begun.growth.has_failed() => Ok(Some(begun.clone())),
+            Head::Failed(refusal) => Err(refusal.clone()),
+            Head::Begun(_) | Head::Over | Head::Waiting => Ok(None),
+        }
+    }
+
+    /// Waits until the fill is off the list, so that another may be started.
+    ///
+    /// Cancel safe.
+    pub(in crate::mirror) async fn landed(self) {
+        let landed = self.0.landed.clone();
+        drop(self);
+        landed.cancelled().await;
+    }
+}
+
+impl Clone for Interest {
+    fn clone(&self) -> Self {
+        Self::of(&self.0)
+    }
+}
+
+impl Drop for Interest {
+    fn drop(&mut self) {
+        if self.0.wanted_by.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.0.abandoned.notify_one();
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! What is not there, or not for the one who asks: why, as clients best understand it.
+
+use std::time::Duration;
+
+use http::header;
+use http::{HeaderValue, Response, StatusCode};
+
+use crate::clock::Timestamp;
+use crate::mirror::Refusal;
+use crate::oci::ErrorCode;
+use crate::server::body::Body;
+use crate::upstream::{self, Astray};
+
+use super::{CACHE_STATUS, Kind, NO_STORE, cache_status, error, set};
+
+/// podman sleeps for as long as it is told before it asks another registry.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(10);
+
+/// Any method that would change something.
+pub(in crate::server) fn read_only() -> Response<Body> {
+    let mut response =
+        error(StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Unsupported, "this is a mirror; push to the registry itself");
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+    cache_status(&mut response, None);
+    response
+}
+
+/// A request that goes round in circles, whatever it asks for.
+pub(in crate::server) fn astray(astray: Astray) -> Response<Body> {
+    let mut response = error(StatusCode::LOOP_DETECTED, ErrorCode::Unavailable, &astray.to_string());
+    set(&mut response, CACHE_STATUS, "larder; detail=refused");
+    response
+}
+
+pub(in crate::server) fn invalid(code: ErrorCode, message: &str) -> Response<Body> {
+    let mut response = error(StatusCode::BAD_REQUEST, code, message);
+    cache_status(&mut response, None);
+    response
+}
+
+pub(in crate::server) fn not_found() -> Response<Body> {
+    let mut response =
+        error(StatusCode::NOT_FOUND, ErrorCode::Unsupported, "there is nothing here; a registry's paths begin with /v2/");
+    cache_status(&mut response, None);
+    response
+}
+
+/// Why a mirror has no answer, as clients best understand it.
+pub(in crate::server) fn refusal(refusal: &Refusal, kind: Kind, wait: impl Fn(Timestamp) -> Duration) -> Response<Body> {
+    use upstream::Error;
+    let unknown = match kind {
+        Kind::Blob => ErrorCode::BlobUnknown,
+        // NAME_UNKNOWN makes podman fail where it looks for a signature that need not be there; oras where for referrers.
+        Kind::Manifest | Kind::Referrers => ErrorCode::ManifestUnknown,
+        Kind::Tags | Kind::Login => ErrorCode::NameUnknown,
+    };
+    let (status, code) = match refusal {
+        Refusal::InvalidName(_) => (StatusCode::BAD_REQUEST, ErrorCode::NameInvalid),
+        Refusal::LogIn(_) | Refusal::WrongLogin(_) => (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized),
+        // Whether a login is right is not known as long as nobody can be asked.
+        Refusal::Upstream(Error::Unavailable { .. } | Error::Offline) if kind == Kind::Login => {
+            (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
+        }
+        Refusal::UnknownUpstream(_)
+        | Refusal::NotAccepted(_)
+        | Refusal::Upstream(Error::NotFound | Error::Unsupported(_) | Error::Offline) => (StatusCode::NOT_FOUND, unknown),
+        Refusal::NotAllowed(_) | Refusal::Elsewhere(_) | Refusal::Upstream(Error::Denied) => {
+            (StatusCode::FORBIDDEN, ErrorCode::Denied)
+        }
+        // podman sleeps through 429 instead of failing over, and for a blob and a login it has nowhere to go.
+        Refusal::Upstream(Error::RateLimited { .. }) if matches!(kind, Kind::Blob | Kind::Login) => {
+            (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
+        }
+        Refusal::TooManyLogins { .. } | Refusal::Upstream(Error::RateLimited { .. }) => {
+            (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyRequests)
+        }
+        Refusal::Upstream(Error::Unavailable { timed_out: true, .. }) => (StatusCode::GATEWAY_TIMEOUT, ErrorCode::Unavailable),
+        Refusal::Upstream(Error::Unavailable { .. } | Error::Credentials(_)) | Refusal::WrongContent(_) => {
+            (StatusCode::BAD_GATEWAY, ErrorCode::Unavailable)
+        }
+        // Passed on by each on the way round, and repeated by no client.
+        Refusal::Upstream(Error::Loop) => (StatusCode::LOOP_DETECTED, ErrorCode::Unavailable),
+        Refusal::Upstream(Error::QuotaSpent { .. }) | Refusal::Interrupted => {
+            (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
+        }
+    };
+    let mut response = error(status, code, &refusal.to_string());
+    let retry_after = match refusal {
+        Refusal::TooManyLogins { until } | Refusal::Upstream(Error::RateLimited { until } | Error::QuotaSpent { until }) => {
+            Some(wait(*until).min(LONGEST_RETRY_AFTER))
+        }
+        Refusal::Interrupted => Some(Duration::from_secs(1)),
+        _ => None,
+    };
+    retry_after.iter().for_each(|after| set(&mut response, header::RETRY_AFTER, &after.as_secs().max(1).to_string()));
+    let challenge = match refusal {
+        Refusal::LogIn(challenge) => Some(challenge.to_string()),
+        Refusal::WrongLogin(_) => Some("Basic realm=\"larder\"".into()),
+        _ => None,
+    };
+    if let Some(challenge) = challenge {
+        set(&mut response, header::WWW_AUTHENTICATE, &challenge);
+        response.headers_mut().insert(header::CACHE_CONTROL, NO_STORE);
+    }
+    let detail = match refusal {
+        Refusal::UnknownUpstream(_)
+        | Refusal::InvalidName(_)
+        | Refusal::NotAllowed(_)
+        | Refusal::Elsewhere(_)
+        | Refusal::LogIn(_)
+        | Refusal::WrongLogin(_)
+        | Refusal::TooManyLogins { .. } => "larder; detail=refused",
+        Refusal::Upstream(Error::Offline) => "larder; detail=offline",
+        _ => "larder; fwd=miss; detail=failed",
+    };
+    set(&mut response, CACHE_STATUS, detail);
+    response
+}

@@ -255,7 +255,7 @@ mod tests {
     #[test]
     fn long_tokens_and_challenges_are_not_remembered_by_the_thousand() {
         let (url, options): (reqwest::Url, _) = ("https://registry.example".parse().unwrap(), Options::default());
-        let client = Arc::new(Client::new(url.clone(), &options, Clock::system()).unwrap());
+        let client = Arc::new(Client::new(url.clone(), &options, true, Clock::system()).unwrap());
         let auth = Auth::new(client, Arc::new(Trust::new(url, Vec::new())), Clock::system());
         let now = auth.clock.now();
         for number in 0..500 {

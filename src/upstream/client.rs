@@ -41,7 +41,8 @@ const IDLE_CONNECTION: Duration = Duration::from_secs(50);
 // === impl Client ===
 
 impl Client {
-    pub(super) fn new(upstream: Url, options: &Options, clock: Clock) -> Result<Self, String> {
+    /// `trusted`: it may see larder's credentials, the client certificate among them.
+    pub(super) fn new(upstream: Url, options: &Options, trusted: bool, clock: Clock) -> Result<Self, String> {
         let base = format!("{}/v2/", upstream.as_str().trim_end_matches('/'));
         let base = base.parse().map_err(|error| format!("url {base:?} is no URL: {error}"))?;
         let public_only = options.public_only;
@@ -65,7 +66,7 @@ impl Client {
             Ok::<_, String>(client)
         };
         let build = |builder: reqwest::ClientBuilder| builder.build().map_err(|error| error.to_string());
-        let own = builder(tls::config(options, true)?)?;
+        let own = builder(tls::config(options, trusted)?)?;
         let own = if public_only { own.dns_resolver(Arc::new(guard.clone())) } else { own };
         let elsewhere = builder(tls::config(options, false)?)?.dns_resolver(Arc::new(guard.clone()));
         Ok(Self {
@@ -223,7 +224,7 @@ mod tests {
         for host in ["localhost", "127.0.0.1"] {
             let url: Url = format!("https://{host}:{port}/v2/").parse().unwrap();
             let options = Options { url: url.to_string(), ..Options::of_public(host) };
-            let error = Client::new(url.clone(), &options, Clock::system())
+            let error = Client::new(url.clone(), &options, true, Clock::system())
                 .unwrap()
                 .get(&url, HeaderMap::new())
                 .await
@@ -235,6 +236,7 @@ mod tests {
             let operators = Client::new(
                 url.clone(),
                 &Options { header_timeout: Duration::from_millis(50), ..Options::default() },
+                true,
                 Clock::system(),
             );
             operators.unwrap().get(&url, HeaderMap::new()).await.unwrap_err();

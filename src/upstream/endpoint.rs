@@ -38,7 +38,7 @@ const REMEMBERED: u64 = 10_000;
 impl Endpoint {
     pub(super) fn new(url: Url, options: &Options, trust: &Arc<Trust>, accounts: usize, clock: Clock) -> Result<Self, String> {
         let trusted = trust.permits(&url);
-        let client = Arc::new(Client::new(url, options, clock.clone())?);
+        let client = Arc::new(Client::new(url, options, trusted, clock.clone())?);
         let auth = Auth::new(Arc::clone(&client), Arc::clone(trust), clock.clone());
         let budgets = (0..accounts).map(|_| Mutex::default()).collect();
         // As long as can be, as a transfer waits before it is taken up again.

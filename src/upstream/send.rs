@@ -88,10 +88,10 @@ impl Upstream {
         Ok((response, bytes))
     }
 
-    /// Asks as each account in turn until one has not used up its budget.
+    /// Asks as each account in turn until one is let in that has not used up its budget.
     async fn send_to(&self, endpoint: &Endpoint, question: &Question<'_>) -> Result<Response, Error> {
         endpoint.client.check()?;
-        let mut limited: Option<Timestamp> = None;
+        let (mut limited, mut shut_out): (Option<Timestamp>, Option<Error>) = (None, None);
         for who in self.who(question) {
             let admitted = endpoint.budget(who.key(), |budget| budget.admit(question.purpose, self.clock.now()));
             let until = match admitted {
@@ -101,13 +101,19 @@ impl Upstream {
                         endpoint.budget(who.key(), |budget| budget.leave_alone(question.purpose, self.clock.now(), until));
                         until
                     }
+                    Err(error @ Error::Credentials(_)) => {
+                        shut_out.get_or_insert(error);
+                        continue;
+                    }
+                    // The account that was shut out might have been told otherwise.
+                    Err(error) if error.is_definitive() => return Err(shut_out.unwrap_or(error)),
                     outcome => return outcome,
                 },
                 Err(until) => until,
             };
             limited = Some(limited.map_or(until, |earliest| earliest.min(until)));
         }
-        Err(limited.map_or(Error::Offline, |until| Error::RateLimited { until }))
+        Err(limited.map(|until| Error::RateLimited { until }).or(shut_out).unwrap_or(Error::Offline))
     }
 
     fn who<'a>(&'a self, question: &Question<'_>) -> Vec<Who<'a>> {

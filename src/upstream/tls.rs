@@ -9,12 +9,12 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::options::Options;
 
-/// Trusts what the system trusts, and `ca_file` where one is given. `own`: for the upstream itself, which may see the client
-/// certificate; nobody else does.
+/// Trusts what the system trusts, and `ca_file` where one is given. `trusted`: for who may see the client
+/// certificate: the upstream itself, and nobody to whom it sends us.
 ///
 /// # Errors
 /// One line that says which option is wrong.
-pub(super) fn config(options: &Options, own: bool) -> Result<rustls::ClientConfig, String> {
+pub(super) fn config(options: &Options, trusted: bool) -> Result<rustls::ClientConfig, String> {
     let mut roots = system_roots().clone();
     for certificate in certificates("ca_file", &options.ca_file)? {
         roots.add(certificate).map_err(|error| unreadable("ca_file", &options.ca_file, &error))?;
@@ -32,7 +32,7 @@ pub(super) fn config(options: &Options, own: bool) -> Result<rustls::ClientConfi
     }
     let chain = certificates("client_cert_file", chain)?;
     let key = PrivateKeyDer::from_pem_file(key).map_err(|error| unreadable("client_key_file", key, &error))?;
-    if !own {
+    if !trusted {
         return Ok(builder.with_no_client_auth());
     }
     builder.with_client_auth_cert(chain, key).map_err(|error| format!("client_cert_file does not fit client_key_file: {error}"))

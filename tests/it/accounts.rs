@@ -101,6 +101,19 @@ async fn an_account_that_is_refused_for_its_rate_is_followed_by_the_next_within_
     assert_eq!((gets(&hub, "ann"), gets(&hub, "bob")), (1, 2));
 }
 
+#[tokio::test]
+async fn an_account_that_is_not_let_in_is_followed_by_the_next_and_what_that_one_is_denied_is_not_believed() {
+    let hub = hub().await;
+    let (image, private) = (put(&hub, "library/app"), put(&hub, "team/private"));
+    hub.restrict("team/private", &["ann"]);
+    let mistyped = &[("ann", "canary-mistyped", ""), ("bob", "canary-of-bob", "")];
+    let mirror = account(before(&hub), mistyped).start().await;
+    assert_eq!(mirror.get(&image.tag_path("latest")).await.expect(200).body, image.manifest);
+    assert_eq!(gets(&hub, "bob"), 1);
+    let trouble = mirror.get(&private.tag_path("latest")).await.expect(502);
+    assert!(trouble.text().contains("credentials"), "{}", trouble.text());
+}
+
 // === the budget at zero ===
 
 #[tokio::test]

@@ -240,10 +240,11 @@ fn registry(
     hop: &Hop,
     clock: &Clock,
 ) -> Result<Registry, String> {
+    let public_url = options.passthrough().map_err(|what| format!("upstream.\"{name}\".{what}"))?;
     // Also a sealed larder says what is wrong with its configuration.
     let upstream = Upstream::new(name, options, hop.clone(), clock.clone())?;
     let upstream = if mirror.offline { Upstream::offline(name, clock.clone()) } else { upstream };
     let access = Access { allow: options.allow.clone(), deny: options.deny.clone() };
-    let (public_url, freshness) = (options.passthrough()?, Freshness::of(mirror, options));
+    let freshness = Freshness::of(mirror, options);
     Ok(Registry { upstream, public_url, access, freshness, anyones: options.public_only })
 }

@@ -101,6 +101,10 @@ impl Registries {
 
     /// By the host a client speaks to, with the port or without.
     fn hosted(&self, host: &str) -> Option<&Arc<Registry>> {
+        // Every request asks, and hardly any larder has hosts.
+        if self.by_host.is_empty() {
+            return None;
+        }
         let host = host.to_ascii_lowercase();
         self.by_host.get(&host).or_else(|| self.by_host.get(host.rsplit_once(':')?.0))
     }

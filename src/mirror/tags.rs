@@ -137,13 +137,16 @@ impl Mirror {
         if origin.is_offline() {
             return;
         }
-        let (key, flight) = ((origin.repository.clone(), tag.clone()), (origin.asker(), tag.clone()));
-        let checked = record.checked;
+        let (key, checked) = ((origin.repository.clone(), tag.clone()), record.checked);
         match self.0.asked.get(&key).filter(|asked| asked.checked == checked) {
             None => self.0.asked.insert(key, Asked { checked, ahead: false }),
-            Some(Asked { ahead: false, .. }) if age == Age::Aging && self.wait(&flight).is_none() => {
-                self.0.asked.insert(key, Asked { checked, ahead: true });
-                self.0.tags.start(flight, || self.clone().check_tag_and_note(origin.clone(), tag.clone(), Some(record.clone())));
+            Some(Asked { ahead: false, .. }) if age == Age::Aging => {
+                let flight = (origin.asker(), tag.clone());
+                if self.wait(&flight).is_none() {
+                    self.0.asked.insert(key, Asked { checked, ahead: true });
+                    let work = || self.clone().check_tag_and_note(origin.clone(), tag.clone(), Some(record.clone()));
+                    self.0.tags.start(flight, work);
+                }
             }
             Some(_) => {}
         }

@@ -80,7 +80,6 @@ impl Upstream {
         for fallback in &options.fallbacks {
             urls.push(parse("fallbacks", fallback).map_err(wrong)?);
         }
-        options.passthrough().map_err(wrong)?;
         let accounts = Accounts::new(&options.accounts(), name, &url, &clock).map_err(wrong)?;
         let trust = Arc::new(Trust::new(url, options.token_hosts.clone()));
         let endpoint = |url| Endpoint::new(url, options, &trust, accounts.len(), clock.clone()).map(Arc::new);

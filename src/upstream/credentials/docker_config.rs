@@ -13,6 +13,7 @@ use serde::Deserialize;
 use super::source::Says;
 use super::{Credential, IDENTITY_TOKEN, helper};
 use crate::upstream::options::DOCKER_HUB;
+use crate::upstream::trust::authority;
 
 /// A registry as config files and helpers call it.
 pub(super) struct Registry {
@@ -48,10 +49,10 @@ const HUB_NAMES: [&str; 3] = ["index.docker.io", DOCKER_HUB, "registry-1.docker.
 impl Registry {
     pub(super) fn new(upstream: &str, url: &Url) -> Self {
         let host = url.host_str().unwrap_or_default();
-        let with_port = |port: Option<u16>| port.map_or_else(|| host.into(), |port| format!("{host}:{port}"));
-        let authority = with_port(url.port());
+        let authority = authority(url);
         // First as the place is called that gets them, then as the operator calls it.
-        let mut names = vec![authority.clone(), with_port(url.port_or_known_default())];
+        let mut names = vec![authority.clone()];
+        names.extend(url.port_or_known_default().map(|port| format!("{host}:{port}")));
         if HUB_NAMES.contains(&host) {
             names.splice(0..0, HUB_NAMES.map(String::from));
         }

@@ -103,3 +103,15 @@ async fn an_identity_token_is_exchanged_by_post() {
     assert_eq!(mirror.get(&image.tag_path("latest")).await.expect(200).body, image.manifest);
     assert_eq!(registry.count_at(Listener::Token, "POST", "/oauth2/token"), 1);
 }
+
+#[tokio::test]
+async fn a_key_file_of_google_is_a_password_of_many_lines() {
+    const KEY: &str = "{\n  \"type\": \"service_account\",\n  \"private_key\": \"canary:of\\ngoogle\"\n}";
+    let registry = Registry::with(Like::ArtifactRegistry.setup().login("_json_key", KEY)).await;
+    let image = Image::new(3).put(&registry, "team/app", "latest");
+    registry.restrict("team/app", &["_json_key"]);
+    let stopped = TestMirror::builder().upstream("gcr.io", &registry).set("mirror.default_upstream = \"gcr.io\"");
+    let mirror = stopped.login("gcr.io", "_json_key", &format!("{KEY}\n")).start().await;
+    assert_eq!(mirror.get(&image.tag_path("latest")).await.expect(200).body, image.manifest);
+    assert_eq!(registry.tokens("_json_key", "repository:team/app:pull"), 1);
+}

@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::metrics::Metrics;
 use crate::mirror::{self, Access, Freshness, Mirror, Registries, Registry};
 use crate::server;
 use crate::store::{self, Store, Tally};
@@ -86,8 +87,8 @@ impl App {
     /// # Errors
     /// See [`StartError`].
     pub async fn start(config: Config, clock: Clock) -> Result<Self, StartError> {
-        let hop = Hop::unique();
-        let registries = registries(&config, &hop, &clock).map_err(StartError::Upstream)?;
+        let (hop, metrics) = (Hop::unique(), Metrics::new());
+        let registries = registries(&config, &hop, &clock, &metrics).map_err(StartError::Upstream)?;
         for image in &config.mirror.keep {
             registries.resolve(image).map_err(|refusal| StartError::Upstream(format!("mirror.keep: {image}: {refusal}")))?;
         }
@@ -96,13 +97,13 @@ impl App {
             Some(address) => Some(listen("admin.listen", address).await?),
             None => None,
         };
-        let store = Store::open(&config.cache, clock.clone()).await?;
+        let store = Store::open(&config.cache, clock.clone(), metrics.clone()).await?;
         for upstream in registries.upstreams() {
             if let Some(Tally { since, amount }) = store.tally(&tally_name(upstream)) {
                 upstream.resume_spent(Spent { since, bytes: amount });
             }
         }
-        let mirror = Mirror::new(config.mirror, store.clone(), registries, clock.clone());
+        let mirror = Mirror::new(config.mirror, store.clone(), registries, clock.clone(), metrics);
         for (name, _) in config.upstream.iter().filter(|(_, options)| options.has_credentials() && options.allow.is_empty()) {
             tracing::warn!(
                 "upstream.{name:?} has credentials and no allow-list: whoever reaches larder can read all that they can; \
@@ -207,10 +208,10 @@ fn tally_name(upstream: &Upstream) -> String {
     format!("bytes-from-{}", upstream.name())
 }
 
-fn registries(config: &Config, hop: &Hop, clock: &Clock) -> Result<Registries, String> {
+fn registries(config: &Config, hop: &Hop, clock: &Clock, metrics: &Metrics) -> Result<Registries, String> {
     let mut all = Vec::new();
     for (name, options) in &config.upstream {
-        let registry = registry(name, options, &config.mirror, hop, clock)?;
+        let registry = registry(name, options, &config.mirror, hop, clock, metrics)?;
         all.push((name, options, Arc::new(registry)));
     }
     let default = all.iter().find(|(name, ..)| **name == config.mirror.default_upstream);
@@ -224,10 +225,10 @@ fn registries(config: &Config, hop: &Hop, clock: &Clock) -> Result<Registries, S
         options.hosts.iter().map(String::as_str).chain(public_url).try_for_each(|host| registries.add_host(host, registry))?;
     }
     if config.mirror.any_public {
-        let (mirror, hop, clock) = (config.mirror.clone(), hop.clone(), clock.clone());
+        let (mirror, hop, clock, metrics) = (config.mirror.clone(), hop.clone(), clock.clone(), metrics.clone());
         registries.open_to_public(Box::new(move |name| {
             let options = upstream::Options::of_public(name);
-            registry(name, &options, &mirror, &hop, &clock).ok()
+            registry(name, &options, &mirror, &hop, &clock, &metrics).ok()
         }));
     }
     Ok(registries)
@@ -239,10 +240,11 @@ fn registry(
     mirror: &mirror::Options,
     hop: &Hop,
     clock: &Clock,
+    metrics: &Metrics,
 ) -> Result<Registry, String> {
     let public_url = options.passthrough().map_err(|what| format!("upstream.\"{name}\".{what}"))?;
     // Also a sealed larder says what is wrong with its configuration.
-    let upstream = Upstream::new(name, options, hop.clone(), clock.clone())?;
+    let upstream = Upstream::new(name, options, hop.clone(), clock.clone(), metrics.clone())?;
     let upstream = if mirror.offline { Upstream::offline(name, clock.clone()) } else { upstream };
     let access = Access { allow: options.allow.clone(), deny: options.deny.clone() };
     let freshness = Freshness::of(mirror, options);

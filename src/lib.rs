@@ -10,6 +10,7 @@
 //! floor 2   mirror                   the pull-through policy: who answers, how fresh, one fill per digest
 //! floor 1   store      upstream      mechanisms, which never use each other
 //! floor 0   oci  clock  flight       words and small tools: no I/O
+//!           metrics
 //! ```
 //!
 //! # A hit
@@ -31,6 +32,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod flight;
+pub mod metrics;
 pub mod mirror;
 pub mod oci;
 pub mod server;

@@ -148,6 +148,7 @@ impl Mirror {
             Ok(body) => body,
             Err(error) => {
                 self.note_failure(&fill.origin, Thing::Blob(fill.digest.clone()), &error);
+                self.0.metrics.fill_ended("failed");
                 fill.head.send_replace(Head::Failed(error.into()));
                 return writer.suspend(false).await;
             }
@@ -159,6 +160,7 @@ impl Mirror {
                 Stretch::Complete => return self.finish_fill(fill, writer).await,
                 Stretch::Stopped => {
                     tracing::info!(digest = %fill.digest, at = writer.accepted(), "a fill stops");
+                    self.0.metrics.fill_ended("stopped");
                     return leave(fill, writer, self.0.stopping.is_cancelled()).await;
                 }
                 Stretch::Broken(error) => {
@@ -166,15 +168,20 @@ impl Mirror {
                     tracing::warn!(digest = %fill.digest, at = writer.accepted(), %error, "a transfer broke");
                     if tries > TRIES {
                         tracing::error!(digest = %fill.digest, at = writer.accepted(), "a fill is given up");
+                        self.0.metrics.fill_ended("given_up");
                         return leave(fill, writer, false).await;
                     }
                 }
             }
             body = loop {
                 match self.resume(fill, &mut writer, tries).await {
-                    Ok(resumed) => break resumed,
+                    Ok(resumed) => {
+                        self.0.metrics.fill_resumed();
+                        break resumed;
+                    }
                     Err(error) if tries >= TRIES || error.is_definitive() || self.0.stopping.is_cancelled() => {
                         tracing::error!(digest = %fill.digest, at = writer.accepted(), %error, "a fill is given up");
+                        self.0.metrics.fill_ended("given_up");
                         return leave(fill, writer, false).await;
                     }
                     Err(_) => tries += 1,
@@ -294,13 +301,16 @@ impl Mirror {
         let size = writer.accepted();
         // Before anyone sees the end: who comes back for the blob then need not ask.
         self.set_proof(&fill.origin.repository, &fill.digest, size, None);
-        match writer.finish().await {
+        let finished = writer.finish().await;
+        self.0.metrics.fill_ended(finished.word());
+        match finished {
             Finished::Kept => {}
             Finished::Passed(why) => tracing::warn!(digest = %fill.digest, %why, "a blob was passed on and not kept"),
             Finished::Mismatch => {
                 // What it said of the blob is worth as little as what it sent.
                 self.0.store.remove_proof(&fill.origin.repository, &fill.digest, Kind::Blob);
                 let upstream = &fill.origin.repository.upstream;
+                self.0.metrics.digest_mismatched(upstream);
                 tracing::error!(%upstream, repository = %fill.origin.repository.name, digest = %fill.digest, size,
                     "the upstream sent other bytes than the digest promises; nothing of them is kept");
             }

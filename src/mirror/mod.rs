@@ -28,6 +28,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock::{Clock, Timestamp};
 use crate::flight::Flights;
+use crate::metrics::Metrics;
 use crate::oci::{Digest, InvalidName, Repository, Tag};
 use crate::store::{Kind, Store};
 use crate::upstream::{self, CacheStatus};
@@ -59,6 +60,7 @@ struct Inner {
     store: Store,
     registries: Registries,
     clock: Clock,
+    metrics: Metrics,
     fills: Fills,
     logins: Logins,
     rights: Rights,
@@ -156,7 +158,7 @@ const REMEMBERED: u64 = 10_000;
 
 impl Mirror {
     #[must_use]
-    pub fn new(options: Options, store: Store, registries: Registries, clock: Clock) -> Self {
+    pub fn new(options: Options, store: Store, registries: Registries, clock: Clock, metrics: Metrics) -> Self {
         let hot = moka::sync::Cache::builder()
             .max_capacity(HOT_BYTES)
             .weigher(|_, bytes: &Bytes| u32::try_from(bytes.len()).unwrap_or(u32::MAX))
@@ -169,6 +171,7 @@ impl Mirror {
             store,
             registries,
             clock,
+            metrics,
             hot,
             manifests: Flights::default(),
             proofs: Flights::default(),
@@ -193,6 +196,13 @@ impl Mirror {
     #[must_use]
     pub fn registries(&self) -> &Registries {
         &self.0.registries
+    }
+
+    /// What is counted, with what the cache takes as it is now.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        self.0.store.show();
+        &self.0.metrics
     }
 
     /// Stops all fills, leaving what they have for the next start. Returns how many had not stopped within `limit`.

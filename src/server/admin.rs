@@ -103,7 +103,11 @@ impl Admin {
             return respond::forbidden(&why);
         }
         match (&head.method, head.uri.path()) {
-            (&Method::GET, "/metrics") => respond::metrics(metrics::page(&self.budgets(), self.clock.now())),
+            (&Method::GET, "/metrics") => {
+                let metrics = self.mirror.metrics();
+                metrics.set_budgets(metrics::budgets(&self.budgets(), self.clock.now()));
+                respond::metrics(metrics.page())
+            }
             (&Method::GET, "/api/upstreams") => respond::document(&self.upstreams()),
             (&Method::POST, "/api/refresh") => self.refresh(head.uri.query().unwrap_or_default()).await,
             (_, "/metrics" | "/api/upstreams") => respond::wrong_method("GET"),

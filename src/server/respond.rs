@@ -219,7 +219,7 @@ pub(super) fn document(document: &serde_json::Value) -> Response<Body> {
 
 pub(super) fn metrics(page: String) -> Response<Body> {
     let mut response = Response::new(Body::bytes(page));
-    set(&mut response, header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8");
+    set(&mut response, header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8");
     response
 }
 

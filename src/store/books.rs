@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Weak};
 
 use crate::clock::Timestamp;
+use crate::metrics::CacheGauges;
 use crate::oci::Digest;
 
 use super::handle::Handle;
@@ -69,6 +70,18 @@ impl Books {
     /// Every byte that the disk holds, or has been promised, for the cache.
     pub(super) fn used(&self) -> u64 {
         self.lru.bytes() + self.partial_bytes() + self.reserved + self.leaving + self.lingering
+    }
+
+    /// The same, by what it is there for.
+    pub(super) fn gauges(&self) -> CacheGauges {
+        CacheGauges {
+            committed: self.lru.bytes(),
+            partial: self.partial_bytes(),
+            reserved: self.reserved,
+            leaving: self.leaving + self.lingering,
+            blobs: self.lru.len() as u64,
+            degraded: false,
+        }
     }
 
     fn partial_bytes(&self) -> u64 {

@@ -23,6 +23,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::clock::Clock;
+use crate::metrics::Metrics;
 use crate::oci::{Digest, Repository, Tag};
 
 use books::Books;
@@ -53,6 +54,7 @@ struct Shared {
     /// Held by the thread that writes the index.
     indexing: Mutex<()>,
     clock: Clock,
+    metrics: Metrics,
 }
 
 /// A partial file that nobody goes on with is kept for this long.
@@ -66,7 +68,7 @@ impl Store {
     ///
     /// # Errors
     /// When the directory cannot be used. It is then as it was.
-    pub async fn open(options: &Options, clock: Clock) -> Result<Self, OpenError> {
+    pub async fn open(options: &Options, clock: Clock, metrics: Metrics) -> Result<Self, OpenError> {
         let pool = Pool::new();
         let (dir, books) = (options.dir.clone(), Arc::new(Mutex::new(Books::new(options.budget()))));
         let opened = pool.run(move || Disk::open(&dir)).await;
@@ -76,7 +78,8 @@ impl Store {
         let (records_disk, records_pool) = (Arc::clone(&disk), pool.clone());
         let records = pool.run(move || Records::open(records_disk, records_pool)).await.map_err(broken)?;
         let (gate, indexing) = (Mutex::new(()), Mutex::new(()));
-        let store = Self(Arc::new(Shared { disk, pool, books, records, min_free: options.min_free, gate, indexing, clock }));
+        let store =
+            Self(Arc::new(Shared { disk, pool, books, records, min_free: options.min_free, gate, indexing, clock, metrics }));
         let shared = Arc::clone(&store.0);
         let counted = store.0.pool.run(move || {
             shared.count_partials(rebooted && !clean)?;
@@ -212,6 +215,12 @@ impl Store {
     pub fn usage(&self) -> Option<(u64, usize)> {
         let books = lock(&self.0.books);
         books.known.then(|| (books.used(), books.lru.len()))
+    }
+
+    /// Puts what the cache takes of the disk into the metrics.
+    pub fn show(&self) {
+        let cache = lock(&self.0.books).gauges();
+        self.0.metrics.set_cache(cache);
     }
 
     /// One round of upkeep, due once a minute: abandoned partial files, the floor under the free space, the index.

@@ -69,6 +69,19 @@ const LONGEST_COOL_DOWN: Duration = Duration::from_mins(10);
 /// A budget is waited for as long as its registry says; but no registry makes one wait longer than a day.
 const LONGEST_WINDOW: Duration = Duration::from_hours(24);
 
+// === impl Purpose ===
+
+impl Purpose {
+    /// For metrics.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Pull => "manifest",
+            Self::Blob => "blob",
+            Self::List => "list",
+        }
+    }
+}
+
 // === impl Budget ===
 
 impl Budget {

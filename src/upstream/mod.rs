@@ -33,6 +33,7 @@ use std::time::Duration;
 use reqwest::Url;
 
 use crate::clock::Clock;
+use crate::metrics::Metrics;
 use crate::oci::RepositoryName;
 
 use accounts::Accounts;
@@ -66,6 +67,7 @@ pub struct Upstream {
     refuses_blob_head: AtomicBool,
     idle_timeout: Duration,
     clock: Clock,
+    metrics: Metrics,
 }
 
 // === impl Upstream ===
@@ -73,7 +75,7 @@ pub struct Upstream {
 impl Upstream {
     /// # Errors
     /// One line that says which option is wrong.
-    pub fn new(name: &str, options: &Options, hop: Hop, clock: Clock) -> Result<Self, String> {
+    pub fn new(name: &str, options: &Options, hop: Hop, clock: Clock, metrics: Metrics) -> Result<Self, String> {
         let wrong = |what: String| format!("upstream.\"{name}\".{what}");
         let url = parse("url", &options.url).map_err(wrong)?;
         let mut urls = vec![url.clone()];
@@ -96,6 +98,7 @@ impl Upstream {
             refuses_blob_head: AtomicBool::new(false),
             idle_timeout,
             clock,
+            metrics,
         })
     }
 
@@ -112,6 +115,7 @@ impl Upstream {
             refuses_blob_head: AtomicBool::new(false),
             idle_timeout: Duration::ZERO,
             clock,
+            metrics: Metrics::new(),
         }
     }
 

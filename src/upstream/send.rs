@@ -159,7 +159,9 @@ impl Upstream {
                 Some(proof) => headers.insert(header::AUTHORIZATION, proof.header.clone()),
                 None => headers.remove(header::AUTHORIZATION),
             };
-            let Followed { response, own } = endpoint.client.follow(method, url.clone(), &headers).await?;
+            let followed = endpoint.client.follow(method, url.clone(), &headers).await;
+            self.metrics.upstream_asked(&self.name, purpose.word(), &outcome(&followed));
+            let Followed { response, own } = followed?;
             if own {
                 let now = self.clock.now();
                 endpoint
@@ -204,6 +206,15 @@ impl Upstream {
             508 => Err(Error::Loop),
             status => Err(Error::unavailable(format!("it answers {status}"))),
         }
+    }
+}
+
+/// What became of a request, in a word.
+fn outcome(followed: &Result<Followed, Error>) -> String {
+    match followed {
+        Ok(Followed { response, .. }) => response.status().as_str().to_owned(),
+        Err(Error::Unavailable { timed_out: true, .. }) => "timeout".into(),
+        Err(_) => "failed".into(),
     }
 }
 

@@ -4,16 +4,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each part of the crate may use. Its own parts it may always use.
-const MAY_USE: [(&str, &[&str]); 10] = [
+const MAY_USE: [(&str, &[&str]); 11] = [
     ("oci", &[]),
     ("clock", &[]),
     ("flight", &[]),
-    ("store", &["oci", "clock", "flight"]),
-    ("upstream", &["oci", "clock", "flight"]),
-    ("mirror", &["oci", "clock", "flight", "store", "upstream"]),
-    ("server", &["oci", "clock", "flight", "upstream", "mirror"]),
+    ("metrics", &[]),
+    ("store", &["oci", "clock", "flight", "metrics"]),
+    ("upstream", &["oci", "clock", "flight", "metrics"]),
+    ("mirror", &["oci", "clock", "flight", "metrics", "store", "upstream"]),
+    ("server", &["oci", "clock", "flight", "metrics", "upstream", "mirror"]),
     ("config", &["server", "mirror", "store", "upstream", "app"]),
-    ("app", &["oci", "clock", "store", "upstream", "mirror", "server", "config"]),
+    ("app", &["oci", "clock", "metrics", "store", "upstream", "mirror", "server", "config"]),
     ("cli", &["clock", "config", "app"]),
 ];
 

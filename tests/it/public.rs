@@ -9,6 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use larder::clock::Clock;
+use larder::metrics::Metrics;
 use larder::mirror::{self, Access, Blob, Freshness, Mirror, Registries, Served};
 use larder::store::{self, Store};
 use larder::upstream::{self, Hop, Upstream};
@@ -88,18 +89,20 @@ async fn open_to(dir: &Path, hub: &Registry, other: &Registry) -> Mirror {
         move |name: &str, url: String, anyones| {
             let of_upstream = upstream::Options { url, ..upstream::Options::default() };
             let freshness = Freshness::of(&options, &of_upstream);
-            let upstream = Upstream::new(name, &of_upstream, Hop::unique(), clock.clone()).unwrap();
+            let upstream = Upstream::new(name, &of_upstream, Hop::unique(), clock.clone(), Metrics::new()).unwrap();
             mirror::Registry { upstream, public_url: None, access: Access::default(), freshness, anyones }
         }
     };
     let mut registries = Registries::new(Arc::new(make("docker.io", hub.url(), false)));
     let url = other.url();
     registries.open_to_public(Box::new(move |name| Some(make(name, url.clone(), true))));
-    let store = Store::open(&store::Options { dir: dir.into(), ..store::Options::default() }, clock.clone()).await.unwrap();
+    let store = Store::open(&store::Options { dir: dir.into(), ..store::Options::default() }, clock.clone(), Metrics::new())
+        .await
+        .unwrap();
     while store.usage().is_none() {
         tokio::task::yield_now().await;
     }
-    Mirror::new(options, store, registries, clock)
+    Mirror::new(options, store, registries, clock, Metrics::new())
 }
 
 async fn blob(mirror: &Mirror, image: &str, digest: &str) -> Blob {

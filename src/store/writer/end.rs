@@ -22,6 +22,18 @@ pub enum Finished {
     Mismatch,
 }
 
+impl Finished {
+    /// In a word, for metrics.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Kept => "kept",
+            Self::Passed(_) => "passed",
+            Self::Mismatch => "mismatch",
+        }
+    }
+}
+
 impl BlobWriter {
     /// All bytes were pushed: verifies them, lets the readers have the tail, and commits.
     pub async fn finish(mut self) -> Finished {

@@ -1,0 +1,221 @@
+//! Metrics: every name, what it counts, and what tells its series apart. Floor 0.
+//!
+//! The page is in the text format of `OpenMetrics`: <https://github.com/prometheus/OpenMetrics/blob/main/specification/OpenMetrics.md>.
+//! No label holds a repository, a tag or a digest, so the number of series is bounded by the configuration.
+
+use std::fmt;
+use std::sync::Arc;
+
+use prometheus_client::encoding::text;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+/// The metrics of one larder. Clones count into the same.
+#[derive(Clone)]
+pub struct Metrics(Arc<Shared>);
+
+struct Shared {
+    registry: Registry,
+    fills: Counters<1>,
+    fill_resumes: Counter,
+    digest_mismatches: Counters<1>,
+    upstream_requests: Counters<3>,
+    budget_limit: Gauges<2>,
+    budget_remaining: Gauges<2>,
+    budget_window: Gauges<2>,
+    budget_reset: Gauges<2>,
+    bypasses: Counters<1>,
+    disk_errors: Counters<2>,
+    quarantined: Counter,
+    cache_bytes: Gauges<1>,
+    cache_blobs: Gauge,
+    cache_state: Gauge,
+}
+
+type Labels<const N: usize> = [(&'static str, String); N];
+type Counters<const N: usize> = Family<Labels<N>, Counter>;
+type Gauges<const N: usize> = Family<Labels<N>, Gauge>;
+
+/// What an account may still fetch from an upstream that counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BudgetGauges {
+    pub limit: u64,
+    pub remaining: u64,
+    pub window_seconds: u64,
+    /// Until there is a budget again, where there is none now.
+    pub reset_seconds: Option<u64>,
+}
+
+/// What the cache takes of the disk, in bytes, by what it is there for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CacheGauges {
+    /// Verified blobs.
+    pub committed: u64,
+    /// Files on their way in that nobody is filling.
+    pub partial: u64,
+    /// Promised to those that are being filled.
+    pub reserved: u64,
+    /// Removed, or about to be, and not off the disk yet: somebody reads them.
+    pub leaving: u64,
+    pub blobs: u64,
+    /// True while the disk fails and what is missing goes past the cache.
+    pub degraded: bool,
+}
+
+// === impl Metrics ===
+
+impl Metrics {
+    #[must_use]
+    pub fn new() -> Self {
+        let mut register = Register(Registry::with_prefix("larder"));
+        let shared = Shared {
+            fills: register.add("fills", "Fills that have ended, by how: kept, passed, mismatch, stopped, given_up, failed"),
+            fill_resumes: register.add("fill_resumes", "Transfers that broke and were taken up again"),
+            digest_mismatches: register.add("digest_mismatches", "Bodies that did not hash to their digest"),
+            upstream_requests: register.add(
+                "upstream_requests",
+                "Requests to upstreams, by kind (manifest, blob, list) and status (a number, timeout or failed)",
+            ),
+            budget_limit: register.add("upstream_budget_limit", "Manifests that the account may fetch within the window"),
+            budget_remaining: register.add("upstream_budget_remaining", "Manifests that it may still fetch, as was last told"),
+            budget_window: register.add("upstream_budget_window_seconds", "The window of the budget"),
+            budget_reset: register.add("upstream_budget_reset_seconds", "Until there is a budget again, where there is none"),
+            bypasses: register.add("bypasses", "Blobs that went past the cache, by reason"),
+            disk_errors: register.add("disk_errors", "Operations on the cache directory that failed, by operation and error"),
+            quarantined: register.add("quarantined", "Blobs that were found damaged and set aside"),
+            cache_bytes: register.add("cache_bytes", "Bytes of the disk, by what they are there for"),
+            cache_blobs: register.add("cache_blobs", "Blobs in the cache, manifests among them"),
+            cache_state: register.add("cache_state", "0 if all is well, 1 while the disk fails"),
+            registry: register.0,
+        };
+        Self(Arc::new(shared))
+    }
+
+    /// All of it, for Prometheus to read.
+    #[must_use]
+    pub fn page(&self) -> String {
+        let mut page = String::new();
+        // Writing to a string does not fail.
+        let _ = text::encode(&mut page, &self.0.registry);
+        page
+    }
+
+    // --- fills ---
+
+    pub fn fill_ended(&self, how: &'static str) {
+        self.0.fills.get_or_create(&[("outcome", how.into())]).inc();
+    }
+
+    pub fn fill_resumed(&self) {
+        self.0.fill_resumes.inc();
+    }
+
+    // --- upstreams ---
+
+    /// `status`: that of the answer, or in a word why there was none.
+    pub fn upstream_asked(&self, upstream: &str, kind: &'static str, status: &str) {
+        let labels = [("upstream", upstream.into()), ("kind", kind.into()), ("status", status.into())];
+        self.0.upstream_requests.get_or_create(&labels).inc();
+    }
+
+    pub fn digest_mismatched(&self, upstream: &str) {
+        self.0.digest_mismatches.get_or_create(&[("upstream", upstream.into())]).inc();
+    }
+
+    /// Replaces what is shown of all budgets, by upstream and account.
+    pub fn set_budgets<'a>(&self, budgets: impl Iterator<Item = (&'a str, &'a str, BudgetGauges)>) {
+        let families = [&self.0.budget_limit, &self.0.budget_remaining, &self.0.budget_window, &self.0.budget_reset];
+        families.iter().for_each(|family| family.clear());
+        for (upstream, account, budget) in budgets {
+            let BudgetGauges { limit, remaining, window_seconds, reset_seconds } = budget;
+            let labels = [("upstream", upstream.to_owned()), ("account", account.to_owned())];
+            let values = [Some(limit), Some(remaining), Some(window_seconds), reset_seconds];
+            for (family, value) in families.iter().zip(values) {
+                value.iter().for_each(|value| _ = family.get_or_create(&labels).set(signed(*value)));
+            }
+        }
+    }
+
+    // --- cache ---
+
+    pub fn bypassed(&self, why: &'static str) {
+        self.0.bypasses.get_or_create(&[("reason", why.into())]).inc();
+    }
+
+    /// `error`: the name of its kind, such as `StorageFull`.
+    pub fn disk_failed(&self, operation: &'static str, error: &str) {
+        self.0.disk_errors.get_or_create(&[("operation", operation.into()), ("error", error.into())]).inc();
+    }
+
+    pub fn quarantined(&self) {
+        self.0.quarantined.inc();
+    }
+
+    /// Replaces what is shown of the cache.
+    pub fn set_cache(&self, cache: CacheGauges) {
+        let CacheGauges { committed, partial, reserved, leaving, blobs, degraded } = cache;
+        for (what, bytes) in [("committed", committed), ("partial", partial), ("reserved", reserved), ("leaving", leaving)] {
+            self.0.cache_bytes.get_or_create(&[("for", what.into())]).set(signed(bytes));
+        }
+        self.0.cache_blobs.set(signed(blobs));
+        self.0.cache_state.set(i64::from(degraded));
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Metrics")
+    }
+}
+
+/// Gives names to metrics as they are made.
+struct Register(Registry);
+
+impl Register {
+    fn add<M>(&mut self, name: &'static str, help: &'static str) -> M
+    where
+        M: prometheus_client::registry::Metric + Clone + Default,
+    {
+        let metric = M::default();
+        self.0.register(name, help, metric.clone());
+        metric
+    }
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_tells_what_was_counted() {
+        let metrics = Metrics::new();
+        metrics.clone().fill_ended("kept");
+        metrics.upstream_asked("docker.io", "blob", "200");
+        let budget = BudgetGauges { limit: 200, remaining: 7, window_seconds: 21_600, reset_seconds: None };
+        metrics.set_budgets([("docker.io", "a\"b", budget)].into_iter());
+        let page = metrics.page();
+        for line in [
+            "larder_fills_total{outcome=\"kept\"} 1",
+            "larder_upstream_requests_total{upstream=\"docker.io\",kind=\"blob\",status=\"200\"} 1",
+            "larder_upstream_budget_remaining{upstream=\"docker.io\",account=\"a\\\"b\"} 7",
+            "larder_cache_state 0",
+        ] {
+            assert!(page.lines().any(|other| other == line), "{line}: {page}");
+        }
+        assert!(page.ends_with("# EOF\n"));
+        metrics.set_budgets(std::iter::empty());
+        assert!(!metrics.page().contains("remaining{"), "what is not there any more is not shown");
+    }
+}

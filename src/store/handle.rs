@@ -1,6 +1,5 @@
 //! One open file, shared by all who read it.
 
-use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -8,8 +7,9 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 
 use super::books::Books;
+use super::disk::File;
+use super::lock;
 use super::pool::Pool;
-use super::{disk, lock};
 
 /// An open file of the cache. Its bytes are read by offset, so that all readers share it.
 pub(super) struct Handle {
@@ -40,12 +40,12 @@ impl Handle {
     /// Cancel safe.
     pub(super) async fn read(self: &Arc<Self>, offset: u64, limit: usize) -> io::Result<Bytes> {
         let mut buffer = vec![0; limit];
-        let n = if let Some(n) = disk::read_cached(&self.file, offset, &mut buffer)? {
+        let n = if let Some(n) = self.file.read_cached(offset, &mut buffer)? {
             n
         } else {
             let handle = Arc::clone(self);
             let read = self.pool.run(move || {
-                let n = disk::read_at(&handle.file, offset, &mut buffer)?;
+                let n = handle.file.read_at(offset, &mut buffer)?;
                 io::Result::Ok((n, buffer))
             });
             let (n, filled) = read.await??;

@@ -8,7 +8,7 @@ use crate::oci::{Digest, MAX_MANIFEST, Manifest};
 
 use super::books::Partial;
 use super::lru::{Snapshot, charge};
-use super::{Shared, disk, lock};
+use super::{Shared, lock};
 
 pub(super) const NAME: &str = "index";
 const HEADER: &str = "larder index 1\n";
@@ -90,8 +90,8 @@ impl Shared {
         let manifests: std::collections::HashSet<Digest> = self.records.manifests().into_iter().collect();
         for digest in unknown.iter().filter(|digest| manifests.contains(digest)) {
             let names = self.disk.open_blob(digest).and_then(|file| {
-                let mut bytes = vec![0; usize::try_from(disk::length(&file)?).unwrap_or(0).min(MAX_MANIFEST)];
-                let n = disk::read_at(&file, 0, &mut bytes)?;
+                let mut bytes = vec![0; usize::try_from(file.length()?).unwrap_or(0).min(MAX_MANIFEST)];
+                let n = file.read_at(0, &mut bytes)?;
                 bytes.truncate(n);
                 Ok(Manifest::parse(None, &bytes).map(|manifest| manifest.names).unwrap_or_default())
             });

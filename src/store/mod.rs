@@ -27,12 +27,14 @@ use crate::metrics::Metrics;
 use crate::oci::{Digest, Repository, Tag};
 
 use books::Books;
-use disk::{Disk, Opened};
+use disk::{Disk, File, Opened};
 use handle::Handle;
 use pool::Pool;
 use records::Records;
 
 pub use disk::OpenError;
+#[cfg(debug_assertions)]
+pub use disk::{Operation, faults};
 pub use growing::{Cut, TAIL};
 pub use options::{Floor, Options};
 pub use reader::{Blob, BlobReader, Growth, ReadError};
@@ -70,8 +72,9 @@ impl Store {
     /// When the directory cannot be used. It is then as it was.
     pub async fn open(options: &Options, clock: Clock, metrics: Metrics) -> Result<Self, OpenError> {
         let pool = Pool::new();
-        let (dir, books) = (options.dir.clone(), Arc::new(Mutex::new(Books::new(options.budget()))));
-        let opened = pool.run(move || Disk::open(&dir)).await;
+        let books = Arc::new(Mutex::new(Books::new(options.budget())));
+        let (of, counting) = (options.clone(), metrics.clone());
+        let opened = pool.run(move || Disk::open(&of, counting)).await;
         let broken = |broken| OpenError::Unusable { dir: options.dir.clone(), error: io::Error::from(broken) };
         let Opened { disk, new, clean, rebooted } = opened.map_err(broken)??;
         let disk = Arc::new(disk);
@@ -240,13 +243,13 @@ impl Store {
 // === impl Shared ===
 
 impl Shared {
-    fn handle(&self, file: std::fs::File) -> Arc<Handle> {
+    fn handle(&self, file: File) -> Arc<Handle> {
         Handle::new(file, self.pool.clone(), Arc::clone(&self.books))
     }
 
     /// Opens a blob. One that is gone or has another size than it was verified with is dropped: it will be fetched anew.
     fn open_blob(&self, digest: &Digest, size: Option<u64>) -> io::Result<Option<Blob>> {
-        let opened = self.disk.open_blob(digest).and_then(|file| Ok((disk::length(&file)?, file)));
+        let opened = self.disk.open_blob(digest).and_then(|file| Ok((file.length()?, file)));
         let (length, file) = match opened {
             Ok((length, file)) if size.is_none_or(|size| size == length) => (length, file),
             Ok((length, _)) => {
@@ -294,9 +297,9 @@ impl Shared {
     }
 
     /// Makes sure that all of a partial file is on the disk.
-    fn settle(file: &std::fs::File, size: u64) -> io::Result<()> {
-        disk::sync(file)?;
-        let length = disk::length(file)?;
+    fn settle(file: &File, size: u64) -> io::Result<()> {
+        file.sync()?;
+        let length = file.length()?;
         if length == size { Ok(()) } else { Err(io::Error::other(format!("{length} of {size} bytes are in the file"))) }
     }
 

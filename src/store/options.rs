@@ -16,6 +16,10 @@ pub struct Options {
     pub max_size: ByteSize,
     /// The free space that the cache leaves on its file system: bytes or a percentage.
     pub min_free: Floor,
+    /// What tests let go wrong with the disk. No option in the file.
+    #[cfg(debug_assertions)]
+    #[serde(skip)]
+    pub faults: super::faults::Faults,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -56,7 +60,13 @@ impl Default for Options {
             let cache = var("XDG_CACHE_HOME").or_else(|| Some(var("HOME")?.join(".cache")));
             cache.unwrap_or_else(std::env::temp_dir).join("larder")
         };
-        Self { dir, max_size: ByteSize::gib(50), min_free: Floor::Percent(5) }
+        Self {
+            dir,
+            max_size: ByteSize::gib(50),
+            min_free: Floor::Percent(5),
+            #[cfg(debug_assertions)]
+            faults: super::faults::Faults::default(),
+        }
     }
 }
 

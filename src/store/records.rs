@@ -4,16 +4,15 @@
 //! back. When most lines are outdated the log is written anew.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use crate::clock::Timestamp;
 use crate::oci::{Digest, Repository, Tag};
 
-use super::disk::Disk;
+use super::disk::{Disk, File};
+use super::lock;
 use super::pool::Pool;
-use super::{disk, lock};
 
 /// The log and what it says.
 pub(super) struct Records {
@@ -274,7 +273,7 @@ impl Shared {
             if std::mem::take(&mut lock(&self.state).log.torn) {
                 lines.insert(0, '\n');
             }
-            if let Err(error) = disk::append(&file, lines.as_bytes()) {
+            if let Err(error) = file.append(lines.as_bytes()) {
                 tracing::error!(%error, "records could not be written; they last until the next start");
                 lock(&self.state).log.torn = true;
             }

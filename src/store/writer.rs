@@ -16,7 +16,7 @@ use super::lru::charge;
 use super::pool::Broken;
 use super::reader::Growth;
 use super::room::{NoRoom, Reservation};
-use super::{Shared, disk, disk_failed, lock};
+use super::{Shared, disk_failed, lock};
 
 pub use end::Finished;
 
@@ -163,7 +163,7 @@ impl BlobWriter {
             self.bypass(why);
             return;
         }
-        let allocate = self.store.pool.run(move || disk::allocate(&handle.file, size));
+        let allocate = self.store.pool.run(move || handle.file.allocate(size));
         if let Err(error) = allocate.await.map_err(io::Error::from).flatten() {
             let why = disk_failed("allocate", &error);
             self.bypass(why);
@@ -177,7 +177,7 @@ impl BlobWriter {
         self.growing.advance(0);
         if let Target::File(handle) = &self.target {
             let handle = Arc::clone(handle);
-            let truncate = self.store.pool.run(move || disk::truncate(&handle.file, 0));
+            let truncate = self.store.pool.run(move || handle.file.truncate(0));
             if let Err(error) = truncate.await.map_err(io::Error::from).flatten() {
                 let why = disk_failed("truncate", &error);
                 self.bypass(why);
@@ -263,7 +263,7 @@ impl BlobWriter {
         self.job = Some(Box::pin(self.store.pool.run(move || {
             let before = hasher.clone();
             chunks.iter().for_each(|chunk| hasher.update(chunk));
-            match disk::write_at(&handle.file, offset, &chunks) {
+            match handle.file.write_at(offset, &chunks) {
                 Ok(()) => {
                     growing.advance(end);
                     Written { hasher, failed: None }
@@ -323,7 +323,7 @@ fn open_partial(store: &Arc<Shared>, digest: &Digest) -> io::Result<(Arc<Handle>
     let mut buffer = vec![0; if length == 0 { 0 } else { 1 << 20 }];
     let mut offset = 0;
     while offset < length {
-        let n = disk::read_at(&file, offset, &mut buffer)?;
+        let n = file.read_at(offset, &mut buffer)?;
         if n == 0 {
             break;
         }

@@ -13,6 +13,7 @@ use larder::{
     config::Config,
     mirror::Warmed,
     oci::{ImageName, Repository},
+    store::faults::Faults,
 };
 use tempfile::TempDir;
 use toml::{Table, Value};
@@ -33,6 +34,7 @@ pub struct StoppedMirror {
     dir: TempDir,
     config: Table,
     clock: Clock,
+    faults: Faults,
 }
 
 /// Searches what larder has written for secrets, before it goes.
@@ -93,6 +95,11 @@ impl TestMirror {
         self.stopped.cache_dir()
     }
 
+    /// What goes wrong with its disk, until it is stopped.
+    pub fn faults(&self) -> &Faults {
+        &self.stopped.faults
+    }
+
     /// Whether a blob has been committed to the cache.
     pub fn holds(&self, digest: &str) -> bool {
         self.app.store().size(&digest.parse().expect("a digest")).is_some()
@@ -145,7 +152,7 @@ impl TestMirror {
     /// Ends it as [`stop`](Self::stop) does, and tells what had to be cut off.
     pub async fn drain(self) -> (StoppedMirror, Drained) {
         let drained = self.app.stop().await;
-        (self.stopped, drained)
+        (StoppedMirror { faults: Faults::default(), ..self.stopped }, drained)
     }
 }
 
@@ -156,7 +163,7 @@ impl StoppedMirror {
         let dir = tempfile::tempdir().expect("a temporary directory");
         secrets::search_log();
         let searched = Searched(dir.path().join("cache"));
-        let stopped = Self { _searched: searched, dir, config: Table::new(), clock: Clock::system() };
+        let stopped = Self { _searched: searched, dir, config: Table::new(), clock: Clock::system(), faults: Faults::default() };
         let cache_dir = Value::from(stopped.cache_dir().to_str().expect("a path of text"));
         stopped
             .set("server.listen = \"127.0.0.1:0\"")
@@ -211,6 +218,11 @@ impl StoppedMirror {
         self.dir.path()
     }
 
+    /// What goes wrong with its disk from its start on.
+    pub fn faults(&self) -> &Faults {
+        &self.faults
+    }
+
     pub async fn start(self) -> TestMirror {
         match self.try_start().await {
             Ok(mirror) => mirror,
@@ -221,7 +233,10 @@ impl StoppedMirror {
     /// Starts, or tells why not, the causes too, as the command line would, and gives itself back.
     pub async fn try_start(self) -> Result<TestMirror, (String, Self)> {
         let config = match Config::from_toml(&self.config.to_string()) {
-            Ok(config) => config,
+            Ok(mut config) => {
+                config.cache.faults = self.faults.clone();
+                config
+            }
             Err(error) => return Err((told(&error), self)),
         };
         match App::start(config, self.clock.clone()).await {

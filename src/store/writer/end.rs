@@ -8,7 +8,7 @@ use super::super::growing::End;
 use super::super::handle::Handle;
 use super::super::lru::charge;
 use super::super::pool::Broken;
-use super::super::{Shared, disk, disk_failed, lock};
+use super::super::{Shared, disk_failed, lock};
 use super::{BlobWriter, Bypass, Target};
 
 /// How a blob ended whose bytes were all accepted.
@@ -122,9 +122,9 @@ impl BlobWriter {
         self.target = Target::Memory(Bypass::Busy);
         let suspend = self.store.pool.run(move || {
             // Also gives back what was allocated beyond the end.
-            let mut kept = disk::truncate(&handle.file, length);
+            let mut kept = handle.file.truncate(length);
             if durable {
-                kept = kept.and_then(|()| disk::sync(&handle.file));
+                kept = kept.and_then(|()| handle.file.sync());
             }
             if length == 0 || kept.is_err() {
                 kept = store.disk.remove_partial(&digest);

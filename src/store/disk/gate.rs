@@ -1,0 +1,115 @@
+//! Every operation on the cache directory passes here: it is counted when it fails, and in builds with debug assertions tests
+//! make it fail.
+
+use std::io::{self, ErrorKind};
+use std::path::Path;
+
+use crate::metrics::Metrics;
+
+#[cfg(debug_assertions)]
+use super::faults::Faults;
+
+pub(super) struct Gate {
+    metrics: Metrics,
+    #[cfg(debug_assertions)]
+    faults: Faults,
+}
+
+/// What is done to a file or a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(not(debug_assertions), expect(unreachable_pub, reason = "tests name it"))]
+pub enum Operation {
+    Open,
+    /// Opens a file and makes it if there is none.
+    Create,
+    Read,
+    /// Reads what is in memory already, without waiting for the disk.
+    ReadCached,
+    Write,
+    Allocate,
+    Truncate,
+    Sync,
+    Length,
+    Touch,
+    Rename,
+    Remove,
+    MakeDir,
+    SyncDir,
+    List,
+    Space,
+}
+
+// === impl Gate ===
+
+impl Gate {
+    #[cfg(debug_assertions)]
+    pub(super) fn new(metrics: Metrics, faults: Faults) -> Self {
+        Self { metrics, faults }
+    }
+
+    #[cfg(not(debug_assertions))]
+    pub(super) fn new(metrics: Metrics) -> Self {
+        Self { metrics }
+    }
+
+    /// Does `work`, which is `operation` on `path`.
+    pub(super) fn pass<T>(&self, operation: Operation, path: &Path, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        self.pass_some(operation, path, |_| work())
+    }
+
+    /// Likewise with work that may do less than all: `most` is then how many bytes.
+    pub(super) fn pass_some<T>(
+        &self,
+        operation: Operation,
+        path: &Path,
+        work: impl FnOnce(Option<usize>) -> io::Result<T>,
+    ) -> io::Result<T> {
+        #[cfg(debug_assertions)]
+        let done = self.faults.around(operation, path, work);
+        #[cfg(not(debug_assertions))]
+        let done = {
+            let _ = path;
+            work(None)
+        };
+        if let Err(error) = &done
+            // That something is not there, or cannot be had just now, is an answer.
+            && !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::AlreadyExists | ErrorKind::WouldBlock | ErrorKind::Interrupted)
+        {
+            self.metrics.disk_failed(operation.word(), &format!("{:?}", error.kind()));
+        }
+        done
+    }
+
+    /// Does a rename, of which a power loss may leave nothing.
+    pub(super) fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        #[cfg(debug_assertions)]
+        self.faults.will_rename(from, to);
+        #[expect(clippy::disallowed_methods, reason = "part of the file that the ban points to")]
+        self.pass(Operation::Rename, to, || std::fs::rename(from, to))
+    }
+}
+
+// === impl Operation ===
+
+impl Operation {
+    /// For metrics.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Create => "create",
+            Self::Read | Self::ReadCached => "read",
+            Self::Write => "write",
+            Self::Allocate => "allocate",
+            Self::Truncate => "truncate",
+            Self::Sync => "sync",
+            Self::Length => "length",
+            Self::Touch => "touch",
+            Self::Rename => "rename",
+            Self::Remove => "remove",
+            Self::MakeDir => "make_dir",
+            Self::SyncDir => "sync_dir",
+            Self::List => "list",
+            Self::Space => "space",
+        }
+    }
+}

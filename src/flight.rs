@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
-use tokio::sync::watch;
+use crate::sync::{Mutex, start_task, watch};
 
 /// Runs at most one piece of work per key at a time and gives its outcome to all who asked meanwhile.
 ///
@@ -71,7 +71,7 @@ where
         under_way.insert(key.clone(), outcome.clone());
         let landing = Landing { under_way: Arc::clone(&self.under_way), key };
         let work = work();
-        tokio::spawn(async move {
+        start_task(async move {
             let value = work.await;
             // Who asks from now on starts anew; who has asked gets this.
             drop(landing);

@@ -10,7 +10,7 @@
 //! floor 2   mirror                   the pull-through policy: who answers, how fresh, one fill per digest
 //! floor 1   store      upstream      mechanisms, which never use each other
 //! floor 0   oci  clock  flight       words and small tools: no I/O
-//!           metrics
+//!           metrics  sync
 //! ```
 //!
 //! # A hit
@@ -37,4 +37,5 @@ pub mod mirror;
 pub mod oci;
 pub mod server;
 pub mod store;
+mod sync;
 pub mod upstream;

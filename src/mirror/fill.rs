@@ -1,83 +1,22 @@
 //! Fills: one per digest, however many clients; it outlives them all.
 
 mod interest;
+mod running;
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
-use tokio_util::sync::CancellationToken;
-
 use crate::oci::Digest;
-use crate::store::{BlobWriter, Finished, Growth, Kind};
-use crate::upstream::{self, BlobAnswer, Body, CacheStatus, Span};
+use crate::store::{BlobWriter, Finished, Kind};
+use crate::sync::start_task;
+use crate::upstream::{self, BlobAnswer, Body, Span};
 
 use super::{Mirror, Origin, Refusal, Thing};
 
+use running::{Begun, Fill, Head};
+
 pub(super) use interest::Interest;
-
-/// The fills under way.
-pub(super) struct Fills {
-    running: Mutex<HashMap<Key, Arc<Fill>>>,
-    /// Permits to go on for nobody.
-    orphans: Arc<Semaphore>,
-}
-
-/// A digest; and the upstream if that is anyone's. It may send what it likes as slowly as it likes, to those who have named it.
-type Key = (Option<Arc<str>>, Digest);
-
-/// The transfer of one blob into the store.
-pub(super) struct Fill {
-    /// Whose upstream is asked.
-    pub(super) origin: Origin,
-    digest: Digest,
-    head: watch::Sender<Head>,
-    wanted_by: AtomicUsize,
-    /// Told when the last of them has left.
-    abandoned: Notify,
-    /// It has decided to stop; who comes now waits for its end and starts anew. Changes under the lock of the list.
-    closing: AtomicBool,
-    /// It is off the list.
-    landed: CancellationToken,
-}
-
-/// What became of the wish to join a fill.
-pub(super) enum Joined {
-    /// A fill follows, started by this wish or by an earlier one.
-    Fill { interest: Interest, started: bool },
-    /// The blob has just come into the cache.
-    Cached,
-    /// The last fill is about to end; after it, one may be started.
-    Ending(CancellationToken),
-}
-
-/// What is known at the beginning of a fill.
-#[derive(Clone)]
-enum Head {
-    Waiting,
-    Begun(Begun),
-    Failed(Refusal),
-    /// Its blob is in the cache, or was given up.
-    Over,
-}
-
-/// A fill whose upstream has answered.
-#[derive(Clone)]
-pub(super) struct Begun {
-    pub(super) growth: Growth,
-    /// Why it goes past the cache, if it does.
-    pub(super) bypass: Option<String>,
-    /// What the upstream says of its cache.
-    pub(super) cache_status: Option<CacheStatus>,
-}
-
-/// Takes the fill off the list however it ends, and tells all who still wait for its beginning.
-struct Landing {
-    mirror: Mirror,
-    fill: Arc<Fill>,
-}
+pub(super) use running::{Fills, Joined};
 
 /// How a stretch of transfer ended.
 enum Stretch {
@@ -94,52 +33,19 @@ const TRIES: u32 = 5;
 /// Before the first byte, so often: a client waits, and has other registries to ask.
 const FIRST_TRIES: u32 = 2;
 
-// === impl Fills ===
-
-impl Fills {
-    pub(super) fn new(orphans: usize) -> Self {
-        Self { running: Mutex::default(), orphans: Arc::new(Semaphore::new(orphans)) }
-    }
-
-    pub(super) fn running(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Arc<Fill>>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 // === impl Mirror ===
 
 impl Mirror {
     /// Joins the fill of `digest`, or starts one on behalf of `origin`. `anew`: although the cache has the blob, as it cannot
     /// be read.
     pub(super) fn join_fill(&self, origin: &Origin, digest: &Digest, anew: bool) -> Joined {
-        let mut running = self.0.fills.running();
-        let key = key(origin, digest);
-        if let Some(fill) = running.get(&key) {
-            // Its failure is for those who waited for it; who comes now may have better luck.
-            let failed = matches!(*fill.head.borrow(), Head::Failed(_));
-            if failed || fill.closing.load(Ordering::Relaxed) {
-                return Joined::Ending(fill.landed.clone());
-            }
-            return Joined::Fill { interest: Interest::of(fill), started: false };
+        let cached = || !anew && self.0.store.size(digest).is_some();
+        let (joined, started) = self.0.fills.join(origin, digest, cached);
+        if let Some(landing) = started {
+            let mirror = self.clone();
+            start_task(self.0.tasks.track_future(async move { mirror.run_fill(landing.fill()).await }));
         }
-        // A fill leaves the list after its blob has come in, so that looking here, under the lock, misses none.
-        if !anew && self.0.store.size(digest).is_some() {
-            return Joined::Cached;
-        }
-        let fill = Arc::new(Fill {
-            origin: origin.clone(),
-            digest: digest.clone(),
-            head: watch::Sender::new(Head::Waiting),
-            wanted_by: AtomicUsize::new(0),
-            abandoned: Notify::new(),
-            closing: AtomicBool::new(false),
-            landed: CancellationToken::new(),
-        });
-        running.insert(key, Arc::clone(&fill));
-        let interest = Interest::of(&fill);
-        let landing = Landing { mirror: self.clone(), fill };
-        self.0.tasks.spawn(async move { landing.mirror.run_fill(&landing.fill).await });
-        Joined::Fill { interest, started: true }
+        joined
     }
 
     async fn run_fill(&self, fill: &Arc<Fill>) {
@@ -239,12 +145,15 @@ impl Mirror {
             if writer.is_too_long() {
                 return Stretch::Complete;
             }
-            if !self.may_go_on(fill, writer, &mut permit) && self.close(fill) {
+            // Nobody goes far for nobody, nor for what is not kept.
+            let little = writer.missing().is_none_or(|bytes| bytes <= self.0.options.orphan_bytes.as_u64());
+            let worth_it = little && writer.bypassed().is_none();
+            if !self.0.fills.may_go_on(fill, worth_it, &mut permit) && self.0.fills.close(fill) {
                 return Stretch::Stopped;
             }
             tokio::select! {
                 () = self.0.stopping.cancelled() => return Stretch::Stopped,
-                () = fill.abandoned.notified() => {}
+                () = fill.abandoned() => {}
                 () = writer.progress(), if writer.is_busy() => {}
                 chunk = body.chunk(), if !writer.is_full() => match chunk {
                     Ok(Some(bytes)) => writer.push(bytes),
@@ -256,29 +165,6 @@ impl Mirror {
                 },
             }
         }
-    }
-
-    /// Whoever wants a blob keeps its fill going. Without anyone, a few go on if not much is missing.
-    fn may_go_on(&self, fill: &Fill, writer: &BlobWriter, permit: &mut Option<OwnedSemaphorePermit>) -> bool {
-        if fill.wanted_by.load(Ordering::Relaxed) > 0 {
-            *permit = None;
-            return true;
-        }
-        if writer.bypassed().is_some() || writer.missing().is_some_and(|bytes| bytes > self.0.options.orphan_bytes.as_u64()) {
-            return false;
-        }
-        if permit.is_none() {
-            *permit = Arc::clone(&self.0.fills.orphans).try_acquire_owned().ok();
-        }
-        permit.is_some()
-    }
-
-    /// Lets nobody join any more, unless someone has just come to want the blob.
-    fn close(&self, fill: &Fill) -> bool {
-        let _running = self.0.fills.running();
-        let unwanted = fill.wanted_by.load(Ordering::Relaxed) == 0;
-        fill.closing.store(unwanted, Ordering::Relaxed);
-        unwanted
     }
 
     async fn resume(&self, fill: &Arc<Fill>, writer: &mut BlobWriter, tries: u32) -> Result<Body, upstream::Error> {
@@ -318,10 +204,6 @@ impl Mirror {
     }
 }
 
-fn key(origin: &Origin, digest: &Digest) -> Key {
-    (origin.registry.anyones.then(|| Arc::clone(&origin.repository.upstream)), digest.clone())
-}
-
 /// Ends in the middle. What has come is left for the next fill, unless that could not trust it.
 async fn leave(fill: &Fill, writer: BlobWriter, durable: bool) {
     if fill.origin.registry.anyones { writer.discard().await } else { writer.suspend(durable).await }
@@ -355,20 +237,5 @@ async fn pause(tries: u32) {
 impl Fill {
     async fn ask(&self, span: Option<Span>) -> Result<BlobAnswer, upstream::Error> {
         self.origin.ask().blob(&self.digest, span).await
-    }
-}
-
-// === impl Landing ===
-
-impl Drop for Landing {
-    fn drop(&mut self) {
-        self.mirror.0.fills.running().remove(&key(&self.fill.origin, &self.fill.digest));
-        self.fill.head.send_modify(|head| match head {
-            Head::Waiting => *head = Head::Failed(Refusal::Interrupted),
-            Head::Begun(_) => *head = Head::Over,
-            // Everyone who waited is told the same.
-            Head::Failed(_) | Head::Over => {}
-        });
-        self.fill.landed.cancel();
     }
 }

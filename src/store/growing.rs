@@ -1,12 +1,11 @@
 //! A blob on its way in, as those see it who read it meanwhile.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, OnceLock};
-
-use bytes::Bytes;
-use tokio::sync::{Notify, watch};
+use std::sync::{Arc, OnceLock};
 
 use crate::oci::Hasher;
+use crate::sync::{Mutex, Notify, watch};
+use bytes::Bytes;
 
 use super::handle::Handle;
 use super::lock;

@@ -17,7 +17,7 @@ mod room;
 mod writer;
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,6 +25,7 @@ use bytes::Bytes;
 use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::oci::{Digest, Repository, Tag};
+use crate::sync::{Mutex, MutexGuard};
 
 use books::Books;
 use disk::{Disk, File, Opened};

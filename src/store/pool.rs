@@ -2,9 +2,11 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use tokio::sync::oneshot;
+
+use crate::sync::{Condvar, Mutex, start_thread};
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -66,9 +68,8 @@ impl Pool {
         jobs.queue.push_back(Box::new(job));
         if jobs.queue.len() > jobs.idle && jobs.threads < THREADS {
             let shared = Arc::clone(&self.0);
-            let spawned = std::thread::Builder::new().name("larder-disk".into()).spawn(move || shared.work());
-            match spawned {
-                Ok(_) => jobs.threads += 1,
+            match start_thread("larder-disk", move || shared.work()) {
+                Ok(()) => jobs.threads += 1,
                 // Threads are short; those that are there take it, or the next push tries again.
                 Err(error) => tracing::warn!(%error, "no thread for disk work"),
             }

@@ -5,7 +5,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::watch;
+
+use crate::sync::watch;
 
 use super::growing::{Cut, End, Growing, Progress, Registration, Step};
 use super::handle::Handle;

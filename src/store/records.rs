@@ -5,10 +5,11 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use crate::clock::Timestamp;
 use crate::oci::{Digest, Repository, Tag};
+use crate::sync::{Condvar, Mutex, MutexGuard};
 
 use super::disk::{Disk, File};
 use super::lock;

@@ -1,7 +1,9 @@
 //! Making room: reservations, eviction, and the floor under the free space.
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+
+use crate::sync::Mutex;
 
 use super::books::Books;
 use super::{Shared, lock};

@@ -4,14 +4,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each part of the crate may use. Its own parts it may always use.
-const MAY_USE: [(&str, &[&str]); 11] = [
+const MAY_USE: [(&str, &[&str]); 12] = [
     ("oci", &[]),
     ("clock", &[]),
-    ("flight", &[]),
+    ("sync", &[]),
+    ("flight", &["sync"]),
     ("metrics", &[]),
-    ("store", &["oci", "clock", "flight", "metrics"]),
-    ("upstream", &["oci", "clock", "flight", "metrics"]),
-    ("mirror", &["oci", "clock", "flight", "metrics", "store", "upstream"]),
+    ("store", &["oci", "clock", "sync", "flight", "metrics"]),
+    ("upstream", &["oci", "clock", "sync", "flight", "metrics"]),
+    ("mirror", &["oci", "clock", "sync", "flight", "metrics", "store", "upstream"]),
     ("server", &["oci", "clock", "flight", "metrics", "upstream", "mirror"]),
     ("config", &["server", "mirror", "store", "upstream", "app"]),
     ("app", &["oci", "clock", "metrics", "store", "upstream", "mirror", "server", "config"]),

@@ -1,9 +1,11 @@
 //! Wanting a blob that is on its way.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
-use super::{Begun, Fill, Head, Origin, Refusal};
+use crate::sync::atomic::Ordering;
+
+use super::running::{Begun, Fill, Head};
+use super::{Origin, Refusal};
 
 /// Someone wants the blob. While nobody does, the fill is an orphan.
 pub(in crate::mirror) struct Interest(Arc<Fill>);

@@ -3,6 +3,8 @@
 use std::io;
 use std::sync::Arc;
 
+use crate::sync::try_start_task;
+
 use super::super::books::Partial;
 use super::super::growing::End;
 use super::super::handle::Handle;
@@ -185,16 +187,15 @@ impl Drop for BlobWriter {
             books.add_partial(digest.clone(), Partial { charge, since: store.clock.now() });
             books.end_writing(&digest);
         };
-        match (job, tokio::runtime::Handle::try_current()) {
-            (None, _) => leave(),
-            (Some(job), Ok(runtime)) => {
-                runtime.spawn(async move {
+        match job {
+            None => leave(),
+            Some(job) => {
+                // Without a runtime the process is ending; what is on the disk is counted when it starts again.
+                try_start_task(async move {
                     let _ = job.await;
                     leave();
                 });
             }
-            // The process is ending; what is on the disk is counted when it starts again.
-            (Some(_), Err(_)) => {}
         }
     }
 }

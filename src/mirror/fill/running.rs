@@ -1,0 +1,182 @@
+//! The fills under way: who wants which, who may join, and how everyone learns that one is over.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use crate::oci::Digest;
+use crate::store::Growth;
+use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use crate::sync::{Mutex, MutexGuard, Notify, watch};
+use crate::upstream::CacheStatus;
+
+use super::{Interest, Origin, Refusal};
+
+/// The fills under way. Clones share them.
+#[derive(Clone)]
+pub(in crate::mirror) struct Fills {
+    running: Arc<Mutex<Running>>,
+    /// Permits to go on for nobody.
+    orphans: Arc<Semaphore>,
+}
+
+type Running = HashMap<Key, Arc<Fill>>;
+
+/// A digest; and the upstream if that is anyone's. It may send what it likes as slowly as it likes, to those who have named it.
+type Key = (Option<Arc<str>>, Digest);
+
+/// The transfer of one blob into the store.
+pub(super) struct Fill {
+    /// Whose upstream is asked.
+    pub(super) origin: Origin,
+    pub(super) digest: Digest,
+    pub(super) head: watch::Sender<Head>,
+    pub(super) wanted_by: AtomicUsize,
+    /// Told when the last of them has left.
+    pub(super) abandoned: Notify,
+    /// It has decided to stop; who comes now waits for its end and starts anew. Changes under the lock of the list.
+    closing: AtomicBool,
+    /// It is off the list.
+    pub(super) landed: CancellationToken,
+}
+
+/// What became of the wish to join a fill.
+pub(in crate::mirror) enum Joined {
+    /// A fill follows, started by this wish or by an earlier one.
+    Fill { interest: Interest, started: bool },
+    /// The blob has just come into the cache.
+    Cached,
+    /// The last fill is about to end; after it, one may be started.
+    Ending(CancellationToken),
+}
+
+/// What is known at the beginning of a fill.
+#[derive(Clone)]
+pub(super) enum Head {
+    Waiting,
+    Begun(Begun),
+    Failed(Refusal),
+    /// Its blob is in the cache, or was given up.
+    Over,
+}
+
+/// A fill whose upstream has answered.
+#[derive(Clone)]
+pub(in crate::mirror) struct Begun {
+    pub(in crate::mirror) growth: Growth,
+    /// Why it goes past the cache, if it does.
+    pub(in crate::mirror) bypass: Option<String>,
+    /// What the upstream says of its cache.
+    pub(in crate::mirror) cache_status: Option<CacheStatus>,
+}
+
+/// Takes the fill off the list however it ends, and tells all who still wait for its beginning.
+pub(super) struct Landing {
+    fills: Fills,
+    fill: Arc<Fill>,
+}
+
+// === impl Fills ===
+
+impl Fills {
+    pub(in crate::mirror) fn new(orphans: usize) -> Self {
+        Self { running: Arc::default(), orphans: Arc::new(Semaphore::new(orphans)) }
+    }
+
+    /// Joins the fill of `digest`, or puts one on the list, on behalf of `origin`, which the caller is to run as long as it
+    /// holds the landing. `cached` says whether the cache has the blob.
+    pub(super) fn join(&self, origin: &Origin, digest: &Digest, cached: impl FnOnce() -> bool) -> (Joined, Option<Landing>) {
+        let mut running = self.running();
+        let key = key(origin, digest);
+        if let Some(fill) = running.get(&key) {
+            // Its failure is for those who waited for it; who comes now may have better luck.
+            let failed = matches!(*fill.head.borrow(), Head::Failed(_));
+            if failed || fill.closing.load(Ordering::Relaxed) {
+                return (Joined::Ending(fill.landed.clone()), None);
+            }
+            return (Joined::Fill { interest: Interest::of(fill), started: false }, None);
+        }
+        // A fill leaves the list after its blob has come in, so that looking here, under the lock, misses none.
+        if cached() {
+            return (Joined::Cached, None);
+        }
+        let fill = Arc::new(Fill {
+            origin: origin.clone(),
+            digest: digest.clone(),
+            head: watch::Sender::new(Head::Waiting),
+            wanted_by: AtomicUsize::new(0),
+            abandoned: Notify::new(),
+            closing: AtomicBool::new(false),
+            landed: CancellationToken::new(),
+        });
+        running.insert(key, Arc::clone(&fill));
+        let interest = Interest::of(&fill);
+        let landing = Landing { fills: self.clone(), fill };
+        (Joined::Fill { interest, started: true }, Some(landing))
+    }
+
+    /// Whoever wants a blob keeps its fill going. Without anyone, a few go on, if they are worth it.
+    pub(super) fn may_go_on(&self, fill: &Fill, worth_it: bool, permit: &mut Option<OwnedSemaphorePermit>) -> bool {
+        if fill.wanted_by.load(Ordering::Relaxed) > 0 {
+            *permit = None;
+            return true;
+        }
+        if !worth_it {
+            return false;
+        }
+        if permit.is_none() {
+            *permit = Arc::clone(&self.orphans).try_acquire_owned().ok();
+        }
+        permit.is_some()
+    }
+
+    /// Lets nobody join any more, unless someone has just come to want the blob.
+    pub(super) fn close(&self, fill: &Fill) -> bool {
+        let _running = self.running();
+        let unwanted = fill.wanted_by.load(Ordering::Relaxed) == 0;
+        fill.closing.store(unwanted, Ordering::Relaxed);
+        unwanted
+    }
+
+    fn running(&self) -> MutexGuard<'_, Running> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn key(origin: &Origin, digest: &Digest) -> Key {
+    (origin.registry.anyones.then(|| Arc::clone(&origin.repository.upstream)), digest.clone())
+}
+
+// === impl Fill ===
+
+impl Fill {
+    /// Waits until nobody wants it; it may be wanted again by then.
+    ///
+    /// Cancel safe.
+    pub(super) async fn abandoned(&self) {
+        self.abandoned.notified().await;
+    }
+}
+
+// === impl Landing ===
+
+impl Landing {
+    pub(super) fn fill(&self) -> &Arc<Fill> {
+        &self.fill
+    }
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        self.fills.running().remove(&key(&self.fill.origin, &self.fill.digest));
+        self.fill.head.send_modify(|head| match head {
+            Head::Waiting => *head = Head::Failed(Refusal::Interrupted),
+            Head::Begun(_) => *head = Head::Over,
+            // Everyone who waited is told the same.
+            Head::Failed(_) | Head::Over => {}
+        });
+        self.fill.landed.cancel();
+    }
+}

@@ -1,0 +1,37 @@
+//! Locks, signals, threads and tasks, for what is tested under many orders of events.
+//!
+//! They are the standard library's and tokio's. With the feature `schedules`, which only tests have, they are shuttle's or
+//! stand on shuttle's: it then decides at each of them who goes on, and notices when nobody can.
+
+#[cfg(feature = "schedules")]
+mod scheduled;
+
+#[cfg(not(feature = "schedules"))]
+pub(crate) use ordinary::*;
+#[cfg(feature = "schedules")]
+pub(crate) use scheduled::*;
+
+#[cfg(not(feature = "schedules"))]
+mod ordinary {
+    use std::{io, thread};
+
+    pub(crate) use std::sync::{Condvar, Mutex, MutexGuard, atomic};
+    pub(crate) use tokio::sync::{Notify, watch};
+
+    /// Starts a thread that nobody joins.
+    pub(crate) fn start_thread(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        thread::Builder::new().name(name.into()).spawn(run).map(drop)
+    }
+
+    /// Starts a task that nobody waits for.
+    pub(crate) fn start_task(task: impl Future<Output = ()> + Send + 'static) {
+        tokio::spawn(task);
+    }
+
+    /// The same, unless there is no runtime any more.
+    pub(crate) fn try_start_task(task: impl Future<Output = ()> + Send + 'static) {
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(task);
+        }
+    }
+}

@@ -1,10 +1,10 @@
 //! Blobs: from the cache, from a fill, or by a new one; and who may have them.
 
 use crate::oci::Digest;
-use crate::store::{self, Growth, Kind, TAIL};
+use crate::store::{self, BlobReader, Growth, Kind, TAIL};
 use crate::upstream;
 
-use super::body::{self, ByteStream};
+use super::body::{ByteStream, Reading};
 use super::fill::{Interest, Joined};
 use super::proofs::Proven;
 use super::{Mirror, Origin, Refusal, Served, Thing};
@@ -12,13 +12,16 @@ use super::{Mirror, Origin, Refusal, Served, Thing};
 /// A blob that can be read, whole or in parts.
 pub struct Blob {
     pub served: Served,
+    mirror: Mirror,
     digest: Digest,
-    /// Where and as whom to ask for what the source cannot give in time.
+    /// Where and as whom to ask for what the source cannot give, or not in time.
     origin: Origin,
     source: Source,
 }
 
-enum Source {
+/// From where a blob is read.
+#[derive(Clone)]
+pub(super) enum Source {
     Cache(store::Blob),
     Fill(Growth, Interest),
 }
@@ -40,8 +43,13 @@ impl Mirror {
     /// # Errors
     /// See [`Refusal`].
     pub async fn blob(&self, origin: &Origin, digest: &Digest) -> Result<Blob, Refusal> {
-        let (mut unreadable, mut started_one) = (false, false);
-        let blob = |served, source| Blob { served, digest: digest.clone(), origin: origin.clone(), source };
+        self.find_blob(origin, digest, false).await
+    }
+
+    /// Likewise; `unreadable`: the cache may have it, but not so that it can be read.
+    pub(super) async fn find_blob(&self, origin: &Origin, digest: &Digest, mut unreadable: bool) -> Result<Blob, Refusal> {
+        let mut started_one = false;
+        let blob = |served, source| Blob { served, mirror: self.clone(), digest: digest.clone(), origin: origin.clone(), source };
         loop {
             let mut proven = self.proof(origin, digest, Kind::Blob).is_some();
             if !unreadable && (self.0.store.size(digest).is_some() || proven) {
@@ -166,10 +174,7 @@ impl Blob {
     /// The size, if it is known by now.
     #[must_use]
     pub fn known_size(&self) -> Option<u64> {
-        match &self.source {
-            Source::Cache(blob) => Some(blob.size()),
-            Source::Fill(growth, _) => growth.known_size(),
-        }
+        self.source.known_size()
     }
 
     /// The size of a blob of which every byte is verified. Where the bytes are not kept it cannot be waited for: `None`.
@@ -185,26 +190,53 @@ impl Blob {
         }
     }
 
-    /// The bytes `start..end` of a blob whose size is `size`.
+    /// The bytes `start..end`.
     #[must_use]
-    pub fn read(&self, start: u64, end: u64, size: u64) -> ByteStream {
-        match &self.source {
-            Source::Cache(blob) => body::from_store(blob.read(start..end)),
-            Source::Fill(growth, interest) => {
-                body::growing(growth, (start, end), size, &self.digest, self.origin.clone(), interest.clone())
-            }
-        }
+    pub fn read(&self, start: u64, end: u64) -> ByteStream {
+        self.reading(start, Some(end)).stream()
     }
 
     /// All bytes, of a blob whose size may not be known.
     #[must_use]
     pub fn read_all(&self) -> ByteStream {
-        match (&self.source, self.known_size()) {
-            (Source::Fill(growth, interest), None) => body::whole(growth, interest.clone()),
-            (_, size) => {
-                let size = size.unwrap_or_default();
-                self.read(0, size, size)
-            }
+        self.reading(0, self.known_size()).stream()
+    }
+
+    fn reading(&self, start: u64, end: Option<u64>) -> Reading {
+        let Self { mirror, digest, origin, source, .. } = self;
+        Reading::new(mirror.clone(), origin.clone(), digest.clone(), source.clone(), start, end)
+    }
+
+    pub(super) fn into_source(self) -> Source {
+        self.source
+    }
+}
+
+// === impl Source ===
+
+impl Source {
+    /// Reads from `at` to `end`, or to the end of a blob whose size may not be known.
+    pub(super) fn read(&self, at: u64, end: Option<u64>) -> BlobReader {
+        match self {
+            Self::Cache(blob) => blob.read(at..end.unwrap_or(blob.size())),
+            Self::Fill(growth, _) => growth.read(at, end),
+        }
+    }
+
+    pub(super) fn known_size(&self) -> Option<u64> {
+        match self {
+            Self::Cache(blob) => Some(blob.size()),
+            Self::Fill(growth, _) => growth.known_size(),
+        }
+    }
+
+    /// Waits until it is known whether the bytes are right.
+    ///
+    /// Cancel safe.
+    pub(super) async fn verified(&self) -> bool {
+        match self {
+            Self::Cache(_) => true,
+            Self::Fill(growth, _) => growth.verified().await,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::oci::{self, Accept, Digest, Reference};
-use crate::store::{Bypass, Finished, Kind, Proof};
+use crate::store::{Bypass, Damage, Finished, Kind, Proof, ReadError};
 use crate::upstream::{CacheStatus, ManifestAnswer};
 
 use super::proofs::Proven;
@@ -93,18 +93,22 @@ impl Mirror {
         let size = usize::try_from(blob.size()).ok().filter(|size| *size <= oci::MAX_MANIFEST)?;
         let mut bytes = Vec::with_capacity(size);
         let mut reader = blob.read(0..blob.size());
-        while let Some(chunk) = reader.next().await {
-            bytes.extend_from_slice(&chunk.ok()?);
-        }
-        let bytes = Bytes::from(bytes);
-        // It costs microseconds here, and a damaged manifest would spoil a whole image.
-        if !digest.matches(&bytes) {
-            tracing::error!(%digest, "a cached manifest is damaged; it is fetched anew");
-            self.0.store.discard(digest).await;
-            return None;
-        }
-        self.0.hot.insert(digest.clone(), bytes.clone());
-        Some(bytes)
+        let damage = loop {
+            match reader.next().await {
+                Some(Ok(chunk)) => bytes.extend_from_slice(&chunk),
+                Some(Err(ReadError::Disk(error))) => break Damage::told_by(&error)?,
+                Some(Err(ReadError::Ended | ReadError::Lagged(_))) => return None,
+                // To hash it costs microseconds here, and a damaged manifest would spoil a whole image.
+                None if digest.matches(&bytes) => {
+                    let bytes = Bytes::from(bytes);
+                    self.0.hot.insert(digest.clone(), bytes.clone());
+                    return Some(bytes);
+                }
+                None => break Damage::Bytes,
+            }
+        };
+        self.0.store.quarantine(digest, reader.file()?, damage).await;
+        None
     }
 
     /// Fetches a manifest by its digest, once for all who ask.

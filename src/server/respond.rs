@@ -139,7 +139,7 @@ fn ranged(blob: &mirror::Blob, ranges: Ranges, size: u64) -> Response<Body> {
     match ranges {
         Ranges::Whole => whole(blob, Some(size)),
         Ranges::One(range) => {
-            let mut response = Response::new(Body::stream(blob.read(range.start, range.end, size)));
+            let mut response = Response::new(Body::stream(blob.read(range.start, range.end)));
             *response.status_mut() = StatusCode::PARTIAL_CONTENT;
             describe_blob(&mut response);
             set(&mut response, header::CONTENT_RANGE, &content_range(&range, size));
@@ -170,7 +170,7 @@ fn multipart(blob: &mirror::Blob, ranges: &[std::ops::Range<u64>], size: u64) ->
     let mut parts: Vec<ByteStream> = Vec::with_capacity(ranges.len() * 2 + 1);
     for range in ranges {
         parts.push(Box::pin(stream::iter([Ok(head(range).into())])));
-        parts.push(blob.read(range.start, range.end, size));
+        parts.push(blob.read(range.start, range.end));
     }
     let length = length + end.len() as u64;
     parts.push(Box::pin(stream::iter([Ok(end.into())])));

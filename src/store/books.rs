@@ -9,10 +9,11 @@ use crate::oci::Digest;
 
 use super::handle::Handle;
 use super::lru::{Lru, charge};
+use super::quarantine::Kept;
 
 /// What lies on the disk or may come to lie there. One lock guards it; no I/O happens under it.
 ///
-/// `committed + partial + reserved + leaving + lingering ≤ budget` at every moment.
+/// `committed + partial + reserved + quarantined + leaving + lingering ≤ budget` at every moment.
 #[derive(Default)]
 pub(super) struct Books {
     pub(super) lru: Lru,
@@ -29,6 +30,8 @@ pub(super) struct Books {
     /// Off the directory, but still open: the disk keeps these bytes until the last reader closes them.
     lingering: u64,
     partials: HashMap<Digest, Partial>,
+    /// What was found damaged, oldest first.
+    pub(super) quarantine: VecDeque<Kept>,
     /// Digests that a writer is at work on.
     writing: HashSet<Digest>,
     open: HashMap<Digest, Weak<Handle>>,
@@ -69,7 +72,7 @@ impl Books {
 
     /// Every byte that the disk holds, or has been promised, for the cache.
     pub(super) fn used(&self) -> u64 {
-        self.lru.bytes() + self.partial_bytes() + self.reserved + self.leaving + self.lingering
+        self.lru.bytes() + self.partial_bytes() + self.reserved + self.quarantined() + self.leaving + self.lingering
     }
 
     /// The same, by what it is there for.
@@ -78,6 +81,7 @@ impl Books {
             committed: self.lru.bytes(),
             partial: self.partial_bytes(),
             reserved: self.reserved,
+            quarantined: self.quarantined(),
             leaving: self.leaving + self.lingering,
             blobs: self.lru.len() as u64,
             degraded: false,
@@ -86,6 +90,10 @@ impl Books {
 
     fn partial_bytes(&self) -> u64 {
         self.partials.values().map(|partial| partial.charge).sum()
+    }
+
+    fn quarantined(&self) -> u64 {
+        self.quarantine.iter().map(|kept| kept.charge).sum()
     }
 
     // --- reservations ---
@@ -107,6 +115,7 @@ impl Books {
     pub(super) fn commit(&mut self, digest: &Digest, size: u64, reserved: u64, now: Timestamp) {
         self.release(reserved);
         self.dirty = true;
+        self.quarantine.retain(|kept| !kept.is_replaced_by(digest));
         self.lru.insert(digest, size, now);
     }
 
@@ -190,11 +199,33 @@ impl Books {
         self.leaving -= charge;
     }
 
-    /// A blob whose file is gone or wrong. Returns true if it was in the cache.
-    pub(super) fn drop_blob(&mut self, digest: &Digest) -> bool {
-        self.open.remove(digest);
+    // --- quarantine ---
+
+    /// Takes out a blob that is damaged: what it takes of the disk is leaving. Whoever calls this holds its file, if it is
+    /// open, beyond the lock.
+    pub(super) fn take_out(&mut self, digest: &Digest) -> Option<u64> {
+        let charge = charge(self.lru.remove(digest)?);
+        self.leaving += charge;
         self.dirty = true;
-        self.lru.remove(digest).is_some()
+        if let Some(open) = self.open.remove(digest).and_then(|open| open.upgrade()) {
+            self.recent.retain(|recent| !Arc::ptr_eq(&open, recent));
+        }
+        Some(charge)
+    }
+
+    /// Takes out what lies in quarantine under this name.
+    pub(super) fn take_quarantined(&mut self, digest: &Digest) -> Option<Kept> {
+        self.quarantine.remove(self.quarantine.iter().position(|kept| kept.is_aside(digest))?)
+    }
+
+    /// Takes the oldest out of the quarantine if that holds more than `most`, or more than this part of the budget.
+    pub(super) fn pop_quarantined(&mut self, most: usize, share: u64) -> Option<Kept> {
+        if self.quarantine.len() <= most && self.quarantined() <= self.budget / share {
+            return None;
+        }
+        let kept = self.quarantine.remove(self.quarantine.iter().position(Kept::can_be_removed)?)?;
+        self.leaving += kept.charge;
+        Some(kept)
     }
 
     // --- open files ---

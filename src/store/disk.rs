@@ -6,6 +6,7 @@
 //!       lock                   held by the process that owns the directory
 //!       blobs/sha256/ab/<hex>  verified bytes; a manifest is a blob as well
 //!       partial/sha256-<hex>   bytes on their way in
+//!       quarantine/            what was found damaged, named likewise: the newest few
 //!       records                what bytes do not tell: tags and proofs
 //!       index                  sizes and order of use; may be deleted
 //!       clean                  there while nothing has changed since the index was written
@@ -188,15 +189,20 @@ impl Disk {
     }
 
     pub(super) fn partials(&self) -> io::Result<Vec<Found>> {
+        self.named(&self.root.join("partial"))
+    }
+
+    /// The files of a directory in which they are named by algorithm and hex.
+    fn named(&self, dir: &Path) -> io::Result<Vec<Found>> {
         let mut found = Vec::new();
-        for entry in self.gate.list(&self.root.join("partial"))? {
+        for entry in self.gate.list(dir)? {
             let digest = entry.file_name().to_string_lossy().replacen('-', ":", 1).parse();
             match (digest, entry.metadata()) {
                 (Ok(digest), Ok(meta)) if meta.is_file() => {
                     let modified = meta.modified().unwrap_or(SystemTime::UNIX_EPOCH);
                     found.push(Found { digest, size: meta.len(), taken: meta.blocks() * 512, modified });
                 }
-                _ => tracing::warn!(path = %entry.path().display(), "not a partial blob; left alone"),
+                _ => tracing::warn!(path = %entry.path().display(), "not ours; left alone"),
             }
         }
         Ok(found)
@@ -215,6 +221,39 @@ impl Disk {
         self.gate.rename(&from, &to)?;
         // What may be gone after a power loss, and is counted by nobody, must not stay.
         self.gate.sync_dir(shard).inspect_err(|_| _ = self.gate.remove(&to))
+    }
+
+    // --- quarantine ---
+
+    /// Moves what lies where a blob should be into quarantine. Returns how long it is, as [`Disk::blob_length`] does.
+    pub(super) fn set_aside(&self, digest: &Digest) -> io::Result<Option<u64>> {
+        let length = self.blob_length(digest)?;
+        if length.is_some() {
+            self.gate.create_dirs(&self.root.join("quarantine"))?;
+            self.gate.rename(&self.blob(digest), &self.aside(digest))?;
+        }
+        Ok(length)
+    }
+
+    /// How long the file of a blob is, 0 for what is no file; `None` if there is nothing.
+    pub(super) fn blob_length(&self, digest: &Digest) -> io::Result<Option<u64>> {
+        let path = self.blob(digest);
+        match self.gate.pass(Operation::Length, &path, || fs::symlink_metadata(&path)) {
+            Ok(meta) => Ok(Some(if meta.is_file() { meta.len() } else { 0 })),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What is no file stays: it is not ours.
+    pub(super) fn remove_quarantined(&self, digest: &Digest) -> io::Result<()> {
+        let path = self.aside(digest);
+        if path.is_dir() { Ok(()) } else { ignore_missing(self.gate.remove(&path)) }
+    }
+
+    pub(super) fn quarantined(&self) -> io::Result<Vec<Found>> {
+        let dir = self.root.join("quarantine");
+        if dir.is_dir() { self.named(&dir) } else { Ok(Vec::new()) }
     }
 
     // --- small files ---
@@ -256,6 +295,10 @@ impl Disk {
 
     fn partial(&self, digest: &Digest) -> PathBuf {
         self.root.join("partial").join(format!("{}-{}", digest.algorithm().name(), digest.hex()))
+    }
+
+    fn aside(&self, digest: &Digest) -> PathBuf {
+        self.root.join("quarantine").join(format!("{}-{}", digest.algorithm().name(), digest.hex()))
     }
 }
 

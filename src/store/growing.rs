@@ -33,7 +33,7 @@ pub(super) struct Progress {
     pub(super) in_memory: bool,
     /// The newest of those that are not in the file.
     window: VecDeque<Chunk>,
-    /// The state of the hash where the file ends, once there is a window.
+    /// The state of the hash where they end.
     hash_at_filed: Option<Hasher>,
     pub(super) end: Option<End>,
 }
@@ -120,9 +120,12 @@ impl Growing {
         self.progress.send_modify(|progress| progress.size = Some(size));
     }
 
-    /// `filed` bytes are in the file.
-    pub(super) fn advance(&self, filed: u64) {
-        self.progress.send_modify(|progress| (progress.written, progress.filed) = (filed, filed));
+    /// `filed` bytes are in the file; they hash to `hasher`.
+    pub(super) fn advance(&self, filed: u64, hasher: Hasher) {
+        self.progress.send_modify(|progress| {
+            (progress.written, progress.filed) = (filed, filed);
+            progress.hash_at_filed = Some(hasher);
+        });
     }
 
     /// Adds bytes to the window and takes out what is too much. `before` is the state of the hash before them.
@@ -185,7 +188,7 @@ impl Growing {
         let progress = self.progress.borrow();
         // Who comes after the window has moved on finds a gap behind the file.
         let gap = progress.window.front().is_some_and(|chunk| chunk.start > progress.filed.max(at));
-        let cut = progress.hash_at_filed.clone().filter(|_| gap).map(|hasher| Cut { from: progress.filed, hasher });
+        let cut = progress.cut_at_filed().filter(|_| gap);
         let mut readers = lock(&self.readers);
         let id = readers.next;
         readers.next += 1;
@@ -205,6 +208,10 @@ impl Progress {
             (_, Some(size)) => self.written.min(size.saturating_sub(TAIL)),
             (_, None) => self.written.saturating_sub(TAIL),
         }
+    }
+
+    pub(super) fn cut_at_filed(&self) -> Option<Cut> {
+        self.hash_at_filed.clone().map(|hasher| Cut { from: self.filed, hasher })
     }
 }
 
@@ -247,6 +254,10 @@ impl Registration {
             };
         }
         progress.end.map_or(Step::Wait, Step::End)
+    }
+
+    pub(super) fn file(&self) -> Option<Arc<Handle>> {
+        self.growing.file.get().cloned()
     }
 
     pub(super) fn moved(&self, at: u64) {

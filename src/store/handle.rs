@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::books::Books;
 use super::disk::File;
@@ -20,13 +20,15 @@ pub(super) struct Handle {
     books: Arc<Mutex<Books>>,
     /// What the file still takes of the disk although its name is gone.
     lingers: AtomicU64,
+    /// It was found to have wrong bytes.
+    spoiled: AtomicBool,
 }
 
 // === impl Handle ===
 
 impl Handle {
     pub(super) fn new(file: File, pool: Pool, books: Arc<Mutex<Books>>) -> Arc<Self> {
-        Arc::new(Self { file, pool, books, lingers: AtomicU64::new(0) })
+        Arc::new(Self { file, pool, books, lingers: AtomicU64::new(0), spoiled: AtomicBool::new(false) })
     }
 
     /// Says that the name is gone: the bytes count until the last holder lets go.
@@ -34,6 +36,15 @@ impl Handle {
         if self.lingers.swap(charge, Ordering::Relaxed) == 0 {
             books.linger(charge);
         }
+    }
+
+    /// Says that its bytes are wrong: nobody who reads it may take them for whole.
+    pub(super) fn spoil(&self) {
+        self.spoiled.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_spoiled(&self) -> bool {
+        self.spoiled.load(Ordering::Relaxed)
     }
 
     /// Some bytes at `offset`, at least one, at most `limit`. What is in the page cache is read at once; only for the rest

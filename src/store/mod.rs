@@ -11,6 +11,7 @@ mod index;
 mod lru;
 mod options;
 mod pool;
+mod quarantine;
 mod reader;
 mod records;
 mod room;
@@ -38,6 +39,7 @@ pub use disk::OpenError;
 pub use disk::{Operation, faults};
 pub use growing::{Cut, TAIL};
 pub use options::{Floor, Options};
+pub use quarantine::{Damage, OpenFile};
 pub use reader::{Blob, BlobReader, Growth, ReadError};
 pub use records::{Kind, Proof, TagRecord, Tally};
 pub use writer::{BlobWriter, Bypass, Finished};
@@ -87,6 +89,7 @@ impl Store {
         let shared = Arc::clone(&store.0);
         let counted = store.0.pool.run(move || {
             shared.count_partials(rebooted && !clean)?;
+            shared.count_quarantine()?;
             if new {
                 lock(&shared.books).known = true;
             }
@@ -135,10 +138,13 @@ impl Store {
         self.0.pool.run(move || store.open_blob(&digest, size)).await?
     }
 
-    /// Throws away a blob that was found to be damaged.
-    pub async fn discard(&self, digest: &Digest) {
+    /// Sets aside a blob that was found to be damaged, unless another file has taken the place of `file` meanwhile. From then
+    /// on the cache does not have it.
+    ///
+    /// Cancel safe: it is done all the same.
+    pub async fn quarantine(&self, digest: &Digest, file: OpenFile, damage: Damage) {
         let (store, digest) = (Arc::clone(&self.0), digest.clone());
-        let _ = self.0.pool.run(move || store.discard(&digest)).await;
+        let _ = self.0.pool.run(move || store.quarantine(&digest, Some(&file.0), &damage)).await;
     }
 
     /// Notes a use of a blob whose bytes are at hand elsewhere.
@@ -248,21 +254,20 @@ impl Shared {
         Handle::new(file, self.pool.clone(), Arc::clone(&self.books))
     }
 
-    /// Opens a blob. One that is gone or has another size than it was verified with is dropped: it will be fetched anew.
+    /// Opens a blob. One that is gone or has another size than it was verified with is set aside: it will be fetched anew.
+    ///
+    /// Whoever shares a file that is open already does not look at its size again. A file that is cut meanwhile tells so where
+    /// bytes are missing, before anyone has a wrong one.
     fn open_blob(&self, digest: &Digest, size: Option<u64>) -> io::Result<Option<Blob>> {
         let opened = self.disk.open_blob(digest).and_then(|file| Ok((file.length()?, file)));
         let (length, file) = match opened {
             Ok((length, file)) if size.is_none_or(|size| size == length) => (length, file),
             Ok((length, _)) => {
-                tracing::error!(%digest, length, expected = size, "a cached blob has another size; it is fetched anew");
-                self.discard(digest);
+                self.quarantine(digest, None, &Damage::Size(length));
                 return Ok(None);
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                if size.is_some() {
-                    tracing::error!(%digest, "a cached blob is gone; it is fetched anew");
-                    self.discard(digest);
-                }
+                self.quarantine(digest, None, &Damage::Gone);
                 return Ok(None);
             }
             Err(error) => {
@@ -287,14 +292,6 @@ impl Shared {
         };
         drop(closed);
         Ok(Some(Blob::new(handle, length)))
-    }
-
-    fn discard(&self, digest: &Digest) {
-        let _gate = lock(&self.gate);
-        let was_held = lock(&self.books).drop_blob(digest);
-        if was_held && let Err(error) = self.disk.remove_blob(digest) {
-            tracing::error!(%digest, %error, "a damaged blob could not be removed");
-        }
     }
 
     /// Makes sure that all of a partial file is on the disk.

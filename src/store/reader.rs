@@ -10,6 +10,7 @@ use crate::sync::watch;
 
 use super::growing::{Cut, End, Growing, Progress, Registration, Step};
 use super::handle::Handle;
+use super::quarantine::OpenFile;
 
 /// A verified blob of the cache, held open: eviction does not disturb it.
 #[derive(Clone)]
@@ -49,7 +50,7 @@ pub enum ReadError {
     /// had from the upstream.
     Lagged(Box<Cut>),
     Disk(io::Error),
-    /// The blob will never be complete.
+    /// The blob will never be complete, or has turned out to be wrong.
     Ended,
 }
 
@@ -95,6 +96,18 @@ impl Growth {
     #[must_use]
     pub fn has_failed(&self) -> bool {
         self.0.subscribe().borrow().end == Some(End::Failed)
+    }
+
+    /// True if all bytes are there and right.
+    #[must_use]
+    pub fn is_verified(&self) -> bool {
+        self.0.subscribe().borrow().end == Some(End::Verified)
+    }
+
+    /// Up to where the bytes are in a file, and what they hash to: more than anyone has read there.
+    #[must_use]
+    pub fn filed(&self) -> Option<Cut> {
+        self.0.subscribe().borrow().cut_at_filed()
     }
 
     /// The size, if the upstream has announced it or the end has come.
@@ -147,6 +160,16 @@ impl BlobReader {
         self.at
     }
 
+    /// The file that it reads from, if it does.
+    #[must_use]
+    pub fn file(&self) -> Option<OpenFile> {
+        let file = match &self.source {
+            Source::Blob(handle) => Some(Arc::clone(handle)),
+            Source::Growing(follower) => follower.registration.file(),
+        };
+        file.map(OpenFile)
+    }
+
     /// The next bytes; `None` at the end of the range.
     ///
     /// Cancel safe: what was not returned is read again.
@@ -160,7 +183,10 @@ impl BlobReader {
         let bytes = match &mut self.source {
             Source::Blob(handle) => {
                 let limit = self.step.min(within(self.at, self.end.unwrap_or(u64::MAX)));
-                handle.read(self.at, limit).await.map_err(ReadError::Disk)
+                match handle.read(self.at, limit).await {
+                    Ok(_) if handle.is_spoiled() => Err(ReadError::Ended),
+                    read => read.map_err(ReadError::Disk),
+                }
             }
             Source::Growing(follower) => follower.next(self.at, self.end, self.step).await?,
         };

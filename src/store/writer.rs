@@ -117,7 +117,7 @@ impl BlobWriter {
         match writer.store.pool.run(move || open_partial(&store, &digest)).await.map_err(io::Error::from).flatten() {
             Ok((handle, hasher, length)) => {
                 writer.growing.set_file(Arc::clone(&handle));
-                writer.growing.advance(length);
+                writer.growing.advance(length, hasher.clone());
                 writer.target = Target::File(handle);
                 writer.hasher = Some(hasher);
                 writer.accepted = length;
@@ -173,8 +173,9 @@ impl BlobWriter {
     /// Forgets the bytes of an earlier writer before anyone was told of them: the upstream does not go on with them.
     pub async fn restart(&mut self) {
         self.accepted = 0;
-        self.hasher = Some(Hasher::new(self.digest.algorithm()));
-        self.growing.advance(0);
+        let hasher = Hasher::new(self.digest.algorithm());
+        self.hasher = Some(hasher.clone());
+        self.growing.advance(0, hasher);
         if let Target::File(handle) = &self.target {
             let handle = Arc::clone(handle);
             let truncate = self.store.pool.run(move || handle.file.truncate(0));
@@ -265,7 +266,7 @@ impl BlobWriter {
             chunks.iter().for_each(|chunk| hasher.update(chunk));
             match handle.file.write_at(offset, &chunks) {
                 Ok(()) => {
-                    growing.advance(end);
+                    growing.advance(end, hasher.clone());
                     Written { hasher, failed: None }
                 }
                 Err(error) => Written { hasher: before, failed: Some((chunks, error)) },

@@ -1,0 +1,176 @@
+//! What one reader fetches for itself, past the fill that all share.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use crate::mirror::Origin;
+use crate::oci::{Digest, Hasher};
+use crate::store::{Cut, TAIL};
+use crate::upstream::{self, Body, Span};
+
+use super::Broken;
+
+/// A part of a blob from the upstream, taken up again where it breaks.
+pub(super) struct Fetch {
+    pub(super) at: u64,
+    end: Option<u64>,
+    body: Option<Body>,
+    tries: u8,
+}
+
+/// Fetches the rest of a blob for one reader and verifies it: the hash of what came before is continued over all that comes.
+pub(super) struct Lagged {
+    /// `None` once all is there and right.
+    hasher: Option<Hasher>,
+    /// What came before hashed to this; so must what comes now.
+    known: Option<Cut>,
+    fetch: Fetch,
+    /// Bytes before this have been sent already.
+    send_from: u64,
+    /// Not released before more has come or the digest is right.
+    held: VecDeque<Bytes>,
+    held_bytes: u64,
+}
+
+const TRIES: u8 = 3;
+
+// === impl Lagged ===
+
+impl Lagged {
+    /// Goes on behind `cut` with the bytes from `send_from` on.
+    pub(super) fn from(cut: &Cut, send_from: u64) -> Self {
+        Self {
+            hasher: Some(cut.hasher.clone()),
+            known: None,
+            fetch: Fetch::new(cut.from, None),
+            send_from,
+            held: VecDeque::new(),
+            held_bytes: 0,
+        }
+    }
+
+    /// Fetches all of it anew, as what has come cannot be read again; `known` is how far that was.
+    pub(super) fn from_zero(digest: &Digest, known: Option<Cut>, send_from: u64) -> Self {
+        let begin = Cut { from: 0, hasher: Hasher::new(digest.algorithm()) };
+        Self { known, ..Self::from(&begin, send_from) }
+    }
+
+    /// The next bytes, up to `end` or to the end of the blob.
+    pub(super) async fn next(&mut self, origin: &Origin, digest: &Digest, end: Option<u64>) -> Option<Result<Bytes, Broken>> {
+        loop {
+            if end.is_some_and(|end| self.send_from >= end) {
+                return None;
+            }
+            // The tail waits for the digest.
+            if self.hasher.is_none() || self.held_bytes > TAIL {
+                let Some(mut bytes) = self.held.pop_front() else { return end.map(|_| Err(Broken)) };
+                if self.hasher.is_some() {
+                    let free = usize::try_from(self.held_bytes - TAIL).unwrap_or(usize::MAX);
+                    if free < bytes.len() {
+                        self.held.push_front(bytes.split_off(free));
+                    }
+                }
+                self.held_bytes -= bytes.len() as u64;
+                bytes.truncate(end.map_or(usize::MAX, |end| usize::try_from(end - self.send_from).unwrap_or(usize::MAX)));
+                self.send_from += bytes.len() as u64;
+                return Some(Ok(bytes));
+            }
+            match self.fetch.next(origin, digest).await {
+                Ok(Some(bytes)) => {
+                    if !self.accept(bytes) {
+                        tracing::error!(%digest, "the upstream sent other bytes than before");
+                        return Some(Err(Broken));
+                    }
+                }
+                Ok(None) => {
+                    let right = self.hasher.take().is_some_and(|hasher| hasher.finish() == *digest);
+                    if !right || self.known.is_some() {
+                        tracing::error!(%digest, "the upstream sent other bytes than the digest promises");
+                        return Some(Err(Broken));
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%digest, at = self.fetch.at, %error, "the rest of a blob cannot be had");
+                    return Some(Err(Broken));
+                }
+            }
+        }
+    }
+
+    /// Hashes what has come and holds what is to be sent of it. False if it is not what came before.
+    fn accept(&mut self, mut bytes: Bytes) -> bool {
+        let Some(hasher) = &mut self.hasher else { return false };
+        let before = self.fetch.at - bytes.len() as u64;
+        match self.known.take_if(|known| known.from <= self.fetch.at) {
+            Some(known) => {
+                let (old, new) = bytes.split_at(usize::try_from(known.from.saturating_sub(before)).unwrap_or(bytes.len()));
+                hasher.update(old);
+                if hasher.clone().finish() != known.hasher.finish() {
+                    return false;
+                }
+                hasher.update(new);
+            }
+            None => hasher.update(&bytes),
+        }
+        let sent = self.send_from + self.held_bytes;
+        let new = bytes.split_off(usize::try_from(sent.saturating_sub(before)).unwrap_or(usize::MAX).min(bytes.len()));
+        if !new.is_empty() {
+            self.held_bytes += new.len() as u64;
+            self.held.push_back(new);
+        }
+        true
+    }
+}
+
+// === impl Fetch ===
+
+impl Fetch {
+    pub(super) fn new(at: u64, end: Option<u64>) -> Self {
+        Self { at, end, body: None, tries: 0 }
+    }
+
+    /// The next bytes from the upstream; `None` at the end.
+    pub(super) async fn next(&mut self, origin: &Origin, digest: &Digest) -> Result<Option<Bytes>, upstream::Error> {
+        loop {
+            if self.end.is_some_and(|end| self.at >= end) {
+                return Ok(None);
+            }
+            let error = match &mut self.body {
+                None => match self.open(origin, digest).await {
+                    Ok(body) => {
+                        self.body = Some(body);
+                        continue;
+                    }
+                    Err(error) => error,
+                },
+                Some(body) => match body.chunk().await {
+                    Ok(Some(mut bytes)) => {
+                        bytes.truncate(self.end.map_or(usize::MAX, |end| usize::try_from(end - self.at).unwrap_or(usize::MAX)));
+                        self.at += bytes.len() as u64;
+                        self.tries = 0;
+                        return Ok(Some(bytes));
+                    }
+                    Ok(None) if self.end.is_none() => return Ok(None),
+                    Ok(None) => upstream::Error::ended_early(),
+                    Err(error) => error,
+                },
+            };
+            self.body = None;
+            self.tries += 1;
+            if self.tries > TRIES {
+                return Err(error);
+            }
+        }
+    }
+
+    async fn open(&self, origin: &Origin, digest: &Digest) -> Result<Body, upstream::Error> {
+        let span = Span { start: self.at, end: self.end };
+        let answer = origin.ask().blob(digest, Some(span)).await?;
+        if answer.offset == self.at {
+            Ok(answer.body)
+        } else {
+            Err(upstream::Error::Unavailable { why: "it does not answer ranges".into(), timed_out: false })
+        }
+    }
+}

@@ -59,12 +59,17 @@ pub fn blobs(cache: &Path) -> (usize, u64) {
 
 impl Sampler {
     pub fn start(dir: PathBuf) -> Self {
+        Self::every(EVERY, dir)
+    }
+
+    /// Less often, where the process has to do something between the samples for hours.
+    pub fn every(interval: Duration, dir: PathBuf) -> Self {
         let larder = Arc::new(Mutex::new(None));
         let (stop, stopped) = mpsc::channel();
         let running = Arc::clone(&larder);
         let thread = thread::spawn(move || {
             let mut samples = Samples::default();
-            while stopped.recv_timeout(EVERY) == Err(mpsc::RecvTimeoutError::Timeout) {
+            while stopped.recv_timeout(interval) == Err(mpsc::RecvTimeoutError::Timeout) {
                 samples.take(&dir, *running.lock().unwrap());
             }
             samples

@@ -16,6 +16,7 @@ use tokio::time::{sleep, timeout};
 /// A larder that serves. Dropped, it is killed and its cache removed.
 pub struct Larder {
     address: SocketAddr,
+    admin: SocketAddr,
     process: Process,
     stopped: Stopped,
 }
@@ -40,7 +41,7 @@ impl Larder {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let cache = dir.path().join("cache").display().to_string();
         let config = format!(
-            "server.listen = \"127.0.0.1:0\"\nadmin.listen = \"\"\ncache.dir = {cache:?}\nupstream.\"docker.io\".url = {upstream:?}\n{options}\n"
+            "server.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\ncache.dir = {cache:?}\nupstream.\"docker.io\".url = {upstream:?}\n{options}\n"
         );
         fs::write(dir.path().join("larder.toml"), config).expect("a file in the temporary directory");
         Stopped { dir }.start().await
@@ -48,6 +49,11 @@ impl Larder {
 
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where it shows its metrics.
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
     }
 
     pub fn pid(&self) -> Pid {
@@ -71,6 +77,11 @@ impl Larder {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid().as_raw_pid())).expect("larder runs");
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
         peak.trim_end_matches("kB").trim().parse().expect("a number")
+    }
+
+    /// What it said on stderr, in this life and those before.
+    pub fn log(&self) -> String {
+        self.stopped.log()
     }
 
     /// SIGTERM, as service managers stop it.
@@ -111,24 +122,29 @@ impl Stopped {
             .expect("larder is built");
         let mut process = Process(child);
         let mut greeting = BufReader::new(process.0.stdout.take().expect("a pipe"));
-        let line = tokio::task::spawn_blocking(move || {
-            let mut line = String::new();
-            greeting.read_line(&mut line).map(|_| (line, greeting))
+        let lines = tokio::task::spawn_blocking(move || {
+            let mut lines = String::new();
+            // It ends with what to tell Docker.
+            while !lines.contains("registry-mirrors") && greeting.read_line(&mut lines)? > 0 {}
+            std::io::Result::Ok((lines, greeting))
         });
-        let line = timeout(STARTS_WITHIN, line).await.map(|line| line.expect("it does not panic"));
-        let Ok(Ok((line, mut greeting))) = line else { panic!("no greeting in {STARTS_WITHIN:?}: {}", self.log()) };
-        let address = line.split_once("http://").and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
-        let Some(address) = address else { panic!("larder does not start: {line}{}", self.log()) };
+        let lines = timeout(STARTS_WITHIN, lines).await.map(|lines| lines.expect("it does not panic"));
+        let Ok(Ok((lines, mut greeting))) = lines else { panic!("no greeting in {STARTS_WITHIN:?}: {}", self.log()) };
+        let mut addresses = lines.split("http://").skip(1).map_while(|rest| rest.split_whitespace().next()?.parse().ok());
+        let (Some(address), Some(admin)) = (addresses.next(), addresses.next()) else {
+            panic!("larder does not start: {lines}{}", self.log());
+        };
         // Read on, as a pipe without a reader would end it.
         std::thread::spawn(move || std::io::copy(&mut greeting, &mut std::io::sink()));
-        Larder { address, process, stopped: self }
+        Larder { address, admin, process, stopped: self }
     }
 
     pub fn cache_dir(&self) -> PathBuf {
         self.dir.path().join("cache")
     }
 
-    fn log(&self) -> String {
+    /// What it said on stderr, in all its lives.
+    pub fn log(&self) -> String {
         read_or_empty(&self.dir.path().join("log"))
     }
 }

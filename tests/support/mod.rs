@@ -36,6 +36,8 @@ use std::time::Duration;
 
 mod client;
 mod images;
+// It makes disks fail, which an optimized larder does not let one do. Benches, which are optimized, use the program itself.
+#[cfg(debug_assertions)]
 mod mirror;
 mod process;
 mod registry;
@@ -43,10 +45,11 @@ mod secrets;
 mod tls;
 mod user;
 
+#[cfg(debug_assertions)]
+pub use self::mirror::{StoppedMirror, TestMirror};
 pub use self::{
     client::{Answer, Client, Streaming, get, get_with, head, raw, stream},
     images::{Content, Image, MultiArch, PutImage, PutIndex, digest_of, noise, sha512_of},
-    mirror::{StoppedMirror, TestMirror},
     process::{Ended, Process},
     registry::{
         ANONYMOUS, Advertised, Auth, Blobs, Fault, HeadBlob, Life, Like, Link, Listener, Lists, Manifests, Match, Missing, Page,

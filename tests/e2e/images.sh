@@ -3,8 +3,11 @@
 
 images=(library/hello team/app library/multi)
 
-build_images() {
+# Once, for all cases that are about images.
+have_images() {
     local part
+    [[ ! -d $work/context ]] || return 0
+    start_registry || { tail -n 20 "$work/log/registry" && exit 1; }
     for part in hello app amd64 arm64; do
         mkdir -p "$work/context/$part"
         # Random bytes stay as big as they are: a layer of a few MiB takes many reads and writes on its way.

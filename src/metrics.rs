@@ -22,6 +22,11 @@ struct Shared {
     fill_resumes: Counter,
     digest_mismatches: Counters<1>,
     upstream_requests: Counters<3>,
+    upstream_hedges: Counters<2>,
+    upstream_tokens: Counters<2>,
+    upstream_cool_down: Gauges<1>,
+    redirect_refreshes: Counters<1>,
+    dns_errors: Counters<1>,
     budget_limit: Gauges<2>,
     budget_remaining: Gauges<2>,
     budget_window: Gauges<2>,
@@ -80,6 +85,16 @@ impl Metrics {
                 "upstream_requests",
                 "Requests to upstreams, by kind (manifest, blob, list) and status (a number, timeout or failed)",
             ),
+            upstream_hedges: register.add(
+                "upstream_hedges",
+                "Questions that a second address was asked as well, by whether it answered first (won) or not (lost)",
+            ),
+            upstream_tokens: register.add("upstream_tokens", "Tokens that were asked for, by outcome (fetched, refused, failed)"),
+            upstream_cool_down: register
+                .add("upstream_cool_down_seconds", "For how long the upstream is left alone, as it limits the rate or is down"),
+            redirect_refreshes: register
+                .add("redirect_refreshes", "Redirects that led to a refusal, so that the upstream was asked for another"),
+            dns_errors: register.add("dns_errors", "Names that could not be resolved, some of them known from before"),
             budget_limit: register.add("upstream_budget_limit", "Manifests that the account may fetch within the window"),
             budget_remaining: register.add("upstream_budget_remaining", "Manifests that it may still fetch, as was last told"),
             budget_window: register.add("upstream_budget_window_seconds", "The window of the budget"),
@@ -120,6 +135,32 @@ impl Metrics {
     pub fn upstream_asked(&self, upstream: &str, kind: &'static str, status: &str) {
         let labels = [("upstream", upstream.into()), ("kind", kind.into()), ("status", status.into())];
         self.0.upstream_requests.get_or_create(&labels).inc();
+    }
+
+    /// A second address was asked as well; `won`: and answered first.
+    pub fn hedged(&self, upstream: &str, won: bool) {
+        let outcome = if won { "won" } else { "lost" };
+        self.0.upstream_hedges.get_or_create(&[("upstream", upstream.into()), ("outcome", outcome.into())]).inc();
+    }
+
+    pub fn token_asked(&self, upstream: &str, outcome: &'static str) {
+        self.0.upstream_tokens.get_or_create(&[("upstream", upstream.into()), ("outcome", outcome.into())]).inc();
+    }
+
+    pub fn redirect_refreshed(&self, upstream: &str) {
+        self.0.redirect_refreshes.get_or_create(&[("upstream", upstream.into())]).inc();
+    }
+
+    pub fn dns_failed(&self, upstream: &str) {
+        self.0.dns_errors.get_or_create(&[("upstream", upstream.into())]).inc();
+    }
+
+    /// Replaces what is shown of who is left alone, in seconds.
+    pub fn set_cool_downs<'a>(&self, cool_downs: impl Iterator<Item = (&'a str, u64)>) {
+        self.0.upstream_cool_down.clear();
+        for (upstream, seconds) in cool_downs {
+            self.0.upstream_cool_down.get_or_create(&[("upstream", upstream.into())]).set(signed(seconds));
+        }
     }
 
     pub fn digest_mismatched(&self, upstream: &str) {

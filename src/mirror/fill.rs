@@ -4,12 +4,11 @@ mod interest;
 mod running;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::oci::Digest;
 use crate::store::{BlobWriter, Finished, Kind};
 use crate::sync::start_task;
-use crate::upstream::{self, BlobAnswer, Body, Span};
+use crate::upstream::{self, BlobAnswer, Body, Span, pause};
 
 use super::{Mirror, Origin, Refusal, Thing};
 
@@ -123,7 +122,8 @@ impl Mirror {
                 }
                 Err(error) => error,
             };
-            if tries == FIRST_TRIES || !matches!(error, upstream::Error::Unavailable { timed_out: false, .. }) {
+            let worth_it = matches!(error, upstream::Error::Unavailable { timed_out: false, .. });
+            if tries == FIRST_TRIES || !worth_it || fill.origin.ask().is_in_vain() {
                 return Err(error);
             }
             pause(tries).await;
@@ -223,13 +223,6 @@ async fn skip(mut body: Body, mut bytes: u64, writer: &mut BlobWriter) -> Result
         }
     }
     Ok(body)
-}
-
-/// Waits longer each time, and not as long as everyone else.
-async fn pause(tries: u32) {
-    let longest = Duration::from_millis(200 << tries.min(5)).min(Duration::from_secs(5));
-    let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().subsec_nanos();
-    tokio::time::sleep(longest / 2 + longest / 2 * (nanos % 1000) / 1000).await;
 }
 
 // === impl Fill ===

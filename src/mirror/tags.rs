@@ -185,7 +185,10 @@ impl Mirror {
             Ok(_) => self.0.waits.invalidate(&key),
             Err(Refusal::Upstream(error)) if error.is_definitive() => self.forget_tag(&origin, &key.1, error),
             // A loop is one of the way that this request has come; another may come by another.
-            Err(Refusal::Upstream(upstream::Error::Offline | upstream::Error::Loop) | Refusal::Interrupted) => {}
+            Err(
+                Refusal::Upstream(upstream::Error::Offline | upstream::Error::Loop | upstream::Error::Busy)
+                | Refusal::Interrupted,
+            ) => {}
             Err(why) => self.hold_off(key, why),
         }
         checked

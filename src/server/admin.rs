@@ -106,6 +106,8 @@ impl Admin {
             (&Method::GET, "/metrics") => {
                 let metrics = self.mirror.metrics();
                 metrics.set_budgets(metrics::budgets(&self.budgets(), self.clock.now()));
+                let upstreams = self.mirror.registries().upstreams();
+                metrics.set_cool_downs(upstreams.map(|upstream| (&**upstream.name(), upstream.cool_down().as_secs())));
                 respond::metrics(metrics.page())
             }
             (&Method::GET, "/api/upstreams") => respond::document(&self.upstreams()),

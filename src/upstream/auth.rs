@@ -3,7 +3,7 @@
 //! <https://distribution.github.io/distribution/spec/auth/token/>
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderValue};
 
@@ -12,6 +12,7 @@ use crate::flight::Flights;
 use crate::oci::RepositoryName;
 
 use super::behalf::{ClientCredential, CredentialKey};
+use super::breaker::{Breaker, Failure, LEFT_ALONE};
 use super::budget::cool_down;
 use super::challenge::{Challenge, TokenKey};
 use super::client::Client;
@@ -28,6 +29,8 @@ pub(super) struct Auth {
     challenges: moka::sync::Cache<RepositoryName, Challenge>,
     tokens: moka::sync::Cache<(LoginKey, TokenKey), Token>,
     fetching: Flights<(LoginKey, TokenKey), Result<Token, Error>>,
+    /// How token services fare, by realm: one that is down is not waited for by everyone.
+    services: moka::sync::Cache<String, Arc<Breaker>>,
     clock: Clock,
 }
 
@@ -55,6 +58,10 @@ pub(super) struct Proof {
 }
 
 const NEW: Duration = Duration::from_secs(10);
+/// Token services that are remembered.
+const SERVICES: u64 = 100;
+/// A token service that has taken this long to give nothing is not asked again for moments.
+const LONG: Duration = Duration::from_secs(1);
 /// How much memory the tokens may take, and the challenges: how long each is, the upstream says.
 const BYTES: u64 = 16 << 20;
 
@@ -69,7 +76,8 @@ impl Auth {
         let of_token = |(_, key): &(LoginKey, TokenKey), token: &Token| weight(key.weight() + token.header.len());
         let challenges = moka::sync::Cache::builder().max_capacity(BYTES).weigher(of_challenge).build();
         let tokens = moka::sync::Cache::builder().max_capacity(BYTES).weigher(of_token).build();
-        Self { client, trust, challenges, tokens, fetching: Flights::default(), clock }
+        let services = moka::sync::Cache::new(SERVICES);
+        Self { client, trust, challenges, tokens, fetching: Flights::default(), services, clock }
     }
 
     /// What to show with a request for `repository`, as far as it is known what is wanted.
@@ -199,10 +207,21 @@ impl Auth {
         let request = token::Request::new(key, login.credential.as_ref(), &self.trust)?;
         let (client, clock, tokens) = (Arc::clone(&self.client), self.clock.clone(), self.tokens.clone());
         let for_key = (login.key, key.clone());
+        let service = self.services.get_with(key.realm.clone(), || Arc::new(Breaker::new(LEFT_ALONE)));
         let fetched = self.fetching.join(for_key.clone(), || async move {
-            let token = request.send(&client, &clock).await?;
-            tokens.insert(for_key, token.clone());
-            Ok(token)
+            service.admit(clock.now())?;
+            let began = Instant::now();
+            let fetched = request.send(&client, &clock).await;
+            client.counts.token_asked(&fetched);
+            match &fetched {
+                Err(why @ Error::Unavailable { timed_out, .. }) => {
+                    let failure = if *timed_out || began.elapsed() >= LONG { Failure::Silent } else { Failure::Any };
+                    service.failed(clock.now(), why, failure);
+                }
+                _ => service.succeeded(),
+            }
+            tokens.insert(for_key, fetched.clone()?);
+            fetched
         });
         let fetched = fetched.await.unwrap_or_else(|lost| Err(Error::unavailable(lost.to_string())));
         match (fetched, held) {
@@ -255,7 +274,8 @@ mod tests {
     #[test]
     fn long_tokens_and_challenges_are_not_remembered_by_the_thousand() {
         let (url, options): (reqwest::Url, _) = ("https://registry.example".parse().unwrap(), Options::default());
-        let client = Arc::new(Client::new(url.clone(), &options, true, Clock::system()).unwrap());
+        let counts = super::super::counts::Counts::new(crate::metrics::Metrics::new(), "x".into());
+        let client = Arc::new(Client::new(url.clone(), &options, true, Clock::system(), counts).unwrap());
         let auth = Auth::new(client, Arc::new(Trust::new(url, Vec::new())), Clock::system());
         let now = auth.clock.now();
         for number in 0..500 {

@@ -7,12 +7,15 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use reqwest::{Response, Url, redirect};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 
-use super::breaker::Breaker;
+use super::breaker::{Breaker, Failure, LEFT_ALONE, Seldom};
+use super::counts::Counts;
 use super::error::Error;
 use super::guard::Guard;
 use super::options::Options;
+use super::pace::{Limits, Pace};
+use super::resolver::{Guarded, Resolver};
 use super::tls;
 use super::trust::authority;
 
@@ -28,21 +31,23 @@ pub(super) struct Client {
     guard: Guard,
     public_only: bool,
     header_timeout: Duration,
+    /// Of small bodies.
+    pub(super) limits: Limits,
     breaker: Breaker,
+    warned: Seldom,
+    pub(super) counts: Counts,
     clock: Clock,
 }
 
 /// How many redirects are followed.
 const HOPS: u8 = 5;
-/// What fails again and again, for a start.
-const LEFT_ALONE: Duration = Duration::from_secs(1);
 const IDLE_CONNECTION: Duration = Duration::from_secs(50);
 
 // === impl Client ===
 
 impl Client {
     /// `trusted`: it may see larder's credentials, the client certificate among them.
-    pub(super) fn new(upstream: Url, options: &Options, trusted: bool, clock: Clock) -> Result<Self, String> {
+    pub(super) fn new(upstream: Url, options: &Options, trusted: bool, clock: Clock, counts: Counts) -> Result<Self, String> {
         let base = format!("{}/v2/", upstream.as_str().trim_end_matches('/'));
         let base = base.parse().map_err(|error| format!("url {base:?} is no URL: {error}"))?;
         let public_only = options.public_only;
@@ -66,9 +71,11 @@ impl Client {
             Ok::<_, String>(client)
         };
         let build = |builder: reqwest::ClientBuilder| builder.build().map_err(|error| error.to_string());
+        let resolver = Resolver::new(options.connect_timeout, clock.clone(), counts.clone());
+        let guarded = Arc::new(Guarded { resolver: resolver.clone(), guard: guard.clone() });
         let own = builder(tls::config(options, trusted)?)?;
-        let own = if public_only { own.dns_resolver(Arc::new(guard.clone())) } else { own };
-        let elsewhere = builder(tls::config(options, false)?)?.dns_resolver(Arc::new(guard.clone()));
+        let own = if public_only { own.dns_resolver(Arc::clone(&guarded)) } else { own.dns_resolver(Arc::new(resolver)) };
+        let elsewhere = builder(tls::config(options, false)?)?.dns_resolver(guarded);
         Ok(Self {
             own: build(own)?,
             elsewhere: build(elsewhere)?,
@@ -77,7 +84,10 @@ impl Client {
             guard,
             public_only,
             header_timeout: options.header_timeout,
+            limits: Limits::of(options),
             breaker: Breaker::new(LEFT_ALONE),
+            warned: Seldom::default(),
+            counts,
             clock,
         })
     }
@@ -98,6 +108,11 @@ impl Client {
     /// What was wrong when it was asked last.
     pub(super) fn check(&self) -> Result<(), Error> {
         self.breaker.check(self.clock.now())
+    }
+
+    /// The upstream itself is not asked before.
+    pub(super) fn left_alone_until(&self) -> Timestamp {
+        self.breaker.closed_from()
     }
 
     /// The upstream's host and port, to be shown.
@@ -130,18 +145,34 @@ impl Client {
             Some(body) => request.body(body),
             None => request,
         };
-        let answered = match tokio::time::timeout(self.header_timeout, request.send()).await {
-            Ok(answered) => answered.map_err(Error::from),
-            Err(_) => Err(Error::timed_out(format!("no answer within {}", humantime::format_duration(self.header_timeout)))),
+        let (answered, failure) = match tokio::time::timeout(self.header_timeout, request.send()).await {
+            Ok(Ok(response)) => (Ok(response), self.failure(url)),
+            Ok(Err(error)) => {
+                let failure = match (error.is_connect(), error.is_timeout()) {
+                    (true, true) => Failure::Silent,
+                    (true, false) => Failure::Dead,
+                    (false, _) => self.failure(url),
+                };
+                (Err(error.into()), failure)
+            }
+            Err(_) => {
+                let why = format!("no answer within {}", humantime::format_duration(self.header_timeout));
+                (Err(Error::timed_out(why)), self.failure(url))
+            }
         };
         if own {
-            self.note(&answered);
+            self.note(&answered, failure);
         }
         answered
     }
 
+    /// What it says of the upstream that it fails at this.
+    fn failure<'a>(&self, url: &'a Url) -> Failure<'a> {
+        if *url == self.base { Failure::Any } else { Failure::Of(url.path()) }
+    }
+
     /// How the upstream itself fares.
-    fn note(&self, answered: &Result<Response, Error>) {
+    fn note(&self, answered: &Result<Response, Error>, failure: Failure<'_>) {
         let trouble = match answered {
             Err(error) => error.clone(),
             Ok(response) if matches!(response.status().as_u16(), 502..=504) => {
@@ -149,8 +180,9 @@ impl Client {
             }
             Ok(_) => return self.breaker.succeeded(),
         };
-        if self.breaker.failed(self.clock.now(), &trouble) {
-            tracing::warn!(host = %self.host(), %trouble, "an upstream fails again and again; it is left alone for moments");
+        let now = self.clock.now();
+        if self.breaker.failed(now, &trouble, failure) && self.warned.is_due(now) {
+            tracing::warn!(host = %self.host(), %trouble, "an upstream does not answer; it is left alone for moments");
         }
     }
 
@@ -198,12 +230,10 @@ fn redirect(at: &Url, response: &Response) -> Result<Option<Url>, Error> {
     Ok(Some(next))
 }
 
-/// Reads a small body, whatever length it announces, as long as it is not silent for longer than `idle`.
-pub(super) async fn read_limited(response: &mut Response, limit: usize, idle: Duration) -> Result<Bytes, Error> {
-    let mut body = BytesMut::new();
-    loop {
-        let chunk = tokio::time::timeout(idle, response.chunk()).await;
-        let Some(chunk) = chunk.map_err(|_| Error::timed_out("the body has fallen silent"))?? else { break };
+/// Reads a small body, whatever length it announces, as long as it comes within these limits.
+pub(super) async fn read_limited(response: &mut Response, limit: usize, limits: Limits) -> Result<Bytes, Error> {
+    let (mut body, mut pace) = (BytesMut::new(), Pace::new(limits));
+    while let Some(chunk) = pace.chunk(response).await? {
         if body.len() + chunk.len() > limit {
             return Err(Error::unavailable(format!("its answer is larger than {limit} bytes")));
         }
@@ -221,10 +251,11 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let port = listener.local_addr().unwrap().port();
+        let counts = Counts::new(crate::metrics::Metrics::new(), "x".into());
         for host in ["localhost", "127.0.0.1"] {
             let url: Url = format!("https://{host}:{port}/v2/").parse().unwrap();
             let options = Options { url: url.to_string(), ..Options::of_public(host) };
-            let error = Client::new(url.clone(), &options, true, Clock::system())
+            let error = Client::new(url.clone(), &options, true, Clock::system(), counts.clone())
                 .unwrap()
                 .get(&url, HeaderMap::new())
                 .await
@@ -238,6 +269,7 @@ mod tests {
                 &Options { header_timeout: Duration::from_millis(50), ..Options::default() },
                 true,
                 Clock::system(),
+                counts.clone(),
             );
             operators.unwrap().get(&url, HeaderMap::new()).await.unwrap_err();
             assert!(listener.accept().is_ok(), "what an operator has named is");

@@ -1,15 +1,18 @@
 //! One address of an upstream: connections, tokens, and how it fares.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use reqwest::Url;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
+use crate::oci::Digest;
 
 use super::auth::{Auth, LoginKey};
-use super::breaker::{self, Breaker};
-use super::budget::Budget;
+use super::breaker::{self, Breaker, Failure, Seldom};
+use super::budget::{Budget, Purpose};
 use super::client::Client;
+use super::counts::Counts;
 use super::error::Error;
 use super::options::Options;
 use super::trust::Trust;
@@ -23,6 +26,9 @@ pub(super) struct Endpoint {
     /// An address may answer and yet send no blob to its end. It is then asked after the others, and not left alone: it may be
     /// the fault of one blob.
     bodies: Breaker,
+    /// An address that another has outrun by far is likewise asked after that one for moments.
+    starts: Breaker,
+    warned: Seldom,
     /// By account.
     budgets: Vec<Mutex<Budget>>,
     /// Of clients who come with credentials of their own.
@@ -36,20 +42,38 @@ const REMEMBERED: u64 = 10_000;
 // === impl Endpoint ===
 
 impl Endpoint {
-    pub(super) fn new(url: Url, options: &Options, trust: &Arc<Trust>, accounts: usize, clock: Clock) -> Result<Self, String> {
+    pub(super) fn new(
+        url: Url,
+        options: &Options,
+        trust: &Arc<Trust>,
+        accounts: usize,
+        clock: Clock,
+        counts: Counts,
+    ) -> Result<Self, String> {
         let trusted = trust.permits(&url);
-        let client = Arc::new(Client::new(url, options, trusted, clock.clone())?);
+        let client = Arc::new(Client::new(url, options, trusted, clock.clone(), counts)?);
         let auth = Auth::new(Arc::clone(&client), Arc::clone(trust), clock.clone());
         let budgets = (0..accounts).map(|_| Mutex::default()).collect();
         // As long as can be, as a transfer waits before it is taken up again.
-        let bodies = Breaker::new(breaker::LONGEST);
+        let [bodies, starts] = [(); 2].map(|()| Breaker::new(breaker::LONGEST));
         let clients = moka::sync::Cache::new(REMEMBERED);
-        Ok(Self { client, auth, trusted, bodies, budgets, clients, clock })
+        Ok(Self { client, auth, trusted, bodies, starts, warned: Seldom::default(), budgets, clients, clock })
     }
 
-    /// Whether others are to be asked for a blob before it.
-    pub(super) fn breaks_off(&self) -> bool {
-        self.bodies.admit(self.clock.now()).is_err()
+    /// Whether others are to be asked before it: for the bytes of a blob, or for anything else.
+    pub(super) fn is_second_choice(&self, blob: Option<&Digest>) -> bool {
+        let now = self.clock.now();
+        self.starts.admit(now).is_err() || (blob.is_some() && self.bodies.admit(now).is_err())
+    }
+
+    /// It has begun to answer.
+    pub(super) fn answered(&self) {
+        self.starts.succeeded();
+    }
+
+    /// Another has answered what it was asked long before.
+    pub(super) fn was_outrun(&self) {
+        self.starts.failed(self.clock.now(), &Error::timed_out("another answered before it"), Failure::Silent);
     }
 
     /// A blob has come, or enough of it.
@@ -59,9 +83,18 @@ impl Endpoint {
 
     /// A blob has broken off.
     pub(super) fn body_broke(&self, why: &Error) {
-        if self.bodies.failed(self.clock.now(), why) {
-            tracing::warn!(host = %self.client.host(), %why, "blobs break off again and again; others are asked first for moments");
+        let now = self.clock.now();
+        // To wait once more until it falls silent is too much.
+        let failure = if matches!(why, Error::Unavailable { timed_out: true, .. }) { Failure::Silent } else { Failure::Any };
+        if self.bodies.failed(now, why, failure) && self.warned.is_due(now) {
+            tracing::warn!(host = %self.client.host(), %why, "blobs break off; others are asked first for moments");
         }
+    }
+
+    /// For how long it is left alone after `now`: as it does not answer, or lets no account ask.
+    pub(super) fn cool_down(&self, now: Timestamp) -> Duration {
+        let limited = self.budgets.iter().map(|budget| lock(budget).admit(Purpose::Blob, now).err().unwrap_or_default());
+        limited.min().unwrap_or_default().max(self.client.left_alone_until()).since(now)
     }
 
     /// Looks at, or changes, the budget of a login.

@@ -26,6 +26,9 @@ pub enum Error {
     /// It could not be reached, or failed, or made no sense.
     #[error("the upstream is unavailable: {why}")]
     Unavailable { why: String, timed_out: bool },
+    /// As much is asked of it at this time as may be.
+    #[error("too much is being asked of the upstream at this moment")]
+    Busy,
     /// What was asked has come round to one who had asked it already.
     #[error("the upstream leads back to larder itself; its url must be the registry's own")]
     Loop,
@@ -59,7 +62,8 @@ impl Error {
 impl From<reqwest::Error> for Error {
     /// The URL is left out: it may be signed.
     fn from(error: reqwest::Error) -> Self {
-        let timed_out = error.is_timeout();
+        // Whom no connection leads to is not there; that it takes time to find out makes no difference.
+        let timed_out = error.is_timeout() && !error.is_connect();
         let error = error.without_url();
         let mut why = error.to_string();
         let mut source = std::error::Error::source(&error);

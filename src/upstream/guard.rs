@@ -4,11 +4,10 @@
 //! itself; never to others on the inside, such as a cloud's metadata service. Names are checked after resolution, on the
 //! address that is dialled, so that a name cannot mean one address when checked and another when used.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use reqwest::Url;
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
 /// The rule for one upstream.
 #[derive(Debug, Clone)]
@@ -70,6 +69,16 @@ impl Guard {
     fn permits(&self, address: IpAddr, host: &str) -> bool {
         self.allow_private || *host == *self.own_host || is_public(address)
     }
+
+    /// The upstream's own host, if it has one.
+    pub(super) fn own_host(&self) -> Option<&str> {
+        Some(&*self.own_host).filter(|host| !host.is_empty())
+    }
+
+    /// Whether an address may be dialled to which `host` leads. `own`: those to which the upstream's own host does.
+    pub(super) fn permits_resolved(&self, address: IpAddr, host: &str, own: &[IpAddr]) -> bool {
+        self.permits(address, host) || own.contains(&address) || self.proxies.iter().any(|proxy| proxy == host)
+    }
 }
 
 /// The hosts of the proxies that the environment names. They are dialled in place of what a server has named.
@@ -82,39 +91,6 @@ fn proxies() -> Vec<String> {
 fn proxy_host(value: &str) -> Option<String> {
     let url: Option<Url> = value.parse().ok().filter(Url::has_host).or_else(|| format!("http://{value}").parse().ok());
     url?.host_str().map(str::to_ascii_lowercase)
-}
-
-/// Resolves names as the system does and drops the addresses that the guard forbids.
-impl Resolve for Guard {
-    fn resolve(&self, name: Name) -> Resolving {
-        let guard = self.clone();
-        Box::pin(async move {
-            let host = name.as_str();
-            let own: Vec<IpAddr> =
-                if guard.own_host.is_empty() || host == &*guard.own_host { Vec::new() } else { guard.own_addresses().await };
-            let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, 0)).await?.collect();
-            let permitted: Vec<SocketAddr> = addresses
-                .into_iter()
-                .filter(|address| {
-                    let ip = address.ip();
-                    guard.permits(ip, host) || own.contains(&ip) || guard.proxies.iter().any(|proxy| proxy == host)
-                })
-                .collect();
-            if permitted.is_empty() {
-                return Err(Refused::Private(host.into()).into());
-            }
-            Ok(Box::new(permitted.into_iter()) as Addrs)
-        })
-    }
-}
-
-impl Guard {
-    async fn own_addresses(&self) -> Vec<IpAddr> {
-        match tokio::net::lookup_host((&*self.own_host, 0)).await {
-            Ok(addresses) => addresses.map(|address| address.ip()).collect(),
-            Err(_) => Vec::new(),
-        }
-    }
 }
 
 /// True for addresses of the open internet: not loopback, private, shared, link-local, reserved, multicast.
@@ -218,14 +194,5 @@ mod tests {
         let guard = Guard::new(&upstream, true, "none").unwrap();
         assert!(matches!(guard.check(&upstream, &url("http://registry.example/x")), Err(Refused::Downgrade)));
         assert!(matches!(guard.check(&upstream, &url("file:///etc/passwd")), Err(Refused::Scheme)));
-    }
-
-    #[tokio::test]
-    async fn a_name_that_resolves_to_the_inside_is_refused() {
-        let guard = Guard::new(&url("https://registry.example"), false, "none").unwrap();
-        assert!(guard.resolve("localhost".parse().unwrap()).await.is_err());
-        let own = Guard::new(&url("https://localhost"), false, "none").unwrap();
-        assert!(own.resolve("localhost".parse().unwrap()).await.is_ok(), "unless the operator has put the upstream there");
-        assert!(Guard::public_only().resolve("localhost".parse().unwrap()).await.is_err());
     }
 }

@@ -1,7 +1,7 @@
 //! One registry as larder asks it: who we are to it, where it sends us, how long we wait, when it wants to be left alone.
 //!
-//! Floor 1. Nothing here knows of the store or of clients. A question goes downward: `request` words it, `send` chooses the
-//! address (`endpoint`) and the account (`accounts`), `auth` gets the `token`, `client` carries it where the `guard` lets it.
+//! Floor 1. Nothing here knows of the store or of clients. A question goes downward: `request` words it, `in_turn` chooses the
+//! address (`endpoint`), `send` the account (`accounts`), `auth` gets the `token`, `client` carries it where the `guard` lets it.
 
 mod accounts;
 mod auth;
@@ -11,16 +11,22 @@ mod budget;
 mod cache_status;
 mod challenge;
 mod client;
+mod counts;
 mod credentials;
 mod endpoint;
 mod error;
 mod guard;
 mod headers;
 mod hop;
+mod in_turn;
 mod options;
+mod pace;
+mod pause;
+mod places;
 mod public_url;
 mod quota;
 mod request;
+mod resolver;
 mod send;
 mod tls;
 mod token;
@@ -38,7 +44,10 @@ use crate::oci::RepositoryName;
 
 use accounts::Accounts;
 use auth::{Login, LoginKey};
+use counts::Counts;
 use endpoint::Endpoint;
+use pace::Limits;
+use places::Places;
 use quota::Quota;
 use trust::Trust;
 
@@ -49,6 +58,7 @@ pub use credentials::AccountOptions;
 pub use error::Error;
 pub use hop::{Astray, Hop};
 pub use options::{AuthMode, DOCKER_HUB, Options, WELL_KNOWN};
+pub use pause::pause;
 pub use public_url::PublicUrl;
 pub use quota::Spent;
 pub use request::{Asking, BlobAnswer, Body, Found, ManifestAnswer, ReferrersAnswer, Span, TagsAnswer};
@@ -65,9 +75,11 @@ pub struct Upstream {
     quota: Arc<Quota>,
     /// It was found to refuse HEAD of blobs, and to give their bytes.
     refuses_blob_head: AtomicBool,
-    idle_timeout: Duration,
+    places: Places,
+    hedge_after: Duration,
+    limits: Limits,
     clock: Clock,
-    metrics: Metrics,
+    counts: Counts,
 }
 
 // === impl Upstream ===
@@ -84,10 +96,14 @@ impl Upstream {
         }
         let accounts = Accounts::new(&options.accounts(), name, &url, &clock).map_err(wrong)?;
         let trust = Arc::new(Trust::new(url, options.token_hosts.clone()));
-        let endpoint = |url| Endpoint::new(url, options, &trust, accounts.len(), clock.clone()).map(Arc::new);
+        let name: Arc<str> = name.into();
+        let counts = Counts::new(metrics, Arc::clone(&name));
+        let endpoint = |url| Endpoint::new(url, options, &trust, accounts.len(), clock.clone(), counts.clone()).map(Arc::new);
         let endpoints = urls.into_iter().map(endpoint).collect::<Result<Vec<_>, _>>().map_err(wrong)?;
         let quota = Arc::new(Quota::new(options.byte_quota.as_u64(), options.byte_quota_window));
-        let (name, idle_timeout) = (name.into(), options.idle_timeout);
+        if options.max_transfers == 0 {
+            return Err(wrong("max_transfers must be at least 1".into()));
+        }
         Ok(Self {
             name,
             hop: Some(hop),
@@ -96,9 +112,11 @@ impl Upstream {
             has_credentials: options.has_credentials(),
             quota,
             refuses_blob_head: AtomicBool::new(false),
-            idle_timeout,
+            places: Places::new(options.max_transfers, options.header_timeout),
+            hedge_after: options.hedge_after,
+            limits: Limits::of(options),
             clock,
-            metrics,
+            counts,
         })
     }
 
@@ -113,9 +131,11 @@ impl Upstream {
             has_credentials: false,
             quota: Arc::new(Quota::new(0, Duration::ZERO)),
             refuses_blob_head: AtomicBool::new(false),
-            idle_timeout: Duration::ZERO,
+            places: Places::new(1, Duration::ZERO),
+            hedge_after: Duration::ZERO,
+            limits: Limits::of(&Options::default()),
             clock,
-            metrics: Metrics::new(),
+            counts: Counts::new(Metrics::new(), name.into()),
         }
     }
 
@@ -182,6 +202,13 @@ impl Upstream {
             reports.collect::<Vec<_>>()
         };
         self.endpoints.first().map(report).unwrap_or_default()
+    }
+
+    /// For how long it is left alone: its own address does not answer, or lets no account ask.
+    #[must_use]
+    pub fn cool_down(&self) -> Duration {
+        let now = self.clock.now();
+        self.endpoints.first().map(|endpoint| endpoint.cool_down(now)).unwrap_or_default()
     }
 
     /// What has been spent of the byte quota; `None` where there is none.

@@ -73,9 +73,16 @@ pub struct Options {
     /// How long the upstream may take to begin its answer.
     #[serde(with = "humantime_serde")]
     pub header_timeout: Duration,
+    /// After how long without an answer the next of `fallbacks` is asked as well; whichever is first answers.
+    #[serde(with = "humantime_serde")]
+    pub hedge_after: Duration,
     /// How long a body may be silent.
     #[serde(with = "humantime_serde")]
     pub idle_timeout: Duration,
+    /// How much of a body must come in a second, averaged over twice `idle_timeout`; `0B`: anything.
+    pub min_rate: ByteSize,
+    /// How many requests and transfers may be under way at one time. Others wait, as long as for an answer.
+    pub max_transfers: usize,
     /// A client named it, not the operator: only public addresses are dialled, its own too. No option in the file.
     #[serde(skip)]
     pub public_only: bool,
@@ -122,7 +129,10 @@ impl Default for Options {
             byte_quota_window: Duration::from_hours(30 * 24),
             connect_timeout: Duration::from_secs(5),
             header_timeout: Duration::from_secs(30),
+            hedge_after: Duration::from_secs(5),
             idle_timeout: Duration::from_secs(30),
+            min_rate: ByteSize::kib(1),
+            max_transfers: 64,
             public_only: false,
         }
     }

@@ -2,8 +2,7 @@
 
 use std::io::Read as _;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
@@ -17,8 +16,11 @@ use super::cache_status::CacheStatus;
 use super::endpoint::Endpoint;
 use super::error::Error;
 use super::headers::{content_length, content_range, content_type, encoding, link, next_page, next_query};
+use super::in_turn::Answered;
+use super::pace::Pace;
+use super::places::Place;
 use super::quota::Quota;
-use super::send::{Answered, Question};
+use super::send::Question;
 use super::{Behalf, Upstream};
 
 /// A repository of an upstream, asked on behalf of someone.
@@ -61,11 +63,12 @@ pub struct Span {
     pub end: Option<u64>,
 }
 
-/// Bytes from the network, with a limit on their silence.
+/// Bytes from the network, with limits on their silence and slowness.
 pub struct Body {
     response: Response,
-    idle_timeout: Duration,
+    pace: Pace,
     endpoint: Arc<Endpoint>,
+    _place: Place,
     quota: Arc<Quota>,
     /// In bytes.
     received: u64,
@@ -199,7 +202,8 @@ impl Asking<'_> {
             headers.insert(header::RANGE, HeaderValue::try_from(range).map_err(|error| Error::unavailable(error.to_string()))?);
         }
         self.upstream.quota.admit(self.upstream.clock.now())?;
-        let Answered { response, endpoint, .. } = self.send(Purpose::Blob, Method::GET, &path, headers).await?;
+        let question = Question { blob: Some(digest), ..self.question(Purpose::Blob, Method::GET, path, headers) };
+        let Answered { response, endpoint, place, .. } = self.upstream.send(question).await?;
         // Bytes that were compressed on the way are not those that the digest is over.
         if encoding(&response).is_some() {
             return Err(encoded());
@@ -220,8 +224,9 @@ impl Asking<'_> {
         let cache_status = CacheStatus::of(response.headers());
         let body = Body {
             response,
-            idle_timeout: self.upstream.idle_timeout,
+            pace: Pace::new(self.upstream.limits),
             endpoint,
+            _place: place,
             quota: Arc::clone(&self.upstream.quota),
             received: 0,
         };
@@ -279,16 +284,25 @@ impl Asking<'_> {
         Ok(Some(ReferrersAnswer { index, cache_status }))
     }
 
+    /// Whether nobody is asked at this moment, as no address answers: a further try would be in vain.
+    #[must_use]
+    pub fn is_in_vain(&self) -> bool {
+        self.upstream.is_left_alone(self.behalf)
+    }
+
     async fn send(&self, purpose: Purpose, method: Method, path: &str, headers: HeaderMap) -> Result<Answered, Error> {
-        let (repository, behalf, path) = (self.repository, self.behalf, path.to_owned());
-        self.upstream.send(Question { method, repository, behalf, path, headers, purpose, whole: None }).await
+        self.upstream.send(self.question(purpose, method, path.to_owned(), headers)).await
     }
 
     /// A GET whose whole body is wanted.
     async fn read(&self, purpose: Purpose, path: &str, headers: HeaderMap, limit: usize) -> Result<Answered, Error> {
-        let (repository, behalf, path) = (self.repository, self.behalf, path.to_owned());
-        let (method, whole) = (Method::GET, Some(limit));
-        self.upstream.send(Question { method, repository, behalf, path, headers, purpose, whole }).await
+        let question = self.question(purpose, Method::GET, path.to_owned(), headers);
+        self.upstream.send(Question { whole: Some(limit), ..question }).await
+    }
+
+    fn question(&self, purpose: Purpose, method: Method, path: String, headers: HeaderMap) -> Question<'_> {
+        let (repository, behalf, sent) = (self.repository, self.behalf, AtomicU32::new(0));
+        Question { method, repository, behalf, path, headers, purpose, blob: None, whole: None, sent }
     }
 }
 
@@ -337,10 +351,7 @@ impl Body {
     /// # Errors
     /// When the connection breaks, or nothing comes for too long.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
-        let chunk = match tokio::time::timeout(self.idle_timeout, self.response.chunk()).await {
-            Ok(chunk) => chunk.map_err(Error::from),
-            Err(_) => Err(Error::timed_out("the body has fallen silent")),
-        };
+        let chunk = self.pace.chunk(&mut self.response).await;
         match &chunk {
             Ok(Some(bytes)) => {
                 let before = self.received;

@@ -1,18 +1,17 @@
-//! Sending a request: to the first address that answers, as the first account that may ask, with the proof that is wanted.
+//! Sending a request to an address: as the first account that may ask, with the proof that is wanted.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, Method, StatusCode, header};
 use reqwest::{Response, Url};
 
 use crate::clock::Timestamp;
-use crate::oci::RepositoryName;
+use crate::oci::{Digest, RepositoryName};
 
 use super::accounts::Account;
 use super::auth::{Login, LoginKey, Proof, refused};
 use super::budget::{Purpose, cool_down};
-use super::client::{Followed, read_limited};
+use super::client::Followed;
 use super::endpoint::Endpoint;
 use super::error::Error;
 use super::{Behalf, DOCKER_HUB, Upstream};
@@ -26,16 +25,12 @@ pub(super) struct Question<'a> {
     pub(super) path: String,
     pub(super) headers: HeaderMap,
     pub(super) purpose: Purpose,
+    /// The blob whose bytes are wanted, if they are.
+    pub(super) blob: Option<&'a Digest>,
     /// The body is to be read to its end if it is no longer than this, in bytes.
     pub(super) whole: Option<usize>,
-}
-
-/// A good answer, and where it came from.
-pub(super) struct Answered {
-    pub(super) response: Response,
-    /// The body, where it was to be read.
-    pub(super) bytes: Bytes,
-    pub(super) endpoint: Arc<Endpoint>,
+    /// How often it has been sent.
+    pub(super) sent: AtomicU32,
 }
 
 /// As whom to ask.
@@ -47,49 +42,8 @@ enum Who<'a> {
 // === impl Upstream ===
 
 impl Upstream {
-    /// Asks each address in turn until one answers. What another than the first says, that there is nothing or that we may
-    /// not, is not believed: it may be behind the first.
-    pub(super) async fn send(&self, mut question: Question<'_>) -> Result<Answered, Error> {
-        // Bodies must arrive as they are stored; a digest is over those bytes.
-        question.headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        if let Some(hop) = &self.hop {
-            question.headers.insert(header::VIA, hop.onward(question.behalf.via.as_ref()));
-        }
-        let endpoints = self.endpoints()?;
-        let for_body = question.purpose == Purpose::Blob && question.method == Method::GET;
-        let (last, first): (Vec<_>, Vec<_>) = endpoints.iter().partition(|endpoint| for_body && endpoint.breaks_off());
-        let mut trouble = None;
-        for endpoint in first.into_iter().chain(last) {
-            // What a place gives that may not know who asks says nothing of whether that client may have it.
-            if question.behalf.client.is_some() && !endpoint.trusted {
-                continue;
-            }
-            let answered = match self.send_to(endpoint, &question).await {
-                Ok(response) => self.read(response, question.whole).await,
-                Err(error) => Err(error),
-            };
-            match answered {
-                Ok((response, bytes)) => return Ok(Answered { response, bytes, endpoint: Arc::clone(endpoint) }),
-                Err(error @ (Error::Unavailable { .. } | Error::RateLimited { .. } | Error::Credentials(_))) => {
-                    trouble.get_or_insert(error);
-                }
-                Err(error) if Arc::ptr_eq(endpoint, &endpoints[0]) => return Err(error),
-                Err(_) => {}
-            }
-        }
-        Err(trouble.unwrap_or(Error::Offline))
-    }
-
-    async fn read(&self, mut response: Response, whole: Option<usize>) -> Result<(Response, Bytes), Error> {
-        let bytes = match whole {
-            Some(limit) => read_limited(&mut response, limit, self.idle_timeout).await?,
-            None => Bytes::new(),
-        };
-        Ok((response, bytes))
-    }
-
     /// Asks as each account in turn until one is let in that has not used up its budget.
-    async fn send_to(&self, endpoint: &Endpoint, question: &Question<'_>) -> Result<Response, Error> {
+    pub(super) async fn send_to(&self, endpoint: &Endpoint, question: &Question<'_>) -> Result<Response, Error> {
         endpoint.client.check()?;
         let (mut limited, mut shut_out): (Option<Timestamp>, Option<Error>) = (None, None);
         for who in self.who(question) {
@@ -159,8 +113,9 @@ impl Upstream {
                 Some(proof) => headers.insert(header::AUTHORIZATION, proof.header.clone()),
                 None => headers.remove(header::AUTHORIZATION),
             };
+            question.sent.fetch_add(1, Ordering::Relaxed);
             let followed = endpoint.client.follow(method, url.clone(), &headers).await;
-            self.metrics.upstream_asked(&self.name, purpose.word(), &outcome(&followed));
+            self.counts.asked(*purpose, followed.as_ref().map(|followed| followed.response.status()));
             let Followed { response, own } = followed?;
             if own {
                 let now = self.clock.now();
@@ -187,7 +142,10 @@ impl Upstream {
                     tries = 0;
                 }
                 // The signature of a redirect has expired: the registry makes a new one.
-                StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED if !own && !asked_again => asked_again = true,
+                StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED if !own && !asked_again => {
+                    asked_again = true;
+                    self.counts.redirect_refreshed();
+                }
                 _ => return self.judge(&response, own, login.key, sent.as_ref()).map(|()| response),
             }
         }
@@ -206,15 +164,6 @@ impl Upstream {
             508 => Err(Error::Loop),
             status => Err(Error::unavailable(format!("it answers {status}"))),
         }
-    }
-}
-
-/// What became of a request, in a word.
-fn outcome(followed: &Result<Followed, Error>) -> String {
-    match followed {
-        Ok(Followed { response, .. }) => response.status().as_str().to_owned(),
-        Err(Error::Unavailable { timed_out: true, .. }) => "timeout".into(),
-        Err(_) => "failed".into(),
     }
 }
 

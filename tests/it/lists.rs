@@ -229,6 +229,7 @@ async fn an_old_list_stands_in_while_the_upstream_is_down() {
     mirror.clock().advance(Duration::from_hours(24 * 7 + 1));
     mirror.get(TAGS).await.expect(502);
     upstream.restart().await;
+    mirror.clock().advance(Duration::from_secs(5));
     assert_eq!(mirror.get(TAGS).await.expect(200).header("warning"), None);
 }
 

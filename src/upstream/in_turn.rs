@@ -1,0 +1,184 @@
+//! Whom to ask: one address after another, and two at once where the first lets one wait.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use http::{HeaderValue, Method, header};
+use reqwest::Response;
+use tokio::time::Instant;
+
+use super::budget::Purpose;
+use super::client::read_limited;
+use super::counts::Counts;
+use super::endpoint::Endpoint;
+use super::error::Error;
+use super::pause::pause;
+use super::places::Place;
+use super::send::Question;
+use super::{Behalf, Upstream};
+
+/// A good answer, and where it came from.
+pub(super) struct Answered {
+    pub(super) response: Response,
+    /// The body, where it was to be read.
+    pub(super) bytes: Bytes,
+    pub(super) endpoint: Arc<Endpoint>,
+    /// To be held until the body has come.
+    pub(super) place: Place,
+}
+
+/// What became of asking one address.
+struct Outcome<'a> {
+    /// The how-manieth was asked.
+    turn: usize,
+    endpoint: &'a Arc<Endpoint>,
+    answer: Result<(Response, Bytes), Error>,
+    /// It was asked beside another.
+    hedge: Option<Hedge>,
+}
+
+/// A question that is asked beside another: the room that it takes, and how it is counted.
+struct Hedge {
+    counts: Counts,
+    won: bool,
+    _place: Place,
+}
+
+/// A GET of a manifest is repeated so often where nobody could be asked: a client waits, and no registry counts what fails.
+const AGAIN: u32 = 2;
+/// And no more often than this, whatever for.
+const MOST_GETS: u32 = 3;
+
+// === impl Upstream ===
+
+impl Upstream {
+    /// Asks, once there is room for it.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub(super) async fn send(&self, mut question: Question<'_>) -> Result<Answered, Error> {
+        self.endpoints()?;
+        // Bodies must arrive as they are stored; a digest is over those bytes.
+        question.headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        if let Some(hop) = &self.hop {
+            question.headers.insert(header::VIA, hop.onward(question.behalf.via.as_ref()));
+        }
+        let place = self.places.take(question.blob.is_some()).await?;
+        let mut tries = 0;
+        loop {
+            let error = match self.ask_in_turn(&question).await {
+                Ok((response, bytes, endpoint)) => return Ok(Answered { response, bytes, endpoint, place }),
+                Err(error) => error,
+            };
+            let worth_it = matches!(error, Error::Unavailable { timed_out: false, .. })
+                && (question.purpose, &question.method) == (Purpose::Pull, &Method::GET)
+                && tries < AGAIN
+                && question.sent.load(Ordering::Relaxed) < MOST_GETS;
+            if !worth_it || self.is_left_alone(question.behalf) {
+                return Err(error);
+            }
+            pause(tries).await;
+            tries += 1;
+        }
+    }
+
+    /// Asks each address in turn until one answers: the next one when one has failed, or lets wait. What another than the
+    /// first says, that there is nothing or that we may not, is not believed: it may be behind the first.
+    async fn ask_in_turn(&self, question: &Question<'_>) -> Result<(Response, Bytes, Arc<Endpoint>), Error> {
+        let mut order: Vec<_> = self.usable(question.behalf).collect();
+        order.sort_by_cached_key(|endpoint| endpoint.is_second_choice(question.blob));
+        let mut waiting = order.iter().copied().enumerate();
+        let mut asked = FuturesUnordered::new();
+        let (mut failed, mut trouble): (Vec<usize>, Option<(usize, Error)>) = (Vec::new(), None);
+        let mut hedge_at = Instant::now();
+        loop {
+            if asked.is_empty() {
+                let Some((turn, endpoint)) = waiting.next() else {
+                    return Err(trouble.map_or(Error::Offline, |(_, error)| error));
+                };
+                asked.push(self.ask_one(turn, endpoint, question, None));
+                hedge_at = Instant::now() + self.hedge_after;
+            }
+            tokio::select! {
+                Some(Outcome { turn, endpoint, answer, hedge }) = asked.next() => match answer {
+                    Ok((response, bytes)) => {
+                        hedge.into_iter().for_each(Hedge::win);
+                        endpoint.answered();
+                        // Who was asked before it and has not answered yet would hold up others as well.
+                        let outrun = (0..turn).filter(|earlier| !failed.contains(earlier));
+                        outrun.for_each(|earlier| order[earlier].was_outrun());
+                        return Ok((response, bytes, Arc::clone(endpoint)));
+                    }
+                    Err(error @ (Error::Unavailable { .. } | Error::RateLimited { .. } | Error::Credentials(_))) => {
+                        // What the first one says counts: the others are asked for its sake.
+                        if trouble.as_ref().is_none_or(|(earlier, _)| turn < *earlier) {
+                            trouble = Some((turn, error));
+                        }
+                        failed.push(turn);
+                    }
+                    Err(error) if self.is_first(endpoint) => return Err(error),
+                    Err(_) => failed.push(turn),
+                },
+                () = tokio::time::sleep_until(hedge_at), if waiting.len() > 0 => {
+                    if let Some(place) = self.places.take_spare(question.blob.is_some())
+                        && let Some((turn, endpoint)) = waiting.next()
+                    {
+                        let hedge = Hedge { counts: self.counts.clone(), won: false, _place: place };
+                        asked.push(self.ask_one(turn, endpoint, question, Some(hedge)));
+                    }
+                    hedge_at = Instant::now() + self.hedge_after;
+                }
+            }
+        }
+    }
+
+    async fn ask_one<'a>(
+        &self,
+        turn: usize,
+        endpoint: &'a Arc<Endpoint>,
+        question: &Question<'_>,
+        hedge: Option<Hedge>,
+    ) -> Outcome<'a> {
+        let answer = async {
+            let mut response = self.send_to(endpoint, question).await?;
+            let bytes = match question.whole {
+                Some(limit) => read_limited(&mut response, limit, self.limits).await?,
+                None => Bytes::new(),
+            };
+            Ok((response, bytes))
+        };
+        Outcome { turn, endpoint, answer: answer.await, hedge }
+    }
+
+    /// Where this may be asked. What a place gives that may not know who asks says nothing of whether that client may have it.
+    fn usable(&self, behalf: &Behalf) -> impl Iterator<Item = &Arc<Endpoint>> {
+        let known = behalf.client.is_some();
+        self.endpoints.iter().filter(move |endpoint| endpoint.trusted || !known)
+    }
+
+    /// Whether no address is asked at this moment, so that it is in vain to wait for one.
+    pub(super) fn is_left_alone(&self, behalf: &Behalf) -> bool {
+        self.usable(behalf).all(|endpoint| endpoint.client.check().is_err())
+    }
+
+    fn is_first(&self, endpoint: &Arc<Endpoint>) -> bool {
+        self.endpoints.first().is_some_and(|first| Arc::ptr_eq(first, endpoint))
+    }
+}
+
+// === impl Hedge ===
+
+impl Hedge {
+    fn win(mut self) {
+        self.won = true;
+    }
+}
+
+impl Drop for Hedge {
+    fn drop(&mut self) {
+        self.counts.hedged(self.won);
+    }
+}

@@ -1,0 +1,53 @@
+//! How much is asked of an upstream at one time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::error::Error;
+
+/// Room for so many requests and transfers; who comes when it is full waits in line. Some of it is never given to the bodies
+/// of blobs, which last: what a pull begins with does not wait for them.
+pub(super) struct Places {
+    all: Arc<Semaphore>,
+    bodies: Arc<Semaphore>,
+    patience: Duration,
+}
+
+/// Room for one, as long as it is held.
+pub(super) struct Place {
+    _all: OwnedSemaphorePermit,
+    _body: Option<OwnedSemaphorePermit>,
+}
+
+// === impl Places ===
+
+impl Places {
+    /// `most`: at least 1. `patience`: how long one waits in line.
+    pub(super) fn new(most: usize, patience: Duration) -> Self {
+        let most = most.min(Semaphore::MAX_PERMITS);
+        let bodies = (most - most.div_ceil(8)).max(1);
+        Self { all: Arc::new(Semaphore::new(most)), bodies: Arc::new(Semaphore::new(bodies)), patience }
+    }
+
+    /// Waits for room.
+    ///
+    /// Cancel safe, but who cancels loses the place in line.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] if there is none in time.
+    pub(super) async fn take(&self, for_body: bool) -> Result<Place, Error> {
+        let place = async {
+            let body = if for_body { Some(Arc::clone(&self.bodies).acquire_owned().await.ok()?) } else { None };
+            Some(Place { _all: Arc::clone(&self.all).acquire_owned().await.ok()?, _body: body })
+        };
+        tokio::time::timeout(self.patience, place).await.ok().flatten().ok_or(Error::Busy)
+    }
+
+    /// Room for one more, if nobody has to wait for that.
+    pub(super) fn take_spare(&self, for_body: bool) -> Option<Place> {
+        let body = if for_body { Some(Arc::clone(&self.bodies).try_acquire_owned().ok()?) } else { None };
+        Some(Place { _all: Arc::clone(&self.all).try_acquire_owned().ok()?, _body: body })
+    }
+}

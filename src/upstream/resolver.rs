@@ -1,0 +1,213 @@
+//! Names to addresses, as the system does it; and as it last did it, while it cannot.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+
+use crate::clock::{Clock, Timestamp};
+use crate::flight::Flights;
+
+use super::counts::Counts;
+use super::guard::{Guard, Refused};
+
+/// Remembers what names led to. Clones share it.
+#[derive(Clone)]
+pub(super) struct Resolver(Arc<Shared>);
+
+struct Shared {
+    known: moka::sync::Cache<String, Known>,
+    /// One question for each name, however many wait: one that hangs holds a thread.
+    asking: Flights<String, Result<Vec<IpAddr>, String>>,
+    /// How long an answer is waited for.
+    patience: Duration,
+    clock: Clock,
+    counts: Counts,
+}
+
+/// Where a name led.
+#[derive(Debug, Clone)]
+struct Known {
+    addresses: Vec<IpAddr>,
+    seen: Timestamp,
+    /// Not asked again before, as the last question was in vain.
+    wait: Timestamp,
+}
+
+/// Resolves and drops the addresses that the guard forbids, the remembered ones as well.
+pub(super) struct Guarded {
+    pub(super) resolver: Resolver,
+    pub(super) guard: Guard,
+}
+
+/// For so long names lead where they led.
+const REMEMBERED: Duration = Duration::from_mins(10);
+/// After a question in vain.
+const WAIT: Duration = Duration::from_secs(5);
+const NAMES: u64 = 1000;
+
+// === impl Resolver ===
+
+impl Resolver {
+    /// `connect_timeout`: of which resolving takes half at most, so that what is remembered can still be used.
+    pub(super) fn new(connect_timeout: Duration, clock: Clock, counts: Counts) -> Self {
+        let (known, asking) = (moka::sync::Cache::new(NAMES), Flights::default());
+        Self(Arc::new(Shared { known, asking, patience: connect_timeout / 2, clock, counts }))
+    }
+
+    /// The addresses of a name.
+    ///
+    /// # Errors
+    /// When they cannot be had, nor are remembered.
+    pub(super) async fn lookup(&self, host: &str) -> Result<Vec<IpAddr>, io::Error> {
+        let asked = host.to_owned();
+        let answer = || async move {
+            let found = tokio::net::lookup_host((asked, 0)).await.map_err(|error| error.to_string())?;
+            Ok(found.map(|address| address.ip()).collect())
+        };
+        self.answered(host, answer).await.map_err(io::Error::other)
+    }
+
+    async fn answered<F>(&self, host: &str, ask: impl FnOnce() -> F) -> Result<Vec<IpAddr>, String>
+    where
+        F: Future<Output = Result<Vec<IpAddr>, String>> + Send + 'static,
+    {
+        let Shared { known, asking, patience, clock, counts } = &*self.0;
+        let now = clock.now();
+        let old = known.get(host).filter(|old| now.since(old.seen) < REMEMBERED);
+        if let Some(old) = old.as_ref().filter(|old| now < old.wait) {
+            return Ok(old.addresses.clone());
+        }
+        let why = match tokio::time::timeout(*patience, asking.join(host.to_owned(), ask)).await {
+            Ok(Ok(Ok(addresses))) if !addresses.is_empty() => {
+                known.insert(host.to_owned(), Known { addresses: addresses.clone(), seen: now, wait: now });
+                return Ok(addresses);
+            }
+            Ok(Ok(Ok(_))) => "the name has no address".into(),
+            Ok(Ok(Err(error))) => error,
+            Ok(Err(lost)) => lost.to_string(),
+            Err(_) => "the name cannot be resolved in time".into(),
+        };
+        counts.dns_failed();
+        let Some(old) = old else { return Err(why) };
+        tracing::warn!(host, %why, "a name cannot be resolved; where it led before is used");
+        known.insert(host.to_owned(), Known { wait: clock.now() + WAIT, ..old.clone() });
+        Ok(old.addresses)
+    }
+}
+
+impl Resolve for Resolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        let resolver = self.clone();
+        Box::pin(async move { Ok(dialled(resolver.lookup(name.as_str()).await?)) })
+    }
+}
+
+/// The port is that of the URL.
+fn dialled(addresses: Vec<IpAddr>) -> Addrs {
+    Box::new(addresses.into_iter().map(|address| SocketAddr::new(address, 0)))
+}
+
+// === impl Guarded ===
+
+impl Resolve for Guarded {
+    fn resolve(&self, name: Name) -> Resolving {
+        let (resolver, guard) = (self.resolver.clone(), self.guard.clone());
+        Box::pin(async move {
+            let host = name.as_str();
+            let own = match guard.own_host() {
+                Some(own) if own != host => resolver.lookup(own).await.unwrap_or_default(),
+                _ => Vec::new(),
+            };
+            let mut addresses = resolver.lookup(host).await?;
+            addresses.retain(|address| guard.permits_resolved(*address, host, &own));
+            if addresses.is_empty() {
+                return Err(Refused::Private(host.into()).into());
+            }
+            Ok(dialled(addresses))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use super::*;
+    use crate::metrics::Metrics;
+
+    const ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+    const MINUTE: Duration = Duration::from_mins(1);
+
+    fn resolver() -> (Resolver, Clock) {
+        let clock = Clock::system();
+        (Resolver::new(Duration::from_millis(40), clock.clone(), counts(&Metrics::new())), clock)
+    }
+
+    fn counts(metrics: &Metrics) -> Counts {
+        Counts::new(metrics.clone(), "docker.io".into())
+    }
+
+    async fn found(resolver: &Resolver) -> Result<Vec<IpAddr>, String> {
+        resolver.answered("registry.example", || ready(Ok(vec![ADDRESS]))).await
+    }
+
+    async fn fails(resolver: &Resolver) -> Result<Vec<IpAddr>, String> {
+        resolver.answered("registry.example", || ready(Err("no such name".into()))).await
+    }
+
+    #[tokio::test]
+    async fn while_a_name_cannot_be_resolved_it_leads_where_it_led_for_ten_minutes() {
+        let (metrics, clock) = (Metrics::new(), Clock::system());
+        let resolver = Resolver::new(Duration::from_secs(5), clock.clone(), counts(&metrics));
+        assert_eq!(fails(&resolver).await, Err("no such name".into()), "nothing is known yet");
+        assert_eq!(found(&resolver).await, Ok(vec![ADDRESS]));
+        for _ in 0..9 {
+            clock.advance(MINUTE);
+            assert_eq!(fails(&resolver).await, Ok(vec![ADDRESS]));
+        }
+        clock.advance(MINUTE);
+        assert_eq!(fails(&resolver).await, Err("no such name".into()), "what it said is not known for ever");
+        let counted = "larder_dns_errors_total{upstream=\"docker.io\"} 11";
+        assert!(metrics.page().lines().any(|line| line == counted), "{}", metrics.page());
+    }
+
+    #[tokio::test]
+    async fn a_resolver_that_hangs_is_waited_for_once_and_by_everyone_at_the_same_time() {
+        let (resolver, clock) = resolver();
+        assert_eq!(found(&resolver).await, Ok(vec![ADDRESS]));
+        let began = std::time::Instant::now();
+        assert_eq!(resolver.answered("registry.example", pending).await, Ok(vec![ADDRESS]));
+        assert!(began.elapsed() >= resolver.0.patience);
+        let unasked = || -> std::future::Ready<_> { panic!("it is asked although it has just hung") };
+        assert_eq!(resolver.answered("registry.example", unasked).await, Ok(vec![ADDRESS]));
+        clock.advance(WAIT);
+        assert_eq!(resolver.answered("registry.example", unasked).await, Ok(vec![ADDRESS]), "the old question is still open");
+        assert!(resolver.answered("other.example", pending).await.unwrap_err().contains("in time"));
+    }
+
+    #[tokio::test]
+    async fn a_remembered_address_is_guarded_like_any_other() {
+        let (resolver, _) = resolver();
+        resolver.answered("cdn.example", || ready(Ok(vec![ADDRESS]))).await.unwrap();
+        resolver.0.known.insert(
+            "cdn.example".into(),
+            Known { wait: resolver.0.clock.now() + MINUTE, ..resolver.0.known.get("cdn.example").unwrap() },
+        );
+        let guard = Guard::new(&"https://registry.example".parse().unwrap(), false, "none").unwrap();
+        let refused = Guarded { resolver, guard }.resolve("cdn.example".parse().unwrap()).await;
+        assert!(refused.err().unwrap().to_string().contains("not a public address"));
+    }
+
+    #[tokio::test]
+    async fn a_name_that_resolves_to_the_inside_is_refused() {
+        let resolver = Resolver::new(Duration::from_secs(20), Clock::system(), counts(&Metrics::new()));
+        let localhost = |guard| Guarded { resolver: resolver.clone(), guard }.resolve("localhost".parse().unwrap());
+        let guard = |upstream: &str| Guard::new(&upstream.parse().unwrap(), false, "none").unwrap();
+        assert!(localhost(guard("https://registry.example")).await.is_err());
+        assert!(localhost(guard("https://localhost")).await.is_ok(), "unless the operator has put the upstream there");
+        assert!(localhost(Guard::public_only()).await.is_err());
+    }
+}

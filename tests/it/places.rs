@@ -1,0 +1,91 @@
+//! How much is asked of an upstream at one time, and who waits.
+
+use futures_util::future::join_all;
+
+use crate::support::{Client, Fault, Image, Match, Registry, Streaming, TestMirror, get, noise, stream};
+
+const REPOSITORY: &str = "library/app";
+const TAG: &str = "/v2/library/app/manifests/latest";
+
+fn path(digest: &str) -> String {
+    format!("/v2/{REPOSITORY}/blobs/{digest}")
+}
+
+async fn with_places(upstream: &Registry, places: usize, patience: &str) -> TestMirror {
+    TestMirror::builder()
+        .upstream("docker.io", upstream)
+        .set(&format!("upstream.\"docker.io\".max_transfers = {places}"))
+        .set(&format!("upstream.\"docker.io\".header_timeout = {patience:?}"))
+        .start()
+        .await
+}
+
+/// So many blobs.
+fn put(upstream: &Registry, number: u64) -> Vec<String> {
+    (0..number).map(|seed| upstream.put_blob(REPOSITORY, noise(seed, 100_000))).collect()
+}
+
+#[tokio::test]
+async fn no_more_blobs_come_at_a_time_than_there_are_places_and_all_come_in_the_end() {
+    let upstream = Registry::start().await;
+    let digests = put(&upstream, 40);
+    let mirror = with_places(&upstream, 8, "30s").await;
+    let answers = join_all(digests.iter().map(|digest| get(mirror.url(&path(digest))))).await;
+    for (seed, answer) in answers.into_iter().enumerate() {
+        assert_eq!(answer.expect(200).body, noise(seed as u64, 100_000));
+    }
+    assert!(upstream.max_concurrent() <= 7, "{} at a time", upstream.max_concurrent());
+    assert_eq!(upstream.requests().len(), 40);
+}
+
+#[tokio::test]
+async fn behind_blobs_that_fill_all_places_manifests_and_heads_do_not_wait() {
+    let upstream = Registry::start().await;
+    let digests = put(&upstream, 20);
+    let image = Image::new(1).put(&upstream, REPOSITORY, "latest");
+    upstream.on(Match::get("/blobs/"), Fault::Gate { after: 50_000 });
+    let mirror = with_places(&upstream, 8, "30s").await;
+    let under_way: Vec<_> = digests
+        .iter()
+        .map(|digest| {
+            let url = mirror.url(&path(digest));
+            tokio::spawn(async move { Client::h1().get(url).await })
+        })
+        .collect();
+    upstream.held(7).await;
+    assert_eq!(mirror.get(TAG).await.expect(200).body, image.manifest);
+    mirror.head(&path(&digests[19])).await.expect(200);
+    assert_eq!(upstream.held_now(), 7);
+    upstream.heal();
+    upstream.release();
+    for answer in join_all(under_way).await {
+        answer.unwrap().expect(200);
+    }
+}
+
+#[tokio::test]
+async fn who_would_wait_too_long_is_told_to_come_again_and_a_place_that_is_left_is_taken() {
+    let upstream = Registry::start().await;
+    let digests = put(&upstream, 3);
+    upstream.on(Match::get("/blobs/").times(2), Fault::Gate { after: 50_000 });
+    let mirror = with_places(&upstream, 3, "300ms").await;
+    let mut bodies: Vec<Streaming> = join_all(digests[..2].iter().map(|digest| stream(mirror.url(&path(digest))))).await;
+    upstream.held(2).await;
+    let refused = mirror.get(&path(&digests[2])).await.expect(503);
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    assert_eq!(refused.error_code().as_deref(), Some("UNAVAILABLE"));
+    assert_eq!(upstream.requests().len(), 2, "nobody was asked");
+
+    upstream.release();
+    bodies.pop().unwrap().rest().await.expect(200);
+    mirror.get(&path(&digests[2])).await.expect(200);
+    bodies.pop().unwrap().rest().await.expect(200);
+}
+
+#[tokio::test]
+async fn an_upstream_without_a_place_cannot_be_configured() {
+    let upstream = Registry::start().await;
+    let mirror = TestMirror::builder().upstream("docker.io", &upstream).set("upstream.\"docker.io\".max_transfers = 0");
+    let (why, _) = mirror.try_start().await.err().unwrap();
+    assert!(why.contains("max_transfers must be at least 1"), "{why}");
+}

@@ -76,6 +76,8 @@ pub enum LogLevel {
 }
 
 const UPKEEP: Duration = Duration::from_mins(1);
+/// How often a disk that has failed is looked at.
+const PROBE: Duration = Duration::from_secs(2);
 /// How long fills and the store may take to put down what they have. A hung disk must not hold the process.
 const LAST_WRITES: Duration = Duration::from_secs(5);
 
@@ -184,9 +186,11 @@ async fn run(
 async fn upkeep(mirror: Mirror, store: Store, stop: CancellationToken) {
     let mut due = tokio::time::interval(UPKEEP);
     due.tick().await;
+    let mut probe = tokio::time::interval(PROBE);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
+            _ = probe.tick() => store.probe().await,
             _ = due.tick() => {
                 note_spent(&mirror, &store);
                 store.upkeep().await;

@@ -17,6 +17,7 @@ mod ordinary {
 
     pub(crate) use std::sync::{Condvar, Mutex, MutexGuard, atomic};
     pub(crate) use tokio::sync::{Notify, watch};
+    pub(crate) use tokio::time::timeout;
 
     /// Starts a thread that nobody joins.
     pub(crate) fn start_thread(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
@@ -26,12 +27,5 @@ mod ordinary {
     /// Starts a task that nobody waits for.
     pub(crate) fn start_task(task: impl Future<Output = ()> + Send + 'static) {
         tokio::spawn(task);
-    }
-
-    /// The same, unless there is no runtime any more.
-    pub(crate) fn try_start_task(task: impl Future<Output = ()> + Send + 'static) {
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(task);
-        }
     }
 }

@@ -6,8 +6,10 @@ use std::sync::{Arc, Weak};
 use crate::clock::Timestamp;
 use crate::metrics::CacheGauges;
 use crate::oci::Digest;
+use crate::sync::Mutex;
 
 use super::handle::Handle;
+use super::lock;
 use super::lru::{Lru, charge};
 use super::quarantine::Kept;
 
@@ -39,11 +41,19 @@ pub(super) struct Books {
     recent: VecDeque<Arc<Handle>>,
 }
 
+/// The right to write the partial file of a digest, and to make it the blob: nobody else has it until this is dropped. Not to be
+/// dropped under the lock of the books.
+pub(super) struct Claim {
+    books: Arc<Mutex<Books>>,
+    digest: Digest,
+}
+
 /// A partial file that nobody is filling.
-#[derive(Clone, Copy)]
 pub(super) struct Partial {
     pub(super) charge: u64,
     pub(super) since: Timestamp,
+    /// Some may still read what is in it.
+    pub(super) open: Weak<Handle>,
 }
 
 /// How many files are kept open with nobody reading them.
@@ -111,23 +121,25 @@ impl Books {
         self.reserved -= bytes;
     }
 
-    /// Turns what was reserved for a blob into the blob.
+    /// Turns what was reserved for a blob into the blob. If there was one already, that one has lost its name.
     pub(super) fn commit(&mut self, digest: &Digest, size: u64, reserved: u64, now: Timestamp) {
         self.release(reserved);
         self.dirty = true;
         self.quarantine.retain(|kept| !kept.is_replaced_by(digest));
+        if let Some(before) = self.lru.size(digest)
+            && let Some(handle) = self.opened(digest)
+        {
+            handle.unlinked(self, charge(before));
+        }
         self.lru.insert(digest, size, now);
     }
 
     // --- writers ---
 
-    /// One writer a digest; false if there is one.
-    pub(super) fn begin_writing(&mut self, digest: &Digest) -> bool {
-        self.writing.insert(digest.clone())
-    }
-
-    pub(super) fn end_writing(&mut self, digest: &Digest) {
-        self.writing.remove(digest);
+    /// One writer a digest, until its claim is dropped. `None` if there is one.
+    pub(super) fn claim(&mut self, this: &Arc<Mutex<Self>>, digest: &Digest) -> Option<Claim> {
+        let claim = || Claim { books: Arc::clone(this), digest: digest.clone() };
+        self.writing.insert(digest.clone()).then(claim)
     }
 
     // --- partial files ---
@@ -143,36 +155,37 @@ impl Books {
         charge
     }
 
-    /// The partial files that have lain since before `limit`, or, with `any`, the one that has lain longest.
-    pub(super) fn stale_partials(&self, limit: Timestamp, any: bool) -> Vec<Digest> {
-        let idle = self.partials.iter().filter(|(digest, _)| !self.writing.contains(digest));
-        if any {
-            let oldest = idle.min_by_key(|(_, partial)| partial.since);
-            return oldest.map(|(digest, _)| digest.clone()).into_iter().collect();
-        }
-        idle.filter(|(_, partial)| partial.since < limit).map(|(digest, _)| digest.clone()).collect()
+    /// The partial files that nobody fills and that have lain since before `limit`, the oldest first.
+    pub(super) fn idle_partials(&self, limit: Timestamp) -> Vec<Digest> {
+        let idle = self.partials.iter().filter(|(digest, partial)| partial.since <= limit && !self.writing.contains(digest));
+        let mut idle: Vec<_> = idle.map(|(digest, partial)| (partial.since, digest.clone())).collect();
+        idle.sort_by_key(|(since, _)| *since);
+        idle.into_iter().map(|(_, digest)| digest).collect()
     }
 
-    /// The file is about to be removed, and until [`Books::partial_left`] nobody may write to it. `None`: it is not idle.
-    pub(super) fn leave_partial(&mut self, digest: &Digest) -> Option<u64> {
-        if self.writing.contains(digest) {
+    /// The file is about to be removed, and until the claim is dropped nobody may write to it. `None`: it is not idle.
+    pub(super) fn leave_partial(&mut self, this: &Arc<Mutex<Self>>, digest: &Digest) -> Option<(Partial, Claim)> {
+        if !self.partials.contains_key(digest) {
             return None;
         }
-        let charge = self.partials.remove(digest)?.charge;
-        self.writing.insert(digest.clone());
-        self.leaving += charge;
-        Some(charge)
+        let claim = self.claim(this, digest)?;
+        let partial = self.partials.remove(digest)?;
+        self.leaving += partial.charge;
+        Some((partial, claim))
+    }
+
+    /// The file is off the directory.
+    pub(super) fn partial_left(&mut self, partial: &Partial) {
+        self.left(partial.charge);
+        if let Some(handle) = partial.open.upgrade() {
+            handle.unlinked(self, partial.charge);
+        }
     }
 
     /// The file could not be removed.
-    pub(super) fn partial_stays(&mut self, digest: &Digest, charge: u64, now: Timestamp) {
-        self.partial_left(digest, charge);
-        self.add_partial(digest.clone(), Partial { charge, since: now });
-    }
-
-    pub(super) fn partial_left(&mut self, digest: &Digest, charge: u64) {
-        self.writing.remove(digest);
-        self.left(charge);
+    pub(super) fn partial_stays(&mut self, digest: &Digest, partial: Partial, now: Timestamp) {
+        self.left(partial.charge);
+        self.add_partial(digest.clone(), Partial { since: now, ..partial });
     }
 
     // --- eviction ---
@@ -256,5 +269,13 @@ impl Books {
 
     pub(super) fn closed(&mut self, charge: u64) {
         self.lingering -= charge;
+    }
+}
+
+// === impl Claim ===
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        lock(&self.books).writing.remove(&self.digest);
     }
 }

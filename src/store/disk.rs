@@ -272,6 +272,15 @@ impl Disk {
         self.gate.sync_dir(&self.root)
     }
 
+    /// Writes and removes a small file, as keeping a blob would.
+    pub(super) fn probe(&self) -> io::Result<()> {
+        let path = self.root.join("probe");
+        let open = || OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
+        let file = self.gate.pass(Operation::Create, &path, open)?;
+        let written = File::new(file, path.clone(), &self.gate).append(&[0; 4096]);
+        written.and(self.gate.remove(&path))
+    }
+
     /// Opens a log for appending and cuts off what a crash left behind its last whole line.
     pub(super) fn open_log(&self, name: &str, keep: u64) -> io::Result<File> {
         let path = self.root.join(name);

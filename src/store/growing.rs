@@ -120,11 +120,16 @@ impl Growing {
         self.progress.send_modify(|progress| progress.size = Some(size));
     }
 
-    /// `filed` bytes are in the file; they hash to `hasher`.
+    /// `filed` bytes are in the file, and hash to `hasher`; unless the blob has gone on in memory.
     pub(super) fn advance(&self, filed: u64, hasher: Hasher) {
-        self.progress.send_modify(|progress| {
-            (progress.written, progress.filed) = (filed, filed);
-            progress.hash_at_filed = Some(hasher);
+        self.progress.send_if_modified(|progress| {
+            // A job that comes to its end after nobody has waited for it any longer has nothing to say.
+            let goes_on = !progress.in_memory;
+            if goes_on {
+                (progress.written, progress.filed) = (filed, filed);
+                progress.hash_at_filed = Some(hasher);
+            }
+            goes_on
         });
     }
 

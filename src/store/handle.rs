@@ -15,8 +15,11 @@ use super::pool::Pool;
 
 /// An open file of the cache. Its bytes are read by offset, so that all readers share it.
 pub(super) struct Handle {
-    pub(super) file: File,
-    pool: Pool,
+    /// There until it is closed.
+    file: Option<File>,
+    reads: Pool,
+    /// Closes it: to close the last of a removed file is work for the disk.
+    writes: Pool,
     books: Arc<Mutex<Books>>,
     /// What the file still takes of the disk although its name is gone.
     lingers: AtomicU64,
@@ -27,8 +30,12 @@ pub(super) struct Handle {
 // === impl Handle ===
 
 impl Handle {
-    pub(super) fn new(file: File, pool: Pool, books: Arc<Mutex<Books>>) -> Arc<Self> {
-        Arc::new(Self { file, pool, books, lingers: AtomicU64::new(0), spoiled: AtomicBool::new(false) })
+    pub(super) fn new(file: File, reads: Pool, writes: Pool, books: Arc<Mutex<Books>>) -> Arc<Self> {
+        Arc::new(Self { file: Some(file), reads, writes, books, lingers: AtomicU64::new(0), spoiled: AtomicBool::new(false) })
+    }
+
+    pub(super) fn file(&self) -> &File {
+        self.file.as_ref().expect("it is closed only when nobody holds it")
     }
 
     /// Says that the name is gone: the bytes count until the last holder lets go.
@@ -47,18 +54,26 @@ impl Handle {
         self.spoiled.load(Ordering::Relaxed)
     }
 
+    /// Closes the file now, if nobody else holds it. Not to be called where the disk may not be waited for.
+    pub(super) fn close(self: Arc<Self>) {
+        if let Some(mut handle) = Arc::into_inner(self) {
+            let closing = handle.closing();
+            closing();
+        }
+    }
+
     /// Some bytes at `offset`, at least one, at most `limit`. What is in the page cache is read at once; only for the rest
     /// does a thread wait.
     ///
     /// Cancel safe.
     pub(super) async fn read(self: &Arc<Self>, offset: u64, limit: usize) -> io::Result<Bytes> {
         let mut buffer = vec![0; limit];
-        let n = if let Some(n) = self.file.read_cached(offset, &mut buffer)? {
+        let n = if let Some(n) = self.file().read_cached(offset, &mut buffer)? {
             n
         } else {
             let handle = Arc::clone(self);
-            let read = self.pool.run(move || {
-                let n = handle.file.read_at(offset, &mut buffer)?;
+            let read = self.reads.soon(move || {
+                let n = handle.file().read_at(offset, &mut buffer)?;
                 io::Result::Ok((n, buffer))
             });
             let (n, filled) = read.await??;
@@ -71,13 +86,23 @@ impl Handle {
         buffer.truncate(n);
         Ok(buffer.into())
     }
+
+    fn closing(&mut self) -> impl FnOnce() + Send + 'static {
+        let (file, charge, books) = (self.file.take(), std::mem::take(self.lingers.get_mut()), Arc::clone(&self.books));
+        move || {
+            drop(file);
+            if charge > 0 {
+                lock(&books).closed(charge);
+            }
+        }
+    }
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        let charge = *self.lingers.get_mut();
-        if charge > 0 {
-            lock(&self.books).closed(charge);
+        if self.file.is_some() {
+            let closing = self.closing();
+            self.writes.start(closing);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The index: sizes and order of use, so that a start need not look at every file. Disposable.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use crate::clock::Timestamp;
 use crate::oci::{Digest, MAX_MANIFEST, Manifest};
@@ -108,7 +108,8 @@ impl Shared {
             if rebooted {
                 self.disk.remove_partial(&found.digest)?;
             } else {
-                let partial = Partial { charge: charge(found.size).max(found.taken), since: found.modified.into() };
+                let partial =
+                    Partial { charge: charge(found.size).max(found.taken), since: found.modified.into(), open: Weak::new() };
                 lock(&self.books).add_partial(found.digest, partial);
             }
         }

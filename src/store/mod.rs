@@ -7,6 +7,7 @@ mod books;
 mod disk;
 mod growing;
 mod handle;
+mod health;
 mod index;
 mod lru;
 mod options;
@@ -24,13 +25,14 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::clock::Clock;
-use crate::metrics::Metrics;
+use crate::metrics::{CacheGauges, Metrics};
 use crate::oci::{Digest, Repository, Tag};
-use crate::sync::{Mutex, MutexGuard};
+use crate::sync::{Mutex, MutexGuard, timeout};
 
 use books::Books;
 use disk::{Disk, File, Opened};
 use handle::Handle;
+use health::Health;
 use pool::Pool;
 use records::Records;
 
@@ -38,6 +40,7 @@ pub use disk::OpenError;
 #[cfg(debug_assertions)]
 pub use disk::{Operation, faults};
 pub use growing::{Cut, TAIL};
+pub use health::Trouble;
 pub use options::{Floor, Options};
 pub use quarantine::{Damage, OpenFile};
 pub use reader::{Blob, BlobReader, Growth, ReadError};
@@ -50,7 +53,9 @@ pub struct Store(Arc<Shared>);
 
 struct Shared {
     disk: Arc<Disk>,
-    pool: Pool,
+    /// For what is read, and for what changes something, as the one must not wait for the other.
+    reads: Pool,
+    writes: Pool,
     books: Arc<Mutex<Books>>,
     records: Records,
     min_free: Floor,
@@ -58,6 +63,7 @@ struct Shared {
     gate: Mutex<()>,
     /// Held by the thread that writes the index.
     indexing: Mutex<()>,
+    health: Health,
     clock: Clock,
     metrics: Metrics,
 }
@@ -74,20 +80,33 @@ impl Store {
     /// # Errors
     /// When the directory cannot be used. It is then as it was.
     pub async fn open(options: &Options, clock: Clock, metrics: Metrics) -> Result<Self, OpenError> {
-        let pool = Pool::new();
+        let unusable = |error| OpenError::Unusable { dir: options.dir.clone(), error };
+        let reads = Pool::new("larder-reads", options.patience).map_err(unusable)?;
+        let writes = Pool::new("larder-writes", options.patience).map_err(unusable)?;
         let books = Arc::new(Mutex::new(Books::new(options.budget())));
         let (of, counting) = (options.clone(), metrics.clone());
-        let opened = pool.run(move || Disk::open(&of, counting)).await;
-        let broken = |broken| OpenError::Unusable { dir: options.dir.clone(), error: io::Error::from(broken) };
+        let opened = writes.run(move || Disk::open(&of, counting)).await;
+        let broken = |broken| unusable(io::Error::from(broken));
         let Opened { disk, new, clean, rebooted } = opened.map_err(broken)??;
         let disk = Arc::new(disk);
-        let (records_disk, records_pool) = (Arc::clone(&disk), pool.clone());
-        let records = pool.run(move || Records::open(records_disk, records_pool)).await.map_err(broken)?;
+        let (records_disk, records_pool) = (Arc::clone(&disk), writes.clone());
+        let records = writes.run(move || Records::open(records_disk, records_pool)).await.map_err(broken)?;
         let (gate, indexing) = (Mutex::new(()), Mutex::new(()));
-        let store =
-            Self(Arc::new(Shared { disk, pool, books, records, min_free: options.min_free, gate, indexing, clock, metrics }));
+        let store = Self(Arc::new(Shared {
+            disk,
+            reads,
+            writes,
+            books,
+            records,
+            min_free: options.min_free,
+            gate,
+            indexing,
+            health: Health::default(),
+            clock,
+            metrics,
+        }));
         let shared = Arc::clone(&store.0);
-        let counted = store.0.pool.run(move || {
+        let counted = store.0.writes.run(move || {
             shared.count_partials(rebooted && !clean)?;
             shared.count_quarantine()?;
             if new {
@@ -95,10 +114,9 @@ impl Store {
             }
             Ok(new || clean && shared.count_by_index())
         });
-        let unusable = |error| OpenError::Unusable { dir: options.dir.clone(), error };
         if !counted.await.map_err(broken)?.map_err(unusable)? {
             let shared = Arc::clone(&store.0);
-            store.0.pool.start(move || {
+            store.0.reads.start(move || {
                 if let Err(error) = shared.count_by_walk() {
                     tracing::error!(%error, "the cache could not be counted; nothing new is kept");
                 }
@@ -126,7 +144,7 @@ impl Store {
         }
         if used.is_some_and(|used| !used.same_hour(now)) {
             let (store, digest) = (Arc::clone(&self.0), digest.clone());
-            self.0.pool.start(move || {
+            self.0.writes.start(move || {
                 // Only the order after a start without an index depends on it.
                 let _ = store.disk.touch_blob(&digest, now.into());
             });
@@ -135,7 +153,7 @@ impl Store {
             return Ok(Some(Blob::new(handle, size)));
         }
         let (store, digest) = (Arc::clone(&self.0), digest.clone());
-        self.0.pool.run(move || store.open_blob(&digest, size)).await?
+        self.0.reads.soon(move || store.open_blob(&digest, size)).await?
     }
 
     /// Sets aside a blob that was found to be damaged, unless another file has taken the place of `file` meanwhile. From then
@@ -144,7 +162,8 @@ impl Store {
     /// Cancel safe: it is done all the same.
     pub async fn quarantine(&self, digest: &Digest, file: OpenFile, damage: Damage) {
         let (store, digest) = (Arc::clone(&self.0), digest.clone());
-        let _ = self.0.pool.run(move || store.quarantine(&digest, Some(&file.0), &damage)).await;
+        let done = self.0.writes.run(move || store.quarantine(&digest, Some(&file.0), &damage));
+        let _ = timeout(self.0.writes.patience(), done).await;
     }
 
     /// Notes a use of a blob whose bytes are at hand elsewhere.
@@ -230,20 +249,34 @@ impl Store {
     /// Puts what the cache takes of the disk into the metrics.
     pub fn show(&self) {
         let cache = lock(&self.0.books).gauges();
-        self.0.metrics.set_cache(cache);
+        self.0.metrics.set_cache(CacheGauges { degraded: self.trouble().is_some(), ..cache });
+    }
+
+    /// What is wrong with the disk, if what is missing goes past the cache because of it.
+    #[must_use]
+    pub fn trouble(&self) -> Option<Trouble> {
+        self.0.health.trouble()
+    }
+
+    /// Finds out whether a disk that failed does its work again, so that nobody's pull has to. Due every few seconds.
+    pub async fn probe(&self) {
+        if self.trouble().is_some() {
+            let store = Arc::clone(&self.0);
+            let _ = self.0.writes.soon(move || store.probe()).await;
+        }
     }
 
     /// One round of upkeep, due once a minute: abandoned partial files, the floor under the free space, the index.
     pub async fn upkeep(&self) {
         let store = Arc::clone(&self.0);
-        let _ = self.0.pool.run(move || store.upkeep()).await;
+        let _ = self.0.writes.run(move || store.upkeep()).await;
     }
 
     /// Writes down what only memory knows. `quiet`: nothing writes any more, so that the next start can trust it.
     pub async fn close(&self, quiet: bool) {
         self.0.records.flush().await;
         let store = Arc::clone(&self.0);
-        let _ = self.0.pool.run(move || store.write_index(quiet)).await;
+        let _ = self.0.writes.run(move || store.write_index(quiet)).await;
     }
 }
 
@@ -251,7 +284,7 @@ impl Store {
 
 impl Shared {
     fn handle(&self, file: File) -> Arc<Handle> {
-        Handle::new(file, self.pool.clone(), Arc::clone(&self.books))
+        Handle::new(file, self.reads.clone(), self.writes.clone(), Arc::clone(&self.books))
     }
 
     /// Opens a blob. One that is gone or has another size than it was verified with is set aside: it will be fetched anew.
@@ -294,15 +327,24 @@ impl Shared {
         Ok(Some(Blob::new(handle, length)))
     }
 
-    /// Makes sure that all of a partial file is on the disk.
-    fn settle(file: &File, size: u64) -> io::Result<()> {
-        file.sync()?;
-        let length = file.length()?;
-        if length == size { Ok(()) } else { Err(io::Error::other(format!("{length} of {size} bytes are in the file"))) }
+    /// Reports trouble with the disk and names it as the reason to go past the cache.
+    fn disk_failed(&self, operation: &str, error: &io::Error) -> Bypass {
+        tracing::error!(operation, %error, "the disk failed; the blob goes past the cache");
+        self.health.failed(operation, error, self.clock.now());
+        Bypass::Disk(format!("{operation}: {error}"))
+    }
+
+    fn probe(&self) {
+        let probed = self.disk.probe().and_then(|()| self.short_of(0));
+        match probed {
+            Ok(0) => self.health.well(),
+            Ok(short) => _ = self.evict(short),
+            Err(error) => self.health.failed("probe", &error, self.clock.now()),
+        }
     }
 
     fn upkeep(&self) {
-        let abandoned = lock(&self.books).stale_partials(self.clock.now() - PARTIAL_LIFE, false);
+        let abandoned = lock(&self.books).idle_partials(self.clock.now() - PARTIAL_LIFE);
         for digest in abandoned {
             self.remove_partial(&digest);
         }
@@ -335,12 +377,6 @@ impl Shared {
             tracing::error!(%error, "the index could not be written; the next start looks at every file");
         }
     }
-}
-
-/// Reports trouble with the disk and names it as the reason to go past the cache.
-fn disk_failed(operation: &str, error: &io::Error) -> Bypass {
-    tracing::error!(operation, %error, "the disk failed; the blob goes past the cache");
-    Bypass::Disk(format!("{operation}: {error}"))
 }
 
 /// What a lock of ours guards stays whole when a holder panics: no panic comes between two writes that belong together.

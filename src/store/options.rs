@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,9 @@ pub struct Options {
     pub max_size: ByteSize,
     /// The free space that the cache leaves on its file system: bytes or a percentage.
     pub min_free: Floor,
+    /// How long a client waits for the disk. After it, what the client wants goes past the cache, until the disk answers.
+    #[serde(with = "humantime_serde")]
+    pub patience: Duration,
     /// What tests let go wrong with the disk. No option in the file.
     #[cfg(debug_assertions)]
     #[serde(skip)]
@@ -64,6 +68,7 @@ impl Default for Options {
             dir,
             max_size: ByteSize::gib(50),
             min_free: Floor::Percent(5),
+            patience: Duration::from_secs(5),
             #[cfg(debug_assertions)]
             faults: super::faults::Faults::default(),
         }

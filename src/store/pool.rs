@@ -1,21 +1,28 @@
 //! Threads for blocking disk work, apart from everyone else's.
 
 use std::collections::VecDeque;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::sync::{Condvar, Mutex, start_thread};
+use crate::sync::atomic::{AtomicU8, Ordering};
+use crate::sync::{Condvar, Mutex, MutexGuard, start_thread, timeout};
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// A bounded set of threads that run blocking jobs, in order. They are never joined: a disk that hangs holds its thread,
-/// not the process.
+/// A bounded set of threads that run blocking jobs, in order. They are never joined: a disk that hangs holds its threads, not
+/// the process. Clones are the same threads.
 #[derive(Clone)]
 pub(super) struct Pool(Arc<Shared>);
 
 struct Shared {
+    /// That of its threads.
+    name: &'static str,
+    /// For so long a client waits for a job.
+    patience: Duration,
     jobs: Mutex<Jobs>,
     work: Condvar,
 }
@@ -25,29 +32,58 @@ struct Jobs {
     queue: VecDeque<Job>,
     idle: usize,
     threads: usize,
+    /// Jobs that a client has given up waiting for and that have not ended yet. While there are any, the disk is taken to hang.
+    overdue: usize,
 }
 
 /// More threads than a disk needs to be kept busy, few enough to be nothing.
 const THREADS: usize = 16;
 
-/// The job panicked.
-#[derive(Debug)]
-pub(super) struct Broken;
+/// Why a job gives no result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Broken {
+    Panicked,
+    /// The disk takes too long. The job goes on, or may never end.
+    Hangs,
+}
 
-impl From<Broken> for std::io::Error {
-    fn from(Broken: Broken) -> Self {
-        Self::other("a disk job panicked")
+/// Whether someone still waits for a job.
+struct Wait(AtomicU8);
+
+const WAITED_FOR: u8 = 0;
+const GIVEN_UP: u8 = 1;
+const ENDED: u8 = 2;
+
+// === impl Broken ===
+
+impl From<Broken> for io::Error {
+    fn from(broken: Broken) -> Self {
+        match broken {
+            Broken::Panicked => Self::other("a disk job panicked"),
+            Broken::Hangs => Self::new(io::ErrorKind::TimedOut, "the disk does not answer"),
+        }
     }
+}
+
+/// Runs `work` and makes an error of a panic, for who must put things in order afterwards.
+pub(super) fn caught<T>(work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or(Err(Broken::Panicked.into()))
 }
 
 // === impl Pool ===
 
 impl Pool {
-    pub(super) fn new() -> Self {
-        Self(Arc::new(Shared { jobs: Mutex::default(), work: Condvar::new() }))
+    /// With one thread, which is there also when later there are none to be had.
+    ///
+    /// # Errors
+    /// When not even one is to be had.
+    pub(super) fn new(name: &'static str, patience: Duration) -> io::Result<Self> {
+        let pool = Self(Arc::new(Shared { name, patience, jobs: Mutex::default(), work: Condvar::new() }));
+        pool.0.spawn(&mut pool.0.lock())?;
+        Ok(pool)
     }
 
-    /// Runs `job` on a thread of the pool.
+    /// Runs `job`, for which the caller waits as long as it takes.
     ///
     /// Cancel safe in that the job runs all the same; its result is dropped.
     pub(super) fn run<T, F>(&self, job: F) -> impl Future<Output = Result<T, Broken>> + Send + 'static + use<T, F>
@@ -59,35 +95,111 @@ impl Pool {
         self.start(move || {
             let _ = send.send(job());
         });
-        async move { result.await.map_err(|_| Broken) }
+        async move { result.await.map_err(|_| Broken::Panicked) }
+    }
+
+    /// Runs `job`, for which a client waits: no longer than the patience, and not at all while others are overdue.
+    ///
+    /// Cancel safe as [`Pool::run`] is.
+    pub(super) fn soon<T, F>(&self, job: F) -> impl Future<Output = Result<T, Broken>> + Send + 'static + use<T, F>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> T + Send + 'static,
+    {
+        let wait = Arc::new(Wait(AtomicU8::new(WAITED_FOR)));
+        let hangs = self.hangs();
+        let running = (!hangs).then(|| {
+            let ends = Ends { pool: self.clone(), wait: Arc::clone(&wait) };
+            self.run(move || {
+                let _ends = ends;
+                job()
+            })
+        });
+        let pool = self.clone();
+        async move {
+            let Some(running) = running else { return Err(Broken::Hangs) };
+            timeout(pool.0.patience, running).await.unwrap_or_else(|_| {
+                pool.give_up(&wait);
+                Err(Broken::Hangs)
+            })
+        }
+    }
+
+    /// True while a job does not end that a client has waited for too long.
+    pub(super) fn hangs(&self) -> bool {
+        self.0.lock().overdue > 0
+    }
+
+    pub(super) fn patience(&self) -> Duration {
+        self.0.patience
     }
 
     /// Runs `job` with nobody waiting for it.
     pub(super) fn start(&self, job: impl FnOnce() + Send + 'static) {
-        let mut jobs = self.0.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut jobs = self.0.lock();
         jobs.queue.push_back(Box::new(job));
-        if jobs.queue.len() > jobs.idle && jobs.threads < THREADS {
-            let shared = Arc::clone(&self.0);
-            match start_thread("larder-disk", move || shared.work()) {
-                Ok(()) => jobs.threads += 1,
-                // Threads are short; those that are there take it, or the next push tries again.
-                Err(error) => tracing::warn!(%error, "no thread for disk work"),
-            }
+        if jobs.queue.len() > jobs.idle
+            && jobs.threads < THREADS
+            && let Err(error) = self.0.spawn(&mut jobs)
+        {
+            // Those that are there take it.
+            tracing::warn!(%error, "no further thread for disk work");
         }
         drop(jobs);
         self.0.work.notify_one();
     }
+
+    fn give_up(&self, wait: &Wait) {
+        let mut jobs = self.0.lock();
+        if wait.0.compare_exchange(WAITED_FOR, GIVEN_UP, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            jobs.overdue += 1;
+            if jobs.overdue == 1 {
+                tracing::error!(disk = self.0.name, patience = ?self.0.patience, "the disk does not answer in time; requests go past it");
+            }
+        }
+    }
 }
 
+/// The end of a job that was waited for, by return or by panic.
+struct Ends {
+    pool: Pool,
+    wait: Arc<Wait>,
+}
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        let mut jobs = self.pool.0.lock();
+        if self.wait.0.swap(ENDED, Ordering::AcqRel) == GIVEN_UP {
+            jobs.overdue -= 1;
+            if jobs.overdue == 0 {
+                tracing::warn!(disk = self.pool.0.name, "the disk answers again");
+            }
+        }
+    }
+}
+
+// === impl Shared ===
+
 impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Jobs> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn spawn(self: &Arc<Self>, jobs: &mut Jobs) -> io::Result<()> {
+        let shared = Arc::clone(self);
+        start_thread(self.name, move || shared.work())?;
+        jobs.threads += 1;
+        Ok(())
+    }
+
     fn work(&self) {
-        let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut jobs = self.lock();
         loop {
             if let Some(job) = jobs.queue.pop_front() {
                 drop(jobs);
                 // Who waits for it sees its sender dropped.
                 let _ = catch_unwind(AssertUnwindSafe(job));
-                jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+                jobs = self.lock();
             } else {
                 jobs.idle += 1;
                 jobs = self.work.wait(jobs).unwrap_or_else(PoisonError::into_inner);
@@ -100,16 +212,35 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::mpsc;
 
     #[tokio::test]
     async fn jobs_run_and_a_panic_costs_only_its_own_job() {
-        let pool = Pool::new();
+        let pool = Pool::new("test", Duration::from_secs(10)).unwrap();
         assert_eq!(pool.run(|| 1).await.unwrap(), 1);
-        assert!(pool.run(|| panic!("as planned")).await.is_err());
+        assert_eq!(pool.run(|| panic!("as planned")).await, Err::<(), _>(Broken::Panicked));
+        assert_eq!(pool.soon(|| panic!("as planned")).await, Err::<(), _>(Broken::Panicked));
         let many: Vec<_> = (0..100).map(|i| pool.run(move || i)).collect();
         for (i, job) in many.into_iter().enumerate() {
             assert_eq!(job.await.unwrap(), i);
         }
-        assert!(pool.0.jobs.lock().unwrap().threads <= THREADS);
+        assert!(pool.0.lock().threads <= THREADS);
+        assert!(!pool.hangs());
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_long_for_a_job_that_hangs_and_others_do_not_wait_at_all_until_it_ends() {
+        let pool = Pool::new("test", Duration::from_millis(20)).unwrap();
+        let (release, hold) = mpsc::channel::<()>();
+        assert_eq!(pool.soon(move || hold.recv()).await, Err(Broken::Hangs));
+        assert!(pool.hangs());
+        let patient = pool.run(|| 2);
+        assert_eq!(pool.soon(|| 3).await, Err(Broken::Hangs), "nobody waits for more");
+        assert_eq!(patient.await, Ok(2), "unless it is in no hurry");
+        release.send(()).unwrap();
+        while pool.hangs() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(pool.soon(|| 4).await, Ok(4));
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::sync::Mutex;
 
 use super::books::Books;
+use super::handle::Handle;
 use super::{Shared, lock};
 
 /// Bytes of the disk that are promised to a writer. Dropped, they are given back.
@@ -42,14 +43,6 @@ impl Reservation {
         self.bytes += more.forget();
     }
 
-    pub(super) fn take(&mut self) -> Self {
-        Self { books: Arc::clone(&self.books), bytes: self.forget() }
-    }
-
-    pub(super) fn release(&mut self) {
-        drop(self.take());
-    }
-
     /// Leaves the bytes reserved, for the caller to account for.
     pub(super) fn forget(&mut self) -> u64 {
         std::mem::take(&mut self.bytes)
@@ -75,7 +68,7 @@ impl Shared {
             return Ok(Reservation::of(&self.books, 0));
         }
         let store = Arc::clone(self);
-        self.pool.run(move || store.reserve_now(bytes)).await.unwrap_or_else(|broken| Err(NoRoom::Disk(broken.into())))
+        self.writes.soon(move || store.reserve_now(bytes)).await.unwrap_or_else(|broken| Err(NoRoom::Disk(broken.into())))
     }
 
     fn reserve_now(&self, bytes: u64) -> Result<Reservation, NoRoom> {
@@ -114,17 +107,15 @@ impl Shared {
         // A blob may come back while its old file is about to be removed; so renames in and removals are one at a time.
         let _gate = lock(&self.gate);
         // Two statements, as the last holder of a file locks the books when it goes.
-        let idle = lock(&self.books).forget_recent();
-        drop(idle);
+        let recent = lock(&self.books).forget_recent();
+        recent.into_iter().for_each(Handle::close);
         let mut gone = 0;
-        while gone < bytes {
-            let oldest = lock(&self.books).stale_partials(self.clock.now(), true);
-            let Some(digest) = oldest.first() else { break };
-            let freed = self.remove_partial(digest);
-            if freed == 0 {
+        let idle = lock(&self.books).idle_partials(self.clock.now());
+        for digest in idle {
+            if gone >= bytes {
                 break;
             }
-            gone += freed;
+            gone += self.remove_partial(&digest);
         }
         if gone >= bytes {
             return gone;
@@ -149,14 +140,14 @@ impl Shared {
 
     /// Removes a partial file that nobody fills; returns what it took.
     pub(super) fn remove_partial(&self, digest: &crate::oci::Digest) -> u64 {
-        let Some(charge) = lock(&self.books).leave_partial(digest) else { return 0 };
+        let Some((partial, _claim)) = lock(&self.books).leave_partial(&self.books, digest) else { return 0 };
         match self.disk.remove_partial(digest) {
             Ok(()) => {
-                lock(&self.books).partial_left(digest, charge);
-                charge
+                lock(&self.books).partial_left(&partial);
+                partial.charge
             }
             Err(error) => {
-                lock(&self.books).partial_stays(digest, charge, self.clock.now());
+                lock(&self.books).partial_stays(digest, partial, self.clock.now());
                 tracing::error!(%digest, %error, "a partial file could not be removed");
                 0
             }

@@ -1,6 +1,7 @@
 //! Bringing a blob in: hash, write, verify, commit.
 
 mod end;
+mod partial;
 
 use std::io;
 use std::pin::Pin;
@@ -10,13 +11,15 @@ use bytes::Bytes;
 
 use crate::oci::{Digest, Hasher};
 
-use super::growing::{End, Growing};
-use super::handle::Handle;
+use super::books::Claim;
+use super::growing::Growing;
 use super::lru::charge;
 use super::pool::Broken;
 use super::reader::Growth;
 use super::room::{NoRoom, Reservation};
-use super::{Shared, disk_failed, lock};
+use super::{Shared, lock};
+
+use partial::PartialFile;
 
 pub use end::Finished;
 
@@ -30,24 +33,30 @@ pub struct BlobWriter {
     digest: Digest,
     growing: Arc<Growing>,
     target: Target,
-    /// `None` while a job has it.
-    hasher: Option<Hasher>,
+    hasher: Hasher,
     /// Bytes accepted, written or not.
     accepted: u64,
     size: Option<u64>,
     too_long: bool,
-    reservation: Reservation,
     /// Accepted, but not yet given to a job.
     batch: Vec<Bytes>,
     batch_bytes: usize,
     job: Option<Job>,
 }
 
-type Job = Pin<Box<dyn Future<Output = Result<Written, Broken>> + Send>>;
+/// Bytes on their way to the disk.
+struct Job {
+    /// The hash after them.
+    written: Pin<Box<dyn Future<Output = Result<io::Result<Hasher>, Broken>> + Send>>,
+    /// For the case that they do not get there.
+    chunks: Vec<Bytes>,
+}
 
 enum Target {
-    File(Arc<Handle>),
+    File(Arc<PartialFile>),
     Memory(Bypass),
+    /// What there is belongs to the cache, or to the next writer.
+    Done,
 }
 
 /// Why a blob goes past the cache.
@@ -67,12 +76,6 @@ pub enum Bypass {
     Disk(String),
 }
 
-struct Written {
-    hasher: Hasher,
-    /// What could not be written; `hasher` is then as it was before.
-    failed: Option<(Vec<Bytes>, io::Error)>,
-}
-
 /// How many bytes may wait for the disk: enough to overlap it with the network.
 const BATCH: usize = 1 << 20;
 
@@ -84,52 +87,48 @@ const STRIDE: u64 = 64 << 20;
 impl BlobWriter {
     /// Begins, or goes on with what an earlier writer left: those bytes are hashed again and can be followed at once.
     pub(super) async fn begin(store: Arc<Shared>, digest: Digest) -> Self {
-        let (target, reservation) = {
+        let (claim, reserved) = {
             let mut books = lock(&store.books);
-            if !books.known {
-                (Err(Bypass::Starting), 0)
-            } else if !books.begin_writing(&digest) {
-                (Err(Bypass::Busy), 0)
-            } else {
-                (Ok(()), books.take_partial(&digest))
-            }
+            let claim = if books.known { books.claim(&store.books, &digest).ok_or(Bypass::Busy) } else { Err(Bypass::Starting) };
+            let reserved = if claim.is_ok() { books.take_partial(&digest) } else { 0 };
+            (claim, reserved)
         };
+        let reservation = Reservation::of(&store.books, reserved);
         let mut writer = Self {
             growing: Growing::new(),
-            hasher: Some(Hasher::new(digest.algorithm())),
-            target: Target::Memory(Bypass::Busy),
+            hasher: Hasher::new(digest.algorithm()),
+            target: Target::Done,
             accepted: 0,
             size: None,
             too_long: false,
-            reservation: Reservation::of(&store.books, reservation),
             batch: Vec::new(),
             batch_bytes: 0,
             job: None,
             store,
             digest,
         };
-        if let Err(why) = target {
-            writer.growing.go_on_in_memory();
-            writer.target = Target::Memory(why);
-            return writer;
-        }
-        let (store, digest) = (Arc::clone(&writer.store), writer.digest.clone());
-        match writer.store.pool.run(move || open_partial(&store, &digest)).await.map_err(io::Error::from).flatten() {
-            Ok((handle, hasher, length)) => {
-                writer.growing.set_file(Arc::clone(&handle));
-                writer.growing.advance(length, hasher.clone());
-                writer.target = Target::File(handle);
-                writer.hasher = Some(hasher);
-                writer.accepted = length;
-            }
-            Err(error) => {
-                lock(&writer.store.books).end_writing(&writer.digest);
-                writer.reservation.release();
-                writer.growing.go_on_in_memory();
-                writer.target = Target::Memory(disk_failed("open", &error));
-            }
+        match claim {
+            Ok(claim) => writer.open(reservation, claim).await,
+            Err(why) => writer.go_on_in_memory(why),
         }
         writer
+    }
+
+    async fn open(&mut self, reservation: Reservation, claim: Claim) {
+        let (store, digest) = (Arc::clone(&self.store), self.digest.clone());
+        let opened = self.store.writes.soon(move || PartialFile::open(&store, &digest, reservation, claim));
+        match opened.await.map_err(io::Error::from).flatten() {
+            Ok((partial, hasher, length)) => {
+                self.growing.set_file(Arc::clone(partial.handle()));
+                self.growing.advance(length, hasher.clone());
+                self.target = Target::File(partial);
+                (self.hasher, self.accepted) = (hasher, length);
+            }
+            Err(error) => {
+                let why = self.store.disk_failed("open", &error);
+                self.go_on_in_memory(why);
+            }
+        }
     }
 
     /// What lets others follow.
@@ -148,7 +147,7 @@ impl BlobWriter {
     #[must_use]
     pub fn bypassed(&self) -> Option<&Bypass> {
         match &self.target {
-            Target::File(_) => None,
+            Target::File(_) | Target::Done => None,
             Target::Memory(why) => Some(why),
         }
     }
@@ -157,15 +156,15 @@ impl BlobWriter {
     pub async fn expect(&mut self, size: u64) {
         self.size = Some(size);
         self.growing.set_size(size);
-        let Target::File(handle) = &self.target else { return };
-        let handle = Arc::clone(handle);
+        let Target::File(partial) = &self.target else { return };
+        let partial = Arc::clone(partial);
         if let Err(why) = self.reserve(charge(size)).await {
             self.bypass(why);
             return;
         }
-        let allocate = self.store.pool.run(move || handle.file.allocate(size));
+        let allocate = self.store.writes.soon(move || partial.file().allocate(size));
         if let Err(error) = allocate.await.map_err(io::Error::from).flatten() {
-            let why = disk_failed("allocate", &error);
+            let why = self.store.disk_failed("allocate", &error);
             self.bypass(why);
         }
     }
@@ -173,14 +172,13 @@ impl BlobWriter {
     /// Forgets the bytes of an earlier writer before anyone was told of them: the upstream does not go on with them.
     pub async fn restart(&mut self) {
         self.accepted = 0;
-        let hasher = Hasher::new(self.digest.algorithm());
-        self.hasher = Some(hasher.clone());
-        self.growing.advance(0, hasher);
-        if let Target::File(handle) = &self.target {
-            let handle = Arc::clone(handle);
-            let truncate = self.store.pool.run(move || handle.file.truncate(0));
+        self.hasher = Hasher::new(self.digest.algorithm());
+        self.growing.advance(0, self.hasher.clone());
+        if let Target::File(partial) = &self.target {
+            let partial = Arc::clone(partial);
+            let truncate = self.store.writes.soon(move || partial.file().truncate(0));
             if let Err(error) = truncate.await.map_err(io::Error::from).flatten() {
-                let why = disk_failed("truncate", &error);
+                let why = self.store.disk_failed("truncate", &error);
                 self.bypass(why);
             }
         }
@@ -190,8 +188,7 @@ impl BlobWriter {
     /// spoil the blob.
     pub fn push(&mut self, bytes: Bytes) {
         self.too_long |= self.missing().is_some_and(|missing| bytes.len() as u64 > missing);
-        let lost = self.hasher.is_none() && self.job.is_none();
-        if self.too_long || lost {
+        if self.too_long {
             return;
         }
         self.accepted += bytes.len() as u64;
@@ -240,14 +237,14 @@ impl BlobWriter {
             self.begin_job().await;
         }
         if let Some(job) = &mut self.job {
-            let written = job.await;
-            self.job = None;
+            let written = (&mut job.written).await.map_err(io::Error::from).flatten();
             self.end_job(written);
         }
     }
 
     async fn begin_job(&mut self) {
-        if self.accepted > self.reservation.bytes() && self.size.is_none() {
+        let Target::File(partial) = &self.target else { return };
+        if self.accepted > partial.reserved() && self.size.is_none() {
             let enough = charge(self.accepted);
             if self.reserve(enough + STRIDE).await.is_err()
                 && let Err(why) = self.reserve(enough).await
@@ -256,80 +253,75 @@ impl BlobWriter {
                 return;
             }
         }
-        let (Target::File(handle), Some(mut hasher)) = (&self.target, self.hasher.take()) else { return };
-        let (handle, growing) = (Arc::clone(handle), Arc::clone(&self.growing));
+        let Target::File(partial) = &self.target else { return };
+        let (partial, growing, mut hasher) = (Arc::clone(partial), Arc::clone(&self.growing), self.hasher.clone());
         let chunks = std::mem::take(&mut self.batch);
         let offset = self.accepted - std::mem::take(&mut self.batch_bytes) as u64;
-        let end = self.accepted;
-        self.job = Some(Box::pin(self.store.pool.run(move || {
-            let before = hasher.clone();
-            chunks.iter().for_each(|chunk| hasher.update(chunk));
-            match handle.file.write_at(offset, &chunks) {
-                Ok(()) => {
-                    growing.advance(end, hasher.clone());
-                    Written { hasher, failed: None }
-                }
-                Err(error) => Written { hasher: before, failed: Some((chunks, error)) },
-            }
-        })));
+        let (end, writing) = (self.accepted, chunks.clone());
+        let written = self.store.writes.soon(move || {
+            writing.iter().for_each(|chunk| hasher.update(chunk));
+            partial.file().write_at(offset, &writing)?;
+            growing.advance(end, hasher.clone());
+            Ok(hasher)
+        });
+        self.job = Some(Job { written: Box::pin(written), chunks });
     }
 
-    fn end_job(&mut self, written: Result<Written, Broken>) {
+    fn end_job(&mut self, written: io::Result<Hasher>) {
+        let Some(Job { chunks, .. }) = self.job.take() else { return };
         match written {
-            Ok(Written { hasher, failed: None }) => self.hasher = Some(hasher),
-            Ok(Written { hasher, failed: Some((chunks, error)) }) => {
-                self.hasher = Some(hasher);
+            Ok(hasher) => self.hasher = hasher,
+            Err(error) => {
                 self.batch_bytes += chunks.iter().map(Bytes::len).sum::<usize>();
                 self.batch.splice(0..0, chunks);
-                let why = disk_failed("write", &error);
+                let why = self.store.disk_failed("write", &error);
                 self.bypass(why);
-            }
-            // The hash is lost with the job, so nothing can be verified any more.
-            Err(Broken) => {
-                self.batch.clear();
-                self.batch_bytes = 0;
-                self.growing.finish(End::Failed);
             }
         }
     }
 
     fn batch_to_memory(&mut self) {
-        let Some(hasher) = &mut self.hasher else { return };
         self.batch_bytes = 0;
         for bytes in self.batch.drain(..) {
-            let before = hasher.clone();
-            hasher.update(&bytes);
+            let before = self.hasher.clone();
+            self.hasher.update(&bytes);
             self.growing.push(bytes, before);
         }
     }
 
+    fn go_on_in_memory(&mut self, why: Bypass) {
+        self.store.metrics.bypassed(why.word());
+        self.growing.go_on_in_memory();
+        self.target = Target::Memory(why);
+    }
+
     async fn reserve(&mut self, total: u64) -> Result<(), Bypass> {
-        let missing = total.saturating_sub(self.reservation.bytes());
-        match self.store.reserve(missing).await {
+        let Target::File(partial) = &self.target else { return Ok(()) };
+        let partial = Arc::clone(partial);
+        match self.store.reserve(total.saturating_sub(partial.reserved())).await {
             Ok(more) => {
-                self.reservation.add(more);
+                partial.add(more);
                 Ok(())
             }
             Err(NoRoom::TooLarge) => Err(Bypass::TooLarge),
             Err(NoRoom::Full) => Err(Bypass::Full),
-            Err(NoRoom::Disk(error)) => Err(disk_failed("space", &error)),
+            Err(NoRoom::Disk(error)) => Err(self.store.disk_failed("space", &error)),
         }
     }
 }
 
-/// Opens the partial file of `digest` and hashes what is in it.
-fn open_partial(store: &Arc<Shared>, digest: &Digest) -> io::Result<(Arc<Handle>, Hasher, u64)> {
-    let (file, length) = store.disk.open_partial(digest)?;
-    let mut hasher = Hasher::new(digest.algorithm());
-    let mut buffer = vec![0; if length == 0 { 0 } else { 1 << 20 }];
-    let mut offset = 0;
-    while offset < length {
-        let n = file.read_at(offset, &mut buffer)?;
-        if n == 0 {
-            break;
+// === impl Bypass ===
+
+impl Bypass {
+    /// In a word, for metrics.
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::TooLarge => "too_large",
+            Self::Full => "full",
+            Self::Busy => "busy",
+            Self::WrongBytes => "wrong_bytes",
+            Self::Disk(_) => "disk",
         }
-        hasher.update(&buffer[..n]);
-        offset += n as u64;
     }
-    Ok((store.handle(file), hasher, offset))
 }

@@ -22,7 +22,7 @@ impl Interest {
         &self.0.origin
     }
 
-    /// Waits until the upstream has answered. `None`: by now the fill is over.
+    /// Waits until the upstream has answered. `None`: the fill has been given up.
     ///
     /// Cancel safe.
     pub(in crate::mirror) async fn begun(&self) -> Result<Option<Begun>, Refusal> {
@@ -31,7 +31,7 @@ impl Interest {
         match &*head {
             Head::Begun(begun) if !begun.growth.has_failed() => Ok(Some(begun.clone())),
             Head::Failed(refusal) => Err(refusal.clone()),
-            Head::Begun(_) | Head::Over | Head::Waiting => Ok(None),
+            Head::Begun(_) | Head::Waiting => Ok(None),
         }
     }
 

@@ -58,8 +58,6 @@ pub(super) enum Head {
     Waiting,
     Begun(Begun),
     Failed(Refusal),
-    /// Its blob is in the cache, or was given up.
-    Over,
 }
 
 /// A fill whose upstream has answered.
@@ -171,11 +169,13 @@ impl Landing {
 impl Drop for Landing {
     fn drop(&mut self) {
         self.fills.running().remove(&key(&self.fill.origin, &self.fill.digest));
-        self.fill.head.send_modify(|head| match head {
-            Head::Waiting => *head = Head::Failed(Refusal::Interrupted),
-            Head::Begun(_) => *head = Head::Over,
-            // Everyone who waited is told the same.
-            Head::Failed(_) | Head::Over => {}
+        self.fill.head.send_if_modified(|head| {
+            // What has begun can still be read by those who have joined, kept or not; and everyone is told the same failure.
+            let waiting = matches!(head, Head::Waiting);
+            if waiting {
+                *head = Head::Failed(Refusal::Interrupted);
+            }
+            waiting
         });
         self.fill.landed.cancel();
     }

@@ -1,0 +1,200 @@
+//! The partial file of one digest in the hands of its writer.
+
+use std::io;
+use std::sync::{Arc, Weak};
+
+use crate::oci::{Digest, Hasher};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, Ordering};
+
+use super::super::books::{Claim, Partial};
+use super::super::disk::File;
+use super::super::handle::Handle;
+use super::super::lru::charge;
+use super::super::pool::caught;
+use super::super::room::Reservation;
+use super::super::{Shared, lock};
+
+/// A partial file that nobody else writes to, with the space that is set aside for it. Whoever works on it holds it: the writer,
+/// and each job, also one that hangs. Dropped by the last of them, it is left for the next writer.
+///
+/// What is done to it is work for the disk; all of it is for the threads of the pool.
+pub(super) struct PartialFile {
+    store: Arc<Shared>,
+    digest: Digest,
+    handle: Arc<Handle>,
+    reservation: Mutex<Reservation>,
+    /// It has become the blob, is removed, or is in the books as it is.
+    settled: AtomicBool,
+    /// Given back last of all.
+    _claim: Claim,
+}
+
+// === impl PartialFile ===
+
+impl PartialFile {
+    /// Opens the partial file, and hashes what an earlier writer left in it, as far as it can be read.
+    pub(super) fn open(
+        store: &Arc<Shared>,
+        digest: &Digest,
+        reservation: Reservation,
+        claim: Claim,
+    ) -> io::Result<(Arc<Self>, Hasher, u64)> {
+        let opened = caught(|| {
+            let (file, length) = store.disk.open_partial(digest)?;
+            let (hasher, readable) = hash(&file, digest, length);
+            if readable < length {
+                file.truncate(readable)?;
+            }
+            Ok((file, hasher, readable))
+        });
+        let (file, hasher, length) = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                abandon(store, digest, reservation);
+                return Err(error);
+            }
+        };
+        let partial = Self {
+            store: Arc::clone(store),
+            digest: digest.clone(),
+            handle: store.handle(file),
+            reservation: Mutex::new(reservation),
+            settled: AtomicBool::new(false),
+            _claim: claim,
+        };
+        Ok((Arc::new(partial), hasher, length))
+    }
+
+    pub(super) fn handle(&self) -> &Arc<Handle> {
+        &self.handle
+    }
+
+    pub(super) fn file(&self) -> &File {
+        self.handle.file()
+    }
+
+    /// How many bytes are set aside for it.
+    pub(super) fn reserved(&self) -> u64 {
+        lock(&self.reservation).bytes()
+    }
+
+    pub(super) fn add(&self, more: Reservation) {
+        lock(&self.reservation).add(more);
+    }
+
+    /// Makes it the blob, of `size` verified bytes. If that fails it is removed.
+    pub(super) fn commit(&self, size: u64) -> io::Result<()> {
+        let committed = caught(|| {
+            self.file().sync()?;
+            let length = self.file().length()?;
+            if length != size {
+                return Err(io::Error::other(format!("{length} of {size} bytes are in the file")));
+            }
+            // From the rename to the entry in the books, nothing may remove the file.
+            let gate = lock(&self.store.gate);
+            self.store.disk.publish(&self.digest).map(|()| gate)
+        });
+        match committed {
+            Ok(gate) => {
+                let reserved = self.settle();
+                let mut books = lock(&self.store.books);
+                books.commit(&self.digest, size, reserved, self.store.clock.now());
+                let closed = books.remember(&self.digest, &self.handle);
+                drop(books);
+                drop(gate);
+                drop(closed);
+                self.store.health.well();
+                Ok(())
+            }
+            Err(error) => {
+                self.remove();
+                Err(error)
+            }
+        }
+    }
+
+    /// Leaves its first `length` bytes for the next writer. `durable`: so that they outlive the machine as well.
+    pub(super) fn leave(&self, length: u64, durable: bool) {
+        let left = caught(|| {
+            // Also gives back what was allocated beyond the end.
+            self.file().truncate(length)?;
+            if durable { self.file().sync() } else { Ok(()) }
+        });
+        if length == 0 || left.is_err() {
+            self.remove();
+        } else {
+            self.enter(charge(length));
+        }
+    }
+
+    /// Removes it. What it takes counts until its last reader has closed it; or, if it cannot be removed, until it can.
+    pub(super) fn remove(&self) {
+        match caught(|| self.store.disk.remove_partial(&self.digest)) {
+            Ok(()) => {
+                let charge = self.settle();
+                let mut books = lock(&self.store.books);
+                books.release(charge);
+                self.handle.unlinked(&mut books, charge);
+            }
+            Err(error) => {
+                tracing::warn!(digest = %self.digest, %error, "a partial file could not be removed");
+                self.enter(self.reserved());
+            }
+        }
+    }
+
+    /// Puts it into the books as a file that nobody fills.
+    fn enter(&self, charge: u64) {
+        let reserved = self.settle();
+        let partial = Partial { charge, since: self.store.clock.now(), open: Arc::downgrade(&self.handle) };
+        let mut books = lock(&self.store.books);
+        books.release(reserved);
+        books.add_partial(self.digest.clone(), partial);
+    }
+
+    /// Returns how many bytes were reserved, which the caller now accounts for.
+    fn settle(&self) -> u64 {
+        self.settled.store(true, Ordering::Relaxed);
+        lock(&self.reservation).forget()
+    }
+}
+
+impl Drop for PartialFile {
+    fn drop(&mut self) {
+        if !self.settled.load(Ordering::Relaxed) {
+            self.enter(self.reserved());
+        }
+    }
+}
+
+fn hash(file: &File, digest: &Digest, length: u64) -> (Hasher, u64) {
+    let mut hasher = Hasher::new(digest.algorithm());
+    let mut buffer = vec![0; if length == 0 { 0 } else { 1 << 20 }];
+    let mut offset = 0;
+    while offset < length {
+        match file.read_at(offset, &mut buffer) {
+            Ok(0) => break,
+            Ok(n) => {
+                hasher.update(&buffer[..n]);
+                offset += n as u64;
+            }
+            Err(error) => {
+                tracing::warn!(%digest, %error, at = offset, "a partial file can be read up to here");
+                break;
+            }
+        }
+    }
+    (hasher, offset)
+}
+
+/// Removes what could not be opened, of which there may be nothing.
+fn abandon(store: &Shared, digest: &Digest, mut reservation: Reservation) {
+    if let Err(error) = caught(|| store.disk.remove_partial(digest)) {
+        tracing::warn!(%digest, %error, "a partial file could not be removed");
+        let charge = reservation.forget();
+        let mut books = lock(&store.books);
+        books.release(charge);
+        books.add_partial(digest.clone(), Partial { charge, since: store.clock.now(), open: Weak::new() });
+    }
+}

@@ -4,7 +4,7 @@
 //! No label holds a repository, a tag or a digest, so the number of series is bounded by the configuration.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use prometheus_client::encoding::text;
 use prometheus_client::metrics::counter::Counter;
@@ -18,6 +18,11 @@ pub struct Metrics(Arc<Shared>);
 
 struct Shared {
     registry: Registry,
+    connections: Gauge,
+    body_buffers: Gauge,
+    client_aborts: Counters<1>,
+    slow_clients: Counter,
+    shed: Counters<1>,
     fills: Counters<1>,
     fill_resumes: Counter,
     digest_mismatches: Counters<1>,
@@ -71,13 +76,28 @@ pub struct CacheGauges {
     pub degraded: bool,
 }
 
+/// One for the process, as what panics may be no part of any larder.
+static PANICS: LazyLock<Counter> = LazyLock::new(Counter::default);
+
+/// Counts a panic, wherever it was.
+pub fn panicked() {
+    PANICS.inc();
+}
+
 // === impl Metrics ===
 
 impl Metrics {
     #[must_use]
     pub fn new() -> Self {
         let mut register = Register(Registry::with_prefix("larder"));
+        register.0.register("panics", "Panics of this process, each of which cost one task", PANICS.clone());
         let shared = Shared {
+            connections: register.add("connections", "Connections of clients that are open"),
+            body_buffers: register.add("body_buffer_bytes", "Bytes of blobs that are in memory on their way to clients"),
+            client_aborts: register
+                .add("client_aborts", "Requests that clients have left before their end, by phase: head, body"),
+            slow_clients: register.add("slow_clients", "Answers given up as their clients took too little for too long"),
+            shed: register.add("shed", "What was not served for want of something: connections, memory, descriptors"),
             fills: register.add("fills", "Fills that have ended, by how: kept, passed, mismatch, stopped, given_up, failed"),
             fill_resumes: register.add("fill_resumes", "Transfers that broke and were taken up again"),
             digest_mismatches: register.add("digest_mismatches", "Bodies that did not hash to their digest"),
@@ -117,6 +137,42 @@ impl Metrics {
         // Writing to a string does not fail.
         let _ = text::encode(&mut page, &self.0.registry);
         page
+    }
+
+    // --- clients ---
+
+    pub fn connected(&self) {
+        self.0.connections.inc();
+    }
+
+    pub fn disconnected(&self) {
+        self.0.connections.dec();
+    }
+
+    pub fn body_buffered(&self, bytes: usize) {
+        self.0.body_buffers.inc_by(signed(bytes as u64));
+    }
+
+    pub fn body_released(&self, bytes: usize) {
+        self.0.body_buffers.dec_by(signed(bytes as u64));
+    }
+
+    /// Bytes of blobs that are in memory on their way to clients.
+    #[must_use]
+    pub fn body_buffers(&self) -> u64 {
+        self.0.body_buffers.get().try_into().unwrap_or_default()
+    }
+
+    pub fn client_left(&self, phase: &'static str) {
+        self.0.client_aborts.get_or_create(&[("phase", phase.into())]).inc();
+    }
+
+    pub fn client_given_up(&self) {
+        self.0.slow_clients.inc();
+    }
+
+    pub fn shed(&self, reason: &'static str) {
+        self.0.shed.get_or_create(&[("reason", reason.into())]).inc();
     }
 
     // --- fills ---

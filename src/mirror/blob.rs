@@ -1,7 +1,7 @@
 //! Blobs: from the cache, from a fill, or by a new one; and who may have them.
 
 use crate::oci::Digest;
-use crate::store::{self, BlobReader, Growth, Kind, TAIL};
+use crate::store::{self, BlobReader, Growth, Kind, Pieces, TAIL};
 use crate::upstream;
 
 use super::body::{ByteStream, Reading};
@@ -190,21 +190,21 @@ impl Blob {
         }
     }
 
-    /// The bytes `start..end`.
+    /// The bytes `start..end`, in pieces of the size that is wished at the moment.
     #[must_use]
-    pub fn read(&self, start: u64, end: u64) -> ByteStream {
-        self.reading(start, Some(end)).stream()
+    pub fn read(&self, start: u64, end: u64, pieces: &Pieces) -> ByteStream {
+        self.reading(start, Some(end), pieces).stream()
     }
 
     /// All bytes, of a blob whose size may not be known.
     #[must_use]
-    pub fn read_all(&self) -> ByteStream {
-        self.reading(0, self.known_size()).stream()
+    pub fn read_all(&self, pieces: &Pieces) -> ByteStream {
+        self.reading(0, self.known_size(), pieces).stream()
     }
 
-    fn reading(&self, start: u64, end: Option<u64>) -> Reading {
+    fn reading(&self, start: u64, end: Option<u64>, pieces: &Pieces) -> Reading {
         let Self { mirror, digest, origin, source, .. } = self;
-        Reading::new(mirror.clone(), origin.clone(), digest.clone(), source.clone(), start, end)
+        Reading::new(mirror.clone(), origin.clone(), digest.clone(), source.clone(), (start, end), pieces.clone())
     }
 
     pub(super) fn into_source(self) -> Source {
@@ -216,11 +216,12 @@ impl Blob {
 
 impl Source {
     /// Reads from `at` to `end`, or to the end of a blob whose size may not be known.
-    pub(super) fn read(&self, at: u64, end: Option<u64>) -> BlobReader {
-        match self {
+    pub(super) fn read(&self, at: u64, end: Option<u64>, pieces: &Pieces) -> BlobReader {
+        let reader = match self {
             Self::Cache(blob) => blob.read(at..end.unwrap_or(blob.size())),
             Self::Fill(growth, _) => growth.read(at, end),
-        }
+        };
+        reader.in_pieces(pieces)
     }
 
     pub(super) fn known_size(&self) -> Option<u64> {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_util::{Stream, stream};
 
 use crate::oci::{Algorithm, Digest, Hasher};
-use crate::store::{BlobReader, Damage, OpenFile, ReadError, TAIL};
+use crate::store::{BlobReader, Damage, OpenFile, Pieces, ReadError, TAIL};
 use crate::upstream;
 
 use super::blob::Source;
@@ -40,6 +40,7 @@ pub(super) struct Reading {
     sent: Option<Sent>,
     /// How often it has begun anew.
     begun_anew: u8,
+    pieces: Pieces,
 }
 
 /// From where the bytes come at the moment.
@@ -70,9 +71,16 @@ const ANEW: u8 = 2;
 // === impl Reading ===
 
 impl Reading {
-    pub(super) fn new(mirror: Mirror, origin: Origin, digest: Digest, source: Source, at: u64, end: Option<u64>) -> Self {
-        let state = State::Store(source.read(at, end));
-        let mut reading = Self { mirror, origin, digest, source: Some(source), state, end, sent: None, begun_anew: 0 };
+    pub(super) fn new(
+        mirror: Mirror,
+        origin: Origin,
+        digest: Digest,
+        source: Source,
+        (at, end): (u64, Option<u64>),
+        pieces: Pieces,
+    ) -> Self {
+        let state = State::Store(source.read(at, end, &pieces));
+        let mut reading = Self { mirror, origin, digest, source: Some(source), state, end, sent: None, begun_anew: 0, pieces };
         reading.go_on_at(at);
         reading
     }
@@ -130,11 +138,14 @@ impl Reading {
             if far && comparable {
                 let until = end.min(tail);
                 self.sent = Some(Sent { from: at, hasher: Hasher::new(self.digest.algorithm()) });
-                self.state = State::Ahead { fetch: Box::new(Fetch::new(at, Some(until))), _rest: source.read(until, Some(end)) };
+                self.state = State::Ahead {
+                    fetch: Box::new(Fetch::new(at, Some(until))),
+                    _rest: source.read(until, Some(end), &self.pieces),
+                };
                 return;
             }
         }
-        self.state = State::Store(source.read(at, self.end));
+        self.state = State::Store(source.read(at, self.end, &self.pieces));
     }
 
     fn fetch_failed(&mut self, at: u64, error: &upstream::Error) -> Result<(), Broken> {
@@ -142,7 +153,7 @@ impl Reading {
             // Nothing is lost but time: the fill will come there.
             (Some(source), Some(sent)) if sent.from == at => {
                 tracing::debug!(digest = %self.digest, at, %error, "a range waits for its fill");
-                self.state = State::Store(source.read(at, self.end));
+                self.state = State::Store(source.read(at, self.end, &self.pieces));
                 self.sent = None;
                 Ok(())
             }
@@ -220,10 +231,10 @@ impl Reading {
             if !source.verified().await {
                 return Err(Broken);
             }
-            let mut reader = source.read(from, Some(at));
+            let mut reader = source.read(from, Some(at), &Pieces::default());
             match hash(&mut reader, self.digest.algorithm()).await {
                 Ok(verified) if verified == sent => {
-                    self.state = State::Store(source.read(at, self.end));
+                    self.state = State::Store(source.read(at, self.end, &self.pieces));
                     return Ok(());
                 }
                 Ok(_) => {

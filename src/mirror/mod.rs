@@ -51,6 +51,8 @@ pub use rights::Wanted;
 pub use tags::Refreshed;
 pub use warm::Warmed;
 
+pub use crate::store::Pieces;
+
 /// Decides who answers. Clones share everything.
 #[derive(Clone)]
 pub struct Mirror(Arc<Inner>);

@@ -20,13 +20,17 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
 use crate::clock::{Clock, Timestamp};
+use crate::metrics::Metrics;
 use crate::mirror::{Mirror, Refreshed};
 use crate::oci::{ErrorCode, ImageName, Reference};
 use crate::upstream::{BudgetReport, Upstream};
 
 use super::body::Body;
+use super::connections::{Limits, accept_all};
+use super::metrics;
+use super::pace::Least;
+use super::passage::Buffers;
 use super::respond::{self, Kind};
-use super::{accept_all, metrics};
 
 /// `[admin]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -48,6 +52,7 @@ struct Admin {
 
 /// No more than a few tools speak to it.
 const MOST_CONNECTIONS: usize = 100;
+const WRITE_IDLE: Duration = Duration::from_mins(1);
 const GRACE: Duration = Duration::from_secs(5);
 
 // === impl AdminOptions ===
@@ -91,7 +96,16 @@ pub async fn serve_admin(
         let admin = admin.clone();
         async move { admin.handle(request).await }
     };
-    accept_all(listener, MOST_CONNECTIONS, GRACE, handle, stop).await;
+    // The operator's tools are not among the clients.
+    let aside = Metrics::new();
+    let limits = Limits {
+        connections: MOST_CONNECTIONS,
+        least: Least { idle: WRITE_IDLE, rate: 0 },
+        buffers: Buffers::new(u64::MAX, aside.clone()),
+        grace: GRACE,
+        metrics: aside,
+    };
+    accept_all(listener, limits, handle, stop).await;
 }
 
 // === impl Admin ===

@@ -1,47 +1,116 @@
 //! Response bodies: nothing, bytes, or a stream; whoever drops one has told the log how much of it went out.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
 
-use crate::mirror::{Broken, ByteStream};
+use crate::mirror::{Broken, ByteStream, Pieces};
 
-use super::log::AccessLine;
+use super::log::{AccessLine, End};
+use super::passage::{Appetite, Passage};
 
 /// The body of a response.
 pub(super) struct Body {
     content: Content,
+    /// Whether the last byte goes on its own, so that a stream of HTTP/2 is watched until its client has taken all before it.
+    last_apart: bool,
+    last: Option<Bytes>,
+    /// How much is still to come, where that is known.
+    left: Option<u64>,
+    /// What was given to hyper last, in HTTP/2.
+    given: usize,
+    appetite: Appetite,
+    passage: Option<Passage>,
     line: Option<AccessLine>,
 }
 
 enum Content {
     Bytes(Bytes),
     Stream(ByteStream),
+    /// Not all of it can be had.
+    Breaking,
     End,
 }
+
+/// Of an answer no larger than this, all may be left in memory for a stream of HTTP/2 that nobody reads.
+const SMALL: u64 = 16 << 10;
 
 // === impl Body ===
 
 impl Body {
     pub(super) fn empty() -> Self {
-        Self { content: Content::End, line: None }
+        Self::new(Content::End, Appetite::new())
     }
 
     pub(super) fn bytes(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
-        Self { content: if bytes.is_empty() { Content::End } else { Content::Bytes(bytes) }, line: None }
+        let left = Some(bytes.len() as u64);
+        let content = if bytes.is_empty() { Content::End } else { Content::Bytes(bytes) };
+        let mut body = Self::new(content, Appetite::new());
+        body.left = left;
+        body
     }
 
-    pub(super) fn stream(stream: ByteStream) -> Self {
-        Self { content: Content::Stream(stream), line: None }
+    /// A stream, made so that its pieces have the size that the client takes.
+    pub(super) fn streamed(stream: impl FnOnce(&Pieces) -> ByteStream) -> Self {
+        let appetite = Appetite::new();
+        Self::new(Content::Stream(stream(&appetite.pieces)), appetite)
+    }
+
+    fn new(content: Content, appetite: Appetite) -> Self {
+        Self { content, last_apart: false, last: None, left: None, given: 0, appetite, passage: None, line: None }
     }
 
     /// Writes `line` when the body is done with.
-    pub(super) fn logged(mut self, line: AccessLine) -> Self {
+    pub(super) fn logged(mut self, mut line: AccessLine) -> Self {
+        if matches!(self.content, Content::End) {
+            line.ended(End::Complete);
+        }
         self.line = Some(line);
         self
+    }
+
+    /// Sends it over this way. `length`: how much it is, where that is known.
+    pub(super) fn over(mut self, passage: Passage, length: Option<u64>) -> Self {
+        self.left = self.left.or(length);
+        self.last_apart = passage.stream.is_some() && self.left.is_some_and(|left| left > SMALL);
+        self.passage = Some(passage);
+        self
+    }
+
+    /// The next bytes, as they come from where they come from.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Broken>>> {
+        match &mut self.content {
+            Content::End => Poll::Ready(None),
+            Content::Breaking => Poll::Ready(Some(Err(Broken))),
+            Content::Bytes(bytes) => {
+                // What is shared with others need not be cut for the sake of memory.
+                let bytes = std::mem::take(bytes);
+                self.content = Content::End;
+                Poll::Ready(Some(Ok(bytes)))
+            }
+            Content::Stream(stream) => {
+                if let Some(passage) = &self.passage {
+                    self.appetite.asks(passage.most());
+                }
+                // A panic in there is this answer's alone.
+                let polled = catch_unwind(AssertUnwindSafe(|| stream.as_mut().poll_next(cx)));
+                let next = ready!(polled.unwrap_or(Poll::Ready(Some(Err(Broken)))));
+                match &next {
+                    Some(Ok(_)) => self.appetite.gives(),
+                    Some(Err(Broken)) => self.content = Content::Breaking,
+                    None => self.content = Content::End,
+                }
+                let counted = |bytes| match &self.passage {
+                    Some(passage) => passage.buffers.hold(bytes),
+                    None => bytes,
+                };
+                Poll::Ready(next.map(|next| next.map(counted)))
+            }
+        }
     }
 }
 
@@ -50,36 +119,69 @@ impl hyper::body::Body for Body {
     type Error = Broken;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
-        let next = match &mut self.content {
-            Content::End => None,
-            Content::Bytes(bytes) => Some(Ok(std::mem::take(bytes))),
-            Content::Stream(stream) => match stream.as_mut().poll_next(cx) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(next) => next,
-            },
-        };
-        if !matches!((&self.content, &next), (Content::Stream(_), Some(Ok(_)))) {
-            self.content = Content::End;
+        let this = &mut *self;
+        let pace = this.passage.as_ref().and_then(|passage| passage.stream.clone());
+        if let Some(pace) = &pace {
+            // hyper asks for more when it has sent what it had.
+            pace.took(std::mem::take(&mut this.given));
         }
-        if let Some(line) = &mut self.line {
-            match &next {
-                Some(Ok(bytes)) => line.sent(bytes.len()),
-                Some(Err(Broken)) => line.broke(),
-                None => {}
+        let next = match this.last.take() {
+            Some(last) => Some(Ok(last)),
+            None => ready!(this.poll_next(cx)),
+        };
+        let mut bytes = match next {
+            Some(Ok(bytes)) => bytes,
+            Some(Err(Broken)) => {
+                this.line.iter_mut().for_each(|line| line.ended(End::Broken));
+                if let Some(passage) = &this.passage {
+                    ready!(passage.poll_may_end(cx));
+                }
+                this.content = Content::End;
+                return Poll::Ready(Some(Err(Broken)));
+            }
+            None => {
+                this.line.iter_mut().for_each(|line| line.ended(End::Complete));
+                return Poll::Ready(None);
+            }
+        };
+        if this.last_apart && bytes.len() > 1 && this.left == Some(bytes.len() as u64) {
+            this.last = Some(bytes.split_off(bytes.len() - 1));
+        }
+        this.left = this.left.map(|left| left.saturating_sub(bytes.len() as u64));
+        if let Some(line) = &mut this.line {
+            line.sent(bytes.len());
+            if this.left == Some(0) {
+                line.ended(End::Complete);
             }
         }
-        Poll::Ready(next.map(|next| next.map(Frame::data)))
+        if let Some(pace) = pace {
+            this.given = bytes.len();
+            pace.waits();
+        }
+        Poll::Ready(Some(Ok(Frame::data(bytes))))
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self.content, Content::End)
+        matches!(self.content, Content::End) && self.last.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.content {
             Content::End => SizeHint::with_exact(0),
             Content::Bytes(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Content::Stream(_) => SizeHint::default(),
+            Content::Stream(_) | Content::Breaking => SizeHint::default(),
+        }
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        if let (Some(line), Some(passage)) = (&mut self.line, &self.passage) {
+            if passage.is_lost() {
+                line.ended(End::Slow);
+            } else if passage.line.is_cut() {
+                line.ended(End::Stopped);
+            }
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::upstream::Hop;
 use super::body::Body;
 use super::log::AccessLine;
 use super::login::shown;
+use super::passage::Buffers;
 use super::respond::{self, Kind};
 
 /// What a request is handled with.
@@ -22,6 +23,7 @@ pub(super) struct Handler {
     pub(super) mirror: Mirror,
     pub(super) hop: Hop,
     pub(super) clock: Clock,
+    pub(super) buffers: Buffers,
 }
 
 /// A request as it has come.
@@ -36,7 +38,9 @@ pub(super) struct Asked<'a> {
 impl Handler {
     pub(super) async fn handle(&self, request: Request<Incoming>, client: SocketAddr) -> Response<Body> {
         let (head, body) = request.into_parts();
-        let mut line = AccessLine::new(client, &head.method);
+        #[cfg(debug_assertions)]
+        assert!(!head.headers.contains_key("x-larder-panic"), "a test has asked for it");
+        let mut line = AccessLine::new(client, &head.method, self.mirror.metrics().clone());
         let reads = matches!(head.method, Method::GET | Method::HEAD);
         let mut response = match self.hop.received(&head.headers) {
             // Before anything else: each time round would be one more.
@@ -54,8 +58,7 @@ impl Handler {
         }
         let ns = head.uri.query().and_then(namespace);
         response = respond::finish(response, &head.method, ns.as_deref());
-        line.status = response.status();
-        line.expected = response.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+        line.status = Some(response.status());
         response.map(|body| body.logged(line))
     }
 
@@ -120,6 +123,11 @@ impl Handler {
                 }
                 Err(refusal) => self.refuse(&refusal, Kind::Blob, line),
             };
+        }
+        if self.buffers.are_full() {
+            self.mirror.metrics().shed("memory");
+            line.why = Some("max_buffers are in memory for clients".into());
+            return respond::overloaded();
         }
         match self.mirror.blob(&origin, digest).await {
             Ok(blob) => {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use http::{Method, StatusCode};
 
+use crate::metrics::Metrics;
 use crate::mirror::Served;
 
 /// What is told of a request once its answer has gone out. Names get here parsed, or quoted as in an error; no header, no
@@ -20,19 +21,34 @@ pub(super) struct AccessLine {
     pub(super) served: Option<Served>,
     /// Why there was no answer.
     pub(super) why: Option<String>,
-    pub(super) status: StatusCode,
+    /// `None` while there is no answer.
+    pub(super) status: Option<StatusCode>,
     pub(super) begun: Instant,
     first_byte: Option<Duration>,
     bytes: u64,
-    broke: bool,
-    /// How much the answer should have.
-    pub(super) expected: Option<u64>,
+    end: End,
+    metrics: Metrics,
+}
+
+/// How an answer has ended, as far as is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// Not at all, so that the client has left: it needs no more, or has no time.
+    Left,
+    /// All of it has gone out.
+    Complete,
+    /// There was no more to be had.
+    Broken,
+    /// The client was given up, as it took too little for too long.
+    Slow,
+    /// larder has stopped.
+    Stopped,
 }
 
 // === impl AccessLine ===
 
 impl AccessLine {
-    pub(super) fn new(client: SocketAddr, method: &Method) -> Self {
+    pub(super) fn new(client: SocketAddr, method: &Method, metrics: Metrics) -> Self {
         Self {
             client,
             method: method.clone(),
@@ -42,12 +58,12 @@ impl AccessLine {
             reference: String::new(),
             served: None,
             why: None,
-            status: StatusCode::OK,
+            status: None,
             begun: Instant::now(),
             first_byte: None,
             bytes: 0,
-            broke: false,
-            expected: None,
+            end: End::Left,
+            metrics,
         }
     }
 
@@ -56,8 +72,11 @@ impl AccessLine {
         self.first_byte.get_or_insert_with(|| self.begun.elapsed());
     }
 
-    pub(super) fn broke(&mut self) {
-        self.broke = true;
+    /// The first word about the end counts.
+    pub(super) fn ended(&mut self, end: End) {
+        if self.end == End::Left {
+            self.end = end;
+        }
     }
 
     /// How the answer came about, in a word.
@@ -69,14 +88,15 @@ impl AccessLine {
         }
     }
 
-    /// How the body ended, in a word.
+    /// How it ended, in a word.
     fn end(&self) -> &'static str {
-        if self.broke {
-            "broken"
-        } else if self.method != Method::HEAD && self.expected.is_some_and(|expected| self.bytes < expected) {
-            "left"
-        } else {
-            "complete"
+        match self.end {
+            _ if std::thread::panicking() => "panicked",
+            End::Left => "left",
+            End::Complete => "complete",
+            End::Broken => "broken",
+            End::Slow => "slow",
+            End::Stopped => "stopped",
         }
     }
 }
@@ -89,6 +109,13 @@ fn ms(duration: Duration) -> f64 {
 impl Drop for AccessLine {
     fn drop(&mut self) {
         let total = self.begun.elapsed();
+        match self.end {
+            End::Slow => self.metrics.client_given_up(),
+            End::Left if !std::thread::panicking() => {
+                self.metrics.client_left(if self.status.is_none() { "head" } else { "body" });
+            }
+            _ => {}
+        }
         tracing::info!(
             target: "access",
             client = %self.client,
@@ -97,7 +124,7 @@ impl Drop for AccessLine {
             upstream = self.upstream,
             repository = self.repository,
             reference = self.reference,
-            status = self.status.as_u16(),
+            status = self.status.map(|status| status.as_u16()),
             served = self.served(),
             why = self.why,
             bytes = self.bytes,

@@ -10,13 +10,13 @@ use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version};
 
 use crate::clock::Timestamp;
-use crate::mirror::{self, ByteStream, Served};
+use crate::mirror::{self, ByteStream, Pieces, Served};
 use crate::oci::{Digest, ErrorCode};
 
 use super::body::Body;
 use super::range::Ranges;
 
-pub(super) use refusal::{astray, invalid, not_found, read_only, refusal};
+pub(super) use refusal::{astray, invalid, no_place, not_found, overloaded, panicked, read_only, refusal};
 
 /// What kind of thing a request was for; the same trouble is told differently of each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,7 +128,7 @@ pub(super) async fn blob(blob: &mirror::Blob, digest: &Digest, headers: &HeaderM
 fn whole(blob: &mirror::Blob, size: Option<u64>) -> Response<Body> {
     let mut response = Response::new(match size {
         Some(0) => Body::empty(),
-        _ => Body::stream(blob.read_all()),
+        _ => Body::streamed(|pieces| blob.read_all(pieces)),
     });
     describe_blob(&mut response);
     size.iter().for_each(|size| set(&mut response, header::CONTENT_LENGTH, &size.to_string()));
@@ -139,7 +139,7 @@ fn ranged(blob: &mirror::Blob, ranges: Ranges, size: u64) -> Response<Body> {
     match ranges {
         Ranges::Whole => whole(blob, Some(size)),
         Ranges::One(range) => {
-            let mut response = Response::new(Body::stream(blob.read(range.start, range.end)));
+            let mut response = Response::new(Body::streamed(|pieces| blob.read(range.start, range.end, pieces)));
             *response.status_mut() = StatusCode::PARTIAL_CONTENT;
             describe_blob(&mut response);
             set(&mut response, header::CONTENT_RANGE, &content_range(&range, size));
@@ -167,14 +167,17 @@ fn multipart(blob: &mirror::Blob, ranges: &[std::ops::Range<u64>], size: u64) ->
     };
     let end = format!("\r\n--{BOUNDARY}--\r\n");
     let length: u64 = ranges.iter().map(|range| head(range).len() as u64 + range.end - range.start).sum();
-    let mut parts: Vec<ByteStream> = Vec::with_capacity(ranges.len() * 2 + 1);
-    for range in ranges {
-        parts.push(Box::pin(stream::iter([Ok(head(range).into())])));
-        parts.push(blob.read(range.start, range.end));
-    }
     let length = length + end.len() as u64;
-    parts.push(Box::pin(stream::iter([Ok(end.into())])));
-    let mut response = Response::new(Body::stream(Box::pin(stream::iter(parts).flatten())));
+    let parts = |pieces: &Pieces| -> ByteStream {
+        let mut parts: Vec<ByteStream> = Vec::with_capacity(ranges.len() * 2 + 1);
+        for range in ranges {
+            parts.push(Box::pin(stream::iter([Ok(head(range).into())])));
+            parts.push(blob.read(range.start, range.end, pieces));
+        }
+        parts.push(Box::pin(stream::iter([Ok(end.into())])));
+        Box::pin(stream::iter(parts).flatten())
+    };
+    let mut response = Response::new(Body::streamed(parts));
     *response.status_mut() = StatusCode::PARTIAL_CONTENT;
     set(&mut response, header::CONTENT_TYPE, &format!("multipart/byteranges; boundary={BOUNDARY}"));
     set(&mut response, header::CONTENT_LENGTH, &length.to_string());

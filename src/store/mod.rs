@@ -43,7 +43,7 @@ pub use growing::{Cut, TAIL};
 pub use health::Trouble;
 pub use options::{Floor, Options};
 pub use quarantine::{Damage, OpenFile};
-pub use reader::{Blob, BlobReader, Growth, ReadError};
+pub use reader::{Blob, BlobReader, Growth, Pieces, ReadError};
 pub use records::{Kind, Proof, TagRecord, Tally};
 pub use writer::{BlobWriter, Bypass, Finished};
 

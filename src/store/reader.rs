@@ -3,6 +3,7 @@
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 
@@ -36,8 +37,12 @@ pub struct BlobReader {
     at: u64,
     /// `None`: to the end of a blob whose size is not known yet.
     end: Option<u64>,
-    step: usize,
+    pieces: Pieces,
 }
+
+/// How many bytes a reader takes at once. Whoever waits for them may change it at any time.
+#[derive(Clone)]
+pub struct Pieces(Arc<AtomicUsize>);
 
 enum Source {
     Blob(Arc<Handle>),
@@ -54,9 +59,8 @@ pub enum ReadError {
     Ended,
 }
 
-/// The first read is small, for a quick first byte and for those who want little; each further one is twice as large.
-const FIRST_READ: usize = 16 << 10;
-const LARGEST_READ: usize = 256 << 10;
+/// For those who read all of a blob at once.
+const LARGEST_PIECE: usize = 256 << 10;
 
 // === impl Blob ===
 
@@ -73,7 +77,12 @@ impl Blob {
 
     #[must_use]
     pub fn read(&self, range: Range<u64>) -> BlobReader {
-        BlobReader { source: Source::Blob(Arc::clone(&self.handle)), at: range.start, end: Some(range.end), step: FIRST_READ }
+        BlobReader {
+            source: Source::Blob(Arc::clone(&self.handle)),
+            at: range.start,
+            end: Some(range.end),
+            pieces: Pieces::default(),
+        }
     }
 }
 
@@ -147,13 +156,19 @@ impl Growth {
     #[must_use]
     pub fn read(&self, start: u64, end: Option<u64>) -> BlobReader {
         let follower = Follower { registration: self.0.register(start), progress: self.0.subscribe() };
-        BlobReader { source: Source::Growing(follower), at: start, end, step: FIRST_READ }
+        BlobReader { source: Source::Growing(follower), at: start, end, pieces: Pieces::default() }
     }
 }
 
 // === impl BlobReader ===
 
 impl BlobReader {
+    /// Reads in pieces of another size.
+    #[must_use]
+    pub fn in_pieces(self, pieces: &Pieces) -> Self {
+        Self { pieces: pieces.clone(), ..self }
+    }
+
     /// Where the next bytes come from.
     #[must_use]
     pub fn position(&self) -> u64 {
@@ -180,22 +195,22 @@ impl BlobReader {
         if self.end.is_some_and(|end| self.at >= end) {
             return None;
         }
+        let piece = self.pieces.get();
         let bytes = match &mut self.source {
             Source::Blob(handle) => {
-                let limit = self.step.min(within(self.at, self.end.unwrap_or(u64::MAX)));
+                let limit = piece.min(within(self.at, self.end.unwrap_or(u64::MAX)));
                 match handle.read(self.at, limit).await {
                     Ok(_) if handle.is_spoiled() => Err(ReadError::Ended),
                     read => read.map_err(ReadError::Disk),
                 }
             }
-            Source::Growing(follower) => follower.next(self.at, self.end, self.step).await?,
+            Source::Growing(follower) => follower.next(self.at, self.end, piece).await?,
         };
         let bytes = match bytes {
             Ok(bytes) => bytes,
             Err(error) => return Some(Err(error)),
         };
         self.at += bytes.len() as u64;
-        self.step = (self.step * 2).min(LARGEST_READ);
         if let Source::Growing(follower) = &self.source {
             follower.registration.moved(self.at);
         }
@@ -203,10 +218,34 @@ impl BlobReader {
     }
 }
 
+// === impl Pieces ===
+
+impl Pieces {
+    #[must_use]
+    pub fn of(bytes: usize) -> Self {
+        Self(Arc::new(AtomicUsize::new(bytes)))
+    }
+
+    #[must_use]
+    pub fn get(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub fn set(&self, bytes: usize) {
+        self.0.store(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Default for Pieces {
+    fn default() -> Self {
+        Self::of(LARGEST_PIECE)
+    }
+}
+
 // === impl Follower ===
 
 impl Follower {
-    async fn next(&mut self, at: u64, end: Option<u64>, step: usize) -> Option<Result<Bytes, ReadError>> {
+    async fn next(&mut self, at: u64, end: Option<u64>, piece: usize) -> Option<Result<Bytes, ReadError>> {
         loop {
             let next = {
                 let progress = self.progress.borrow_and_update();
@@ -214,7 +253,7 @@ impl Follower {
             };
             return match next {
                 Step::File(file, readable) => {
-                    let limit = step.min(within(at, readable.min(end.unwrap_or(u64::MAX))));
+                    let limit = piece.min(within(at, readable.min(end.unwrap_or(u64::MAX))));
                     Some(file.read(at, limit).await.map_err(ReadError::Disk))
                 }
                 Step::Bytes(mut bytes) => {

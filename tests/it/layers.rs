@@ -16,7 +16,7 @@ const MAY_USE: [(&str, &[&str]); 12] = [
     ("server", &["oci", "clock", "flight", "metrics", "upstream", "mirror"]),
     ("config", &["server", "mirror", "store", "upstream", "app"]),
     ("app", &["oci", "clock", "metrics", "store", "upstream", "mirror", "server", "config"]),
-    ("cli", &["clock", "config", "app"]),
+    ("cli", &["clock", "metrics", "config", "app"]),
 ];
 
 fn sources(dir: &Path, found: &mut Vec<PathBuf>) {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use larder::clock::Clock;
 use larder::metrics::Metrics;
-use larder::mirror::{self, Access, Blob, Freshness, Mirror, Registries, Served};
+use larder::mirror::{self, Access, Blob, Freshness, Mirror, Pieces, Registries, Served};
 use larder::store::{self, Store};
 use larder::upstream::{self, Hop, Upstream};
 
@@ -111,7 +111,7 @@ async fn blob(mirror: &Mirror, image: &str, digest: &str) -> Blob {
 }
 
 async fn read(blob: &Blob) -> Option<Vec<u8>> {
-    let chunks: Vec<Bytes> = blob.read_all().try_collect().await.ok()?;
+    let chunks: Vec<Bytes> = blob.read_all(&Pieces::default()).try_collect().await.ok()?;
     Some(chunks.concat())
 }
 
@@ -137,7 +137,7 @@ async fn nobody_goes_on_from_what_a_registry_of_anyones_has_sent() {
     let dir = tempfile::tempdir().unwrap();
     let mirror = open_to(dir.path(), &hub, &evil).await;
     let stalled = blob(&mirror, "evil.example/x", &digest).await;
-    stalled.read_all().next().await.unwrap().unwrap();
+    stalled.read_all(&Pieces::default()).next().await.unwrap().unwrap();
     drop(stalled);
     loop {
         let blob = blob(&mirror, "app", &digest).await;

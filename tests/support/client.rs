@@ -36,6 +36,8 @@ pub struct Streaming {
     /// What arrived beyond what was asked for.
     ahead: BytesMut,
     ended: Option<Ended>,
+    /// With what the stream was reset.
+    reset: Option<h2::Reason>,
 }
 
 #[derive(Clone, Copy, Eq, PartialEq)]
@@ -233,6 +235,7 @@ impl Streaming {
             response,
             ahead: BytesMut::new(),
             ended: None,
+            reset: None,
         }
     }
 
@@ -276,6 +279,11 @@ impl Streaming {
         self.ended == Some(Ended::Cleanly)
     }
 
+    /// With what the stream of HTTP/2 was reset, once it has been read to there.
+    pub fn reset(&self) -> Option<h2::Reason> {
+        self.reset
+    }
+
     async fn receive(&mut self) -> Option<Bytes> {
         if self.ended.is_some() {
             return None;
@@ -286,7 +294,11 @@ impl Streaming {
         match received {
             Ok(Some(chunk)) => return Some(chunk),
             Ok(None) => self.ended = Some(Ended::Cleanly),
-            Err(_) => self.ended = Some(Ended::Short),
+            Err(error) => {
+                self.ended = Some(Ended::Short);
+                let mut causes = std::iter::successors(std::error::Error::source(&error), |cause| cause.source());
+                self.reset = causes.find_map(|cause| cause.downcast_ref::<h2::Error>()?.reason());
+            }
         }
         None
     }

@@ -110,6 +110,23 @@ impl TestMirror {
         self.app.store().usage().expect("it has been counted").0
     }
 
+    /// The value of a metric, with its labels as they are written; 0 if it has none yet.
+    pub fn metric(&self, name: &str) -> u64 {
+        let page = self.app.mirror().metrics().page();
+        let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+        value.unwrap_or_default()
+    }
+
+    /// Waits until a metric has come to this value.
+    pub async fn metric_is(&self, name: &str, value: u64) {
+        let comes = async {
+            while self.metric(name) != value {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        assert!(tokio::time::timeout(PATIENCE, comes).await.is_ok(), "{name} is {}, never {value}", self.metric(name));
+    }
+
     /// When the upstream was last asked for a tag of Docker Hub.
     pub fn checked(&self, repository: &str, tag: &str) -> Timestamp {
         let repository = Repository { upstream: "docker.io".into(), name: repository.parse().expect("a name") };

@@ -40,6 +40,7 @@ mod images;
 #[cfg(debug_assertions)]
 mod mirror;
 mod process;
+mod raw;
 mod registry;
 mod secrets;
 mod tls;
@@ -51,6 +52,7 @@ pub use self::{
     client::{Answer, Client, Streaming, get, get_with, head, raw, stream},
     images::{Content, Image, MultiArch, PutImage, PutIndex, digest_of, noise, sha512_of},
     process::{Ended, Process},
+    raw::{Closed, Raw},
     registry::{
         ANONYMOUS, Advertised, Auth, Blobs, Fault, HeadBlob, Life, Like, Link, Listener, Lists, Manifests, Match, Missing, Page,
         Recorded, Redirect, Registry, Scope, Setup, Target, TokenHost, TokenService, UnacceptedIndex,

@@ -13,6 +13,7 @@ use crate::upstream::{self, Astray};
 
 use super::{CACHE_STATUS, Kind, NO_STORE, cache_status, error, set};
 
+const OVERLOADED: &str = "larder has too much to do; ask again in a moment";
 /// podman sleeps for as long as it is told before it asks another registry.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(10);
 
@@ -42,6 +43,32 @@ pub(in crate::server) fn not_found() -> Response<Body> {
     let mut response =
         error(StatusCode::NOT_FOUND, ErrorCode::Unsupported, "there is nothing here; a registry's paths begin with /v2/");
     cache_status(&mut response, None);
+    response
+}
+
+/// There is too much to do; in a moment there may be less.
+pub(in crate::server) fn overloaded() -> Response<Body> {
+    let mut response = error(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, OVERLOADED);
+    set(&mut response, header::RETRY_AFTER, "1");
+    set(&mut response, CACHE_STATUS, "larder; detail=refused");
+    response
+}
+
+/// The same for a connection for which there is no place, as it goes over HTTP/1.1.
+pub(in crate::server) fn no_place() -> String {
+    let body = String::from_utf8_lossy(&ErrorCode::Unavailable.body(OVERLOADED)).into_owned();
+    format!(
+        "HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\ncache-status: larder; detail=refused\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+/// The answer to a request that made larder panic.
+pub(in crate::server) fn panicked() -> Response<Body> {
+    let mut response =
+        error(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Unavailable, "larder has failed in a way it should not; see its log");
+    set(&mut response, CACHE_STATUS, "larder; detail=failed");
     response
 }
 

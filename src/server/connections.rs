@@ -1,0 +1,353 @@
+//! Connections: a place for each, room for one more, the way out for all.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use http::{Request, Response, header};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::metrics::Metrics;
+
+use super::body::Body;
+use super::pace::Least;
+use super::passage::{Buffers, Passage};
+use super::respond;
+use super::streams::{self, Streams};
+use super::wire::{Line, Wire};
+
+/// What connections may take, and for how long.
+#[derive(Clone)]
+pub(super) struct Limits {
+    pub(super) connections: usize,
+    pub(super) least: Least,
+    pub(super) buffers: Buffers,
+    /// How long answers under way may take to end when larder stops.
+    pub(super) grace: Duration,
+    pub(super) metrics: Metrics,
+}
+
+/// The connections of one listener.
+struct Connections<H> {
+    limits: Limits,
+    handle: H,
+    http: auto::Builder<Streams>,
+    places: Arc<Semaphore>,
+    open: Mutex<HashMap<u64, Arc<Connection>>>,
+    next: AtomicU64,
+    tasks: TaskTracker,
+    /// No new requests.
+    stopping: CancellationToken,
+    /// No more of those under way either.
+    cut: CancellationToken,
+}
+
+/// One connection as seen by others.
+struct Connection {
+    /// Requests under way.
+    busy: AtomicUsize,
+    /// Counts the moments in which connections became idle: the lower, the longer ago.
+    idle_since: AtomicU64,
+    /// Told to end when it has answered what it was asked.
+    leave: CancellationToken,
+}
+
+/// A request is under way until this is dropped.
+pub(super) struct Underway(Arc<Connection>);
+
+/// A connection is among the open ones until this is dropped.
+struct Open<H> {
+    connections: Arc<Connections<H>>,
+    number: u64,
+    connection: Arc<Connection>,
+    _place: OwnedSemaphorePermit,
+}
+
+/// How a connection came to its end.
+enum End {
+    /// As HTTP ends one, or because the client left.
+    Http,
+    /// The client took nothing for too long.
+    Lost,
+    /// larder stops.
+    Cut,
+}
+
+/// How long a client may take to send the head of a request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// hyper's own default lets a slow reader hold 400 KiB; podman sends heads of 20 KiB.
+const LARGEST_BUFFER: usize = 64 << 10;
+/// How much of an answer the kernel may hold beyond what the network has taken.
+const UNSENT: u32 = 128 << 10;
+const LARGEST_HEAD: u32 = 64 << 10;
+const H2_STREAMS: u32 = 128;
+/// After a failed accept, for want of descriptors for one, trying again at once would only burn the processor.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long a connection beyond the limit waits for a place.
+const WAIT_FOR_PLACE: Duration = Duration::from_millis(50);
+/// How many such connections there may be at once; more wait to be accepted.
+const MOST_WAITING: usize = 256;
+/// How long one that is refused may take to ask something, and to close.
+const REFUSAL: Duration = Duration::from_secs(1);
+/// After the last connection has been cut, for its task to end.
+const LAST_STEPS: Duration = Duration::from_millis(200);
+
+/// Answers what comes by `listener` until `stop` resolves; answers under way may then take the grace. Returns how many
+/// connections were cut off.
+pub(super) async fn accept_all<H, F>(listener: TcpListener, limits: Limits, handle: H, stop: impl Future<Output = ()>) -> usize
+where
+    H: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
+    let stopping = CancellationToken::new();
+    let connections = Arc::new(Connections {
+        http: http(limits.least),
+        places: Arc::new(Semaphore::new(limits.connections)),
+        limits,
+        handle,
+        open: Mutex::default(),
+        next: AtomicU64::new(0),
+        tasks: TaskTracker::new(),
+        stopping,
+        cut: CancellationToken::new(),
+    });
+    let waiting = Arc::new(Semaphore::new(MOST_WAITING));
+    tokio::pin!(stop);
+    loop {
+        let accepted = tokio::select! {
+            () = &mut stop => break,
+            accepted = accept(&listener, &waiting) => accepted,
+        };
+        match accepted {
+            Ok((stream, client, waits)) => {
+                let all = Arc::clone(&connections);
+                connections.tasks.spawn(async move { all.take(stream, client, waits).await });
+            }
+            Err(error) => {
+                connections.limits.metrics.shed("descriptors");
+                connections.make_room();
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    connections.end().await
+}
+
+async fn accept(
+    listener: &TcpListener,
+    waiting: &Arc<Semaphore>,
+) -> std::io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
+    let waits = Arc::clone(waiting).acquire_owned().await.map_err(std::io::Error::other)?;
+    let (stream, client) = listener.accept().await?;
+    // Answers are written in large pieces; what remains small must not wait for more.
+    let _ = stream.set_nodelay(true);
+    let _ = socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT);
+    Ok((stream, client, waits))
+}
+
+fn http(least: Least) -> auto::Builder<Streams> {
+    let mut builder = auto::Builder::new(Streams(least));
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(LARGEST_BUFFER);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(H2_STREAMS)
+        .max_send_buf_size(LARGEST_BUFFER)
+        .max_header_list_size(LARGEST_HEAD)
+        .keep_alive_interval(Duration::from_secs(20));
+    builder
+}
+
+// === impl Connections ===
+
+impl<H, F> Connections<H>
+where
+    H: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
+    /// Finds a place for a new connection, or tells it that there is none.
+    async fn take(self: Arc<Self>, stream: TcpStream, client: SocketAddr, waits: OwnedSemaphorePermit) {
+        let places = Arc::clone(&self.places);
+        let mut place = Arc::clone(&places).try_acquire_owned().ok();
+        if place.is_none() {
+            self.make_room();
+            place = timeout(WAIT_FOR_PLACE, places.acquire_owned()).await.ok().and_then(Result::ok);
+        }
+        if let Some(place) = place {
+            drop(waits);
+            return self.enter(place).serve(stream, client).await;
+        }
+        self.limits.metrics.shed("connections");
+        tracing::debug!(%client, "a connection is refused: there are max_connections");
+        let refused = timeout(REFUSAL, refuse(&stream));
+        tokio::select! {
+            _ = refused => {}
+            () = self.stopping.cancelled() => {}
+        }
+    }
+
+    fn enter(self: Arc<Self>, place: OwnedSemaphorePermit) -> Open<H> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let connection =
+            Connection { busy: AtomicUsize::new(0), idle_since: AtomicU64::new(moment()), leave: self.stopping.child_token() };
+        let connection = Arc::new(connection);
+        self.open().insert(number, Arc::clone(&connection));
+        self.limits.metrics.connected();
+        Open { connections: self, number, connection, _place: place }
+    }
+
+    /// Lets everyone end, and cuts off who has not by the end of the grace. Returns how many.
+    async fn end(&self) -> usize {
+        self.tasks.close();
+        self.stopping.cancel();
+        if timeout(self.limits.grace, self.tasks.wait()).await.is_ok() {
+            return 0;
+        }
+        let left = self.open().len();
+        self.cut.cancel();
+        let _ = timeout(LAST_STEPS, self.tasks.wait()).await;
+        left
+    }
+}
+
+impl<H> Connections<H> {
+    /// Closes the connection that has been idle for longest, if any is.
+    fn make_room(&self) {
+        let open = self.open();
+        let idle =
+            open.values().filter(|connection| connection.busy.load(Ordering::Relaxed) == 0 && !connection.leave.is_cancelled());
+        if let Some(connection) = idle.min_by_key(|connection| connection.idle_since.load(Ordering::Relaxed)) {
+            connection.leave.cancel();
+        }
+    }
+
+    fn open(&self) -> MutexGuard<'_, HashMap<u64, Arc<Connection>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Says that there is no place, once the client has said something: what comes before its question it would not understand.
+async fn refuse(stream: &TcpStream) -> std::io::Result<()> {
+    stream.readable().await?;
+    let answer = respond::no_place();
+    // So little fits into any buffer.
+    stream.try_write(answer.as_bytes())?;
+    super::wire::close(stream).await;
+    Ok(())
+}
+
+/// A number that is higher each time.
+fn moment() -> u64 {
+    static MOMENT: AtomicU64 = AtomicU64::new(0);
+    MOMENT.fetch_add(1, Ordering::Relaxed)
+}
+
+// === impl Open ===
+
+impl<H, F> Open<H>
+where
+    H: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
+    async fn serve(self, stream: TcpStream, client: SocketAddr) {
+        // hyper's limit on the time for a head begins with the first byte.
+        tokio::select! {
+            Ok(Ok(())) = timeout(HEAD_TIMEOUT, stream.readable()) => {}
+            () = self.connection.leave.cancelled() => return,
+            else => return,
+        }
+        let (wire, line) = Wire::new(stream, self.connections.limits.least);
+        match self.speak(wire, &line, client).await {
+            End::Http => {
+                tokio::select! {
+                    () = line.close() => {}
+                    () = self.connection.leave.cancelled() => {}
+                }
+            }
+            End::Lost => {
+                tracing::debug!(%client, "a client is given up: it takes nothing, or too little");
+                line.abort();
+            }
+            End::Cut => {}
+        }
+    }
+
+    /// Speaks HTTP until the end.
+    async fn speak(&self, wire: Wire, line: &Arc<Line>, client: SocketAddr) -> End {
+        let all = &self.connections;
+        let (handle, connection, buffers) = (all.handle.clone(), Arc::clone(&self.connection), all.limits.buffers.clone());
+        let on_line = Arc::clone(line);
+        let service = service_fn(move |request| {
+            let underway = Underway::new(&connection);
+            let answer = handle(request, client);
+            let (line, buffers) = (Arc::clone(&on_line), buffers.clone());
+            async move {
+                // A panic costs this answer; its reason is in the log.
+                let answer = AssertUnwindSafe(answer).catch_unwind().await.unwrap_or_else(|_| respond::panicked());
+                let passage = Passage { line, stream: streams::pace(), buffers, _underway: underway };
+                let length = answer.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+                Ok::<_, Infallible>(answer.map(|body| body.over(passage, length)))
+            }
+        });
+        let http = all.http.serve_connection(TokioIo::new(wire), service).into_owned();
+        tokio::pin!(http);
+        let mut leaves = false;
+        loop {
+            tokio::select! {
+                ended = &mut http => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%client, %error, "a connection ended badly");
+                    }
+                    return End::Http;
+                }
+                () = self.connection.leave.cancelled(), if !leaves => {
+                    leaves = true;
+                    http.as_mut().graceful_shutdown();
+                }
+                () = line.pace.lost() => return End::Lost,
+                () = all.cut.cancelled() => {
+                    line.cut();
+                    return End::Cut;
+                }
+            }
+        }
+    }
+}
+
+impl<H> Drop for Open<H> {
+    fn drop(&mut self) {
+        self.connections.open().remove(&self.number);
+        self.connections.limits.metrics.disconnected();
+    }
+}
+
+// === impl Underway ===
+
+impl Underway {
+    fn new(connection: &Arc<Connection>) -> Self {
+        connection.busy.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(connection))
+    }
+}
+
+impl Drop for Underway {
+    fn drop(&mut self) {
+        self.0.idle_since.store(moment(), Ordering::Relaxed);
+        self.0.busy.fetch_sub(1, Ordering::Relaxed);
+    }
+}

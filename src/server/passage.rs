@@ -1,0 +1,139 @@
+//! The way of an answer to its client: how much it takes at once, how much of it is in memory, whether it takes it at all.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::metrics::Metrics;
+use crate::mirror::Pieces;
+
+use super::connections::Underway;
+use super::pace::Pace;
+use super::wire::Line;
+
+/// One answer's way. Dropped when the answer is done with.
+pub(super) struct Passage {
+    pub(super) line: Arc<Line>,
+    /// In HTTP/2, that of the stream.
+    pub(super) stream: Option<Arc<Pace>>,
+    pub(super) buffers: Buffers,
+    pub(super) _underway: Underway,
+}
+
+/// Bytes of blobs that are in memory on their way to clients. Clones count together.
+#[derive(Clone)]
+pub(super) struct Buffers {
+    metrics: Metrics,
+    most: u64,
+}
+
+/// Bytes that count as long as someone has them.
+struct Held {
+    bytes: Bytes,
+    metrics: Metrics,
+}
+
+/// Decides how much a client is given at once. The first pieces are small, for a quick first byte and for those who want
+/// little; larger ones are for those who take them quickly, and for the largest they must have done so for a while: what is
+/// in memory for a client that stalls stays there.
+pub(super) struct Appetite {
+    pub(super) pieces: Pieces,
+    given: Option<Instant>,
+    /// How much has been taken quickly in a row.
+    quickly: usize,
+}
+
+const SMALL: usize = 16 << 10;
+/// Of two of these there are at most so many bytes in memory for a stream of HTTP/2 as it may have.
+const STREAM: usize = 32 << 10;
+const MEDIUM: usize = 64 << 10;
+const LARGE: usize = 256 << 10;
+/// Pieces are large after this. No kernel takes so much for a client that does not.
+const PROVEN: usize = 8 << 20;
+/// A piece that is taken within this time is taken quickly.
+const QUICK: Duration = Duration::from_millis(100);
+
+// === impl Passage ===
+
+impl Passage {
+    /// Whether the client is given up.
+    pub(super) fn is_lost(&self) -> bool {
+        self.line.pace.is_lost() || self.stream.as_ref().is_some_and(|pace| pace.is_lost())
+    }
+
+    /// Waits until a broken answer may end: over HTTP/1.1 its client is to have all that came before, and there hyper throws
+    /// away what it has not written yet.
+    pub(super) fn poll_may_end(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.stream.is_some() { Poll::Ready(()) } else { self.line.poll_flushed(cx) }
+    }
+
+    /// How much the next piece may be at most.
+    pub(super) fn most(&self) -> usize {
+        match (&self.stream, self.buffers.metrics.body_buffers()) {
+            (_, held) if held >= self.buffers.most => SMALL,
+            (Some(_), _) => STREAM,
+            (None, held) if held >= self.buffers.most / 2 => MEDIUM,
+            (None, _) => LARGE,
+        }
+    }
+}
+
+// === impl Buffers ===
+
+impl Buffers {
+    pub(super) fn new(most: u64, metrics: Metrics) -> Self {
+        Self { metrics, most }
+    }
+
+    pub(super) fn are_full(&self) -> bool {
+        self.metrics.body_buffers() >= self.most
+    }
+
+    /// The same bytes, counted until they are dropped.
+    pub(super) fn hold(&self, bytes: Bytes) -> Bytes {
+        self.metrics.body_buffered(bytes.len());
+        Bytes::from_owner(Held { bytes, metrics: self.metrics.clone() })
+    }
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.metrics.body_released(self.bytes.len());
+    }
+}
+
+// === impl Appetite ===
+
+impl Appetite {
+    pub(super) fn new() -> Self {
+        Self { pieces: Pieces::of(SMALL), given: None, quickly: 0 }
+    }
+
+    /// The client is given a piece.
+    pub(super) fn gives(&mut self) {
+        self.given = Some(Instant::now());
+    }
+
+    /// The client can take another piece, of `most` at most.
+    pub(super) fn asks(&mut self, most: usize) {
+        let Some(given) = self.given.take() else { return };
+        let (piece, quick) = (self.pieces.get(), given.elapsed() <= QUICK);
+        self.quickly = if quick { self.quickly.saturating_add(piece) } else { 0 };
+        let next = if !quick {
+            (piece / 2).max(SMALL)
+        } else if self.quickly < PROVEN {
+            (piece * 2).min(MEDIUM)
+        } else {
+            piece * 2
+        };
+        self.pieces.set(next.min(most).min(LARGE));
+    }
+}

@@ -1,0 +1,214 @@
+//! Clients that take little or nothing: how long they are borne with, what they cost, and that nobody else feels them.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+
+use crate::support::{Client, Closed, Fault, Match, Raw, Registry, TestMirror, get, noise};
+
+const KIB: usize = 1 << 10;
+const MIB: usize = 1 << 20;
+const SLOW: &str = "larder_slow_clients_total";
+const BUFFERS: &str = "larder_body_buffer_bytes";
+
+/// A larder with these options that has one blob.
+async fn holding(len: usize, options: &str) -> (TestMirror, String, Bytes) {
+    let upstream = Registry::start().await;
+    let blob = noise(1, len);
+    let path = format!("/v2/library/alpine/blobs/{}", upstream.put_blob("library/alpine", blob.clone()));
+    let mirror = TestMirror::builder().upstream("docker.io", &upstream).set(options).start().await;
+    assert!(mirror.get(&path).await.expect(200).body == blob);
+    (mirror, path, blob)
+}
+
+/// One connection of HTTP/2 whose streams get no window beyond this, and which reads all that comes.
+async fn without_window(mirror: &TestMirror, window: u32) -> (h2::client::SendRequest<Bytes>, tokio::task::JoinHandle<()>) {
+    let stream = tokio::net::TcpStream::connect(mirror.address()).await.unwrap();
+    let mut builder = h2::client::Builder::new();
+    builder.initial_window_size(window).initial_connection_window_size(16 << 20);
+    let (requests, connection) = builder.handshake(stream).await.unwrap();
+    (requests, tokio::spawn(async move { drop(connection.await) }))
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_is_given_up() {
+    let (mirror, path, _) = holding(4 * MIB, "server.write_idle = \"200ms\"").await;
+    let mut client = Raw::asking(mirror.address(), &path).await;
+    client.head().await;
+    mirror.metric_is(SLOW, 1).await;
+    let (body, closed) = client.rest().await;
+    assert_eq!(closed, Closed::Rst, "what the kernel has for it is freed");
+    assert!(body.len() < MIB, "{}", body.len());
+    mirror.metric_is("larder_connections", 1).await;
+    mirror.metric_is(BUFFERS, 0).await;
+    assert_eq!(mirror.metric("larder_client_aborts_total{phase=\"body\"}"), 0, "it has not left");
+}
+
+/// Its answer fits into buffers, so that it does not matter to any body whether it is read.
+#[tokio::test]
+async fn a_client_that_asks_and_asks_and_reads_nothing_is_given_up() {
+    let (mirror, path, _) = holding(60 * KIB, "server.write_idle = \"200ms\"").await;
+    let mut client = Raw::connect(mirror.address()).await;
+    mirror.metric_is("larder_connections", 2).await;
+    for _ in 0..20 {
+        client.send(format!("GET {path} HTTP/1.1\r\nhost: mirror\r\n\r\n")).await;
+    }
+    mirror.metric_is("larder_connections", 1).await;
+    assert_eq!(client.rest().await.1, Closed::Rst);
+}
+
+#[tokio::test]
+async fn a_client_that_takes_less_than_the_least_is_given_up_though_it_takes_something() {
+    let (mirror, path, _) = holding(64 * MIB, "server.write_idle = \"500ms\"\nserver.min_rate = \"8MiB\"").await;
+    let mut client = Raw::asking(mirror.address(), &path).await;
+    client.head().await;
+    let reading = tokio::spawn(async move {
+        loop {
+            // About 3 MiB a second.
+            client.take(32 * KIB).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    mirror.metric_is(SLOW, 1).await;
+    reading.abort();
+}
+
+#[tokio::test]
+async fn a_slow_client_that_takes_enough_gets_everything() {
+    let (mirror, path, blob) = holding(4 * MIB, "server.write_idle = \"500ms\"\nserver.min_rate = \"64KiB\"").await;
+    let mut client = Raw::asking(mirror.address(), &path).await;
+    client.head().await;
+    let mut body = Vec::new();
+    while body.len() < blob.len() {
+        body.extend(client.take((128 * KIB).min(blob.len() - body.len())).await);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(body == blob);
+    assert_eq!(mirror.metric(SLOW), 0);
+}
+
+#[tokio::test]
+async fn a_client_that_waits_for_the_upstream_is_not_slow() {
+    let upstream = Registry::start().await;
+    let blob = noise(1, MIB);
+    let digest = upstream.put_blob("library/alpine", blob.clone());
+    upstream.on(Match::get(&digest), Fault::Gate { after: 300_000 });
+    let mirror = TestMirror::builder().upstream("docker.io", &upstream).set("server.write_idle = \"100ms\"").start().await;
+    for client in [Client::h1(), Client::h2()] {
+        let mut reading = client.stream(mirror.url(&format!("/v2/library/alpine/blobs/{digest}"))).await;
+        reading.take(200_000).await;
+        let idle = mirror.stream("/v2/").await;
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        assert_eq!(mirror.metric(SLOW), 0);
+        idle.rest().await.expect(200);
+        upstream.release();
+        assert!(reading.rest().await.expect(200).body == blob[200_000..]);
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_is_not_read_is_reset_and_its_connection_goes_on() {
+    let (mirror, path, blob) = holding(16 * MIB, "server.write_idle = \"300ms\"").await;
+    let client = Client::h2();
+    let mut unread = client.stream(mirror.url(&path)).await;
+    mirror.metric_is(SLOW, 1).await;
+    let range = [("range", "bytes=0-99999")];
+    assert!(client.get_with(mirror.url(&path), &range).await.expect(206).body == blob[..100_000], "over the same connection");
+    while unread.next().await.is_some() {}
+    assert_eq!(unread.reset(), Some(h2::Reason::CANCEL));
+    mirror.metric_is(BUFFERS, 0).await;
+}
+
+/// Each stream may hold something in memory until it is reset, the smallest answers included.
+#[tokio::test]
+async fn streams_without_any_window_cost_little_and_are_all_reset() {
+    let (mirror, path, _) = holding(MIB, "server.write_idle = \"300ms\"").await;
+    let (mut requests, connection) = without_window(&mirror, 0).await;
+    let mut answers = Vec::new();
+    for range in (0..100).map(|n| if n % 2 == 0 { "bytes=0-".to_owned() } else { format!("bytes={n}-70000") }) {
+        let request = http::Request::get(mirror.url(&path)).header("range", range).body(()).unwrap();
+        requests = requests.ready().await.unwrap();
+        let (response, _) = requests.send_request(request, true).unwrap();
+        answers.push(response.await.unwrap().into_body());
+    }
+    let held = mirror.metric(BUFFERS);
+    assert!(held > 0 && held <= 100 * 64 * KIB as u64, "{held}");
+    for mut answer in answers {
+        let end = answer.data().await.unwrap();
+        assert_eq!(end.unwrap_err().reason(), Some(h2::Reason::CANCEL));
+    }
+    mirror.metric_is(SLOW, 100).await;
+    mirror.metric_is(BUFFERS, 0).await;
+    connection.abort();
+}
+
+/// 1,000 slow readers made registry v3 take 4 GiB.
+#[tokio::test]
+async fn what_two_hundred_stalled_clients_hold_is_bounded_and_the_others_are_served() {
+    let (mirror, path, blob) = holding(8 * MIB, "server.write_idle = \"1m\"").await;
+    let mut stalled = join_all((0..200).map(|_| Raw::asking(mirror.address(), &path))).await;
+    for client in &mut stalled {
+        client.head().await;
+    }
+    let quick = join_all((0..8).map(|_| mirror.get(&path))).await;
+    assert!(quick.into_iter().all(|answer| answer.expect(200).body == blob));
+    let held = mirror.metric(BUFFERS);
+    tracing::info!("200 stalled clients hold {} KiB each", held / 200 / 1024);
+    assert!(held > 0 && held <= 200 * 128 * KIB as u64, "{held}");
+    drop(stalled);
+    mirror.metric_is(BUFFERS, 0).await;
+    mirror.metric_is("larder_client_aborts_total{phase=\"body\"}", 200).await;
+}
+
+#[tokio::test]
+async fn when_clients_hold_all_the_memory_they_may_more_are_told_to_come_again() {
+    let (mirror, path, blob) = holding(4 * MIB, "server.max_buffers = \"100KiB\"").await;
+    let mut stalled = Raw::asking(mirror.address(), &path).await;
+    stalled.head().await;
+    let mut other = Raw::asking(mirror.address(), &path).await;
+    other.head().await;
+    let refused = loop {
+        let answer = mirror.get_with(&path, &[("range", "bytes=0-9")]).await;
+        if answer.status == 503 {
+            break answer;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    assert!(mirror.metric("larder_shed_total{reason=\"memory\"}") >= 1);
+    mirror.head(&path).await.expect(200);
+    assert!(stalled.take(blob.len()).await == blob, "who is served goes on being served");
+    drop((stalled, other));
+    mirror.metric_is(BUFFERS, 0).await;
+    assert!(mirror.get(&path).await.expect(200).body == blob);
+}
+
+/// I7: the counts are those of a larder without the one that stalls.
+#[tokio::test]
+async fn one_stalled_client_changes_nothing_for_the_others_of_a_cold_blob() {
+    for protocol in ["HTTP/1.1", "HTTP/2"] {
+        let upstream = Registry::start().await;
+        let blob = noise(1, 12 * MIB);
+        let digest = upstream.put_blob("library/alpine", blob.clone());
+        let path = format!("/v2/library/alpine/blobs/{digest}");
+        let mirror = TestMirror::of(&upstream).await;
+        let mut on_socket = Raw::connect(mirror.address()).await;
+        let on_stream = Client::h2();
+        let mut stalled = None;
+        if protocol == "HTTP/2" {
+            stalled = Some(on_stream.stream(mirror.url(&path)).await);
+        } else {
+            on_socket.send(format!("GET {path} HTTP/1.1\r\nhost: mirror\r\n\r\n")).await;
+            on_socket.head().await;
+        }
+        let quick = join_all((0..10).map(|_| get(mirror.url(&path)))).await;
+        assert!(quick.into_iter().all(|answer| answer.expect(200).body == blob), "{protocol}");
+        let same_connection = on_stream.get_with(mirror.url(&path), &[("range", "bytes=0-99")]).await.expect(206);
+        assert_eq!(same_connection.body, blob[..100]);
+        assert_eq!(upstream.requests().len(), 1, "{protocol}: one fetch, from its beginning to its end");
+        assert_eq!(mirror.metric("larder_fills_total{outcome=\"kept\"}"), 1);
+        assert_eq!(mirror.metric(SLOW), 0, "and it is still there");
+        drop(stalled);
+    }
+}

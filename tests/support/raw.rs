@@ -1,0 +1,78 @@
+//! A client without any HTTP: it sends bytes and sees how the other side closes.
+
+use std::{io, net::SocketAddr};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpSocket, TcpStream},
+    time::timeout,
+};
+
+use super::PATIENCE;
+
+/// A connection of bytes. What it does not read stays with the kernels, which take little.
+pub struct Raw(TcpStream);
+
+/// How the other side has closed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Closed {
+    Fin,
+    Rst,
+}
+
+// === impl Raw ===
+
+impl Raw {
+    pub async fn connect(address: SocketAddr) -> Self {
+        Self::try_connect(address).await.expect("it is listened to")
+    }
+
+    pub async fn try_connect(address: SocketAddr) -> io::Result<Self> {
+        let socket = TcpSocket::new_v4()?;
+        socket.set_recv_buffer_size(8 << 10)?;
+        Ok(Self(socket.connect(address).await?))
+    }
+
+    /// Asks for `path` on a connection that is then kept.
+    pub async fn asking(address: SocketAddr, path: &str) -> Self {
+        let mut raw = Self::connect(address).await;
+        raw.send(format!("GET {path} HTTP/1.1\r\nhost: mirror\r\n\r\n")).await;
+        raw
+    }
+
+    pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.0.write_all(bytes.as_ref()).await.expect("the other side reads");
+    }
+
+    /// Says that it will send no more, and still reads.
+    pub async fn half_close(&mut self) {
+        self.0.shutdown().await.expect("it is open");
+    }
+
+    /// Reads the head of an answer.
+    pub async fn head(&mut self) -> String {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.extend_from_slice(&self.take(1).await);
+        }
+        String::from_utf8(head).expect("text")
+    }
+
+    /// Reads so many bytes.
+    pub async fn take(&mut self, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        timeout(PATIENCE, self.0.read_exact(&mut bytes)).await.expect("it is not silent").expect("so many bytes");
+        bytes
+    }
+
+    /// Reads until the other side closes.
+    pub async fn rest(&mut self) -> (Vec<u8>, Closed) {
+        let mut bytes = Vec::new();
+        let read = timeout(PATIENCE, self.0.read_to_end(&mut bytes)).await;
+        match read.unwrap_or_else(|_| panic!("not closed after {} bytes", bytes.len())) {
+            Ok(_) => (bytes, Closed::Fin),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => (bytes, Closed::Rst),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}

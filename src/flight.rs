@@ -1,5 +1,8 @@
 //! Work that many wait for is done once.
 
+#[cfg(all(test, feature = "schedules"))]
+mod schedules;
+
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Arc, PoisonError};

@@ -2,6 +2,8 @@
 
 mod interest;
 mod running;
+#[cfg(all(test, feature = "schedules"))]
+mod schedules;
 
 use std::sync::Arc;
 

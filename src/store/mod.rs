@@ -16,6 +16,8 @@ mod quarantine;
 mod reader;
 mod records;
 mod room;
+#[cfg(all(test, feature = "schedules"))]
+pub(crate) mod schedules;
 mod writer;
 
 use std::io;

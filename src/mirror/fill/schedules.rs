@@ -19,6 +19,8 @@ use crate::upstream::{self, Upstream};
 #[derive(Clone, Copy, PartialEq)]
 enum Does {
     SendsAll,
+    /// So much that it is not fetched for nobody.
+    SendsMuch,
     Refuses,
     /// After the first bytes.
     FallsSilent,
@@ -78,7 +80,7 @@ impl World {
         let mut rest = self.blob.slice(usize::try_from(writer.accepted()).unwrap()..);
         let mut permit = None;
         loop {
-            if !self.fills.may_go_on(fill, does != Does::FallsSilent, &mut permit) && self.fills.close(fill) {
+            if !self.fills.may_go_on(fill, does == Does::SendsAll, &mut permit) && self.fills.close(fill) {
                 self.at_once.fetch_sub(1, Ordering::SeqCst);
                 return writer.suspend(false).await;
             }
@@ -153,6 +155,25 @@ fn a_blob_is_transferred_once_however_its_clients_come_and_go() {
             }
             world.rest().await;
             assert_eq!(world.transfers.load(Ordering::SeqCst), 1, "a fill that is worth it goes on for nobody");
+            assert_eq!(scratch.store.size(&world.digest), Some(world.blob.len() as u64));
+            scratch.check_at_rest().await;
+        });
+    });
+}
+
+/// A fill that closes without looking once more whether it is wanted fails here.
+#[test]
+fn a_large_fill_stops_when_nobody_wants_it_but_never_under_one_who_has_just_come() {
+    in_many_orders(|| {
+        block_on(async {
+            let scratch = Scratch::new(1 << 20).await;
+            let world = World::new(&scratch);
+            let clients = [0, u64::MAX, 100, u64::MAX].map(|stays| spawn(world.clone().client(Does::SendsMuch, stays)));
+            for (n, client) in clients.into_iter().enumerate() {
+                let learned = client.await.unwrap();
+                assert!(learned == Learned::AllOfIt || learned == Learned::Left && n % 2 == 0);
+            }
+            world.rest().await;
             assert_eq!(scratch.store.size(&world.digest), Some(world.blob.len() as u64));
             scratch.check_at_rest().await;
         });

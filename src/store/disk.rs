@@ -31,6 +31,7 @@ use crate::metrics::Metrics;
 use crate::oci::Digest;
 
 use super::options::Options;
+use super::pool::caught;
 use gate::Gate;
 
 pub(super) use file::File;
@@ -219,8 +220,11 @@ impl Disk {
             }
         }
         self.gate.rename(&from, &to)?;
-        // What may be gone after a power loss, and is counted by nobody, must not stay.
-        self.gate.sync_dir(shard).inspect_err(|_| _ = self.gate.remove(&to))
+        // From here on it is the blob. Its bytes are on the disk; that its name may be gone after a power loss does no harm.
+        if let Err(error) = caught(|| self.gate.sync_dir(shard)) {
+            tracing::warn!(%digest, %error, "the directory of a new blob could not be synced");
+        }
+        Ok(())
     }
 
     // --- quarantine ---

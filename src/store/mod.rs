@@ -29,6 +29,7 @@ use bytes::Bytes;
 use crate::clock::Clock;
 use crate::metrics::{CacheGauges, Metrics};
 use crate::oci::{Digest, Repository, Tag};
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Mutex, MutexGuard, timeout};
 
 use books::Books;
@@ -66,6 +67,8 @@ struct Shared {
     /// Held by the thread that writes the index.
     indexing: Mutex<()>,
     health: Health,
+    /// Every file is being looked at.
+    counting: AtomicBool,
     clock: Clock,
     metrics: Metrics,
 }
@@ -104,6 +107,7 @@ impl Store {
             gate,
             indexing,
             health: Health::default(),
+            counting: AtomicBool::new(false),
             clock,
             metrics,
         }));
@@ -117,12 +121,7 @@ impl Store {
             Ok(new || clean && shared.count_by_index())
         });
         if !counted.await.map_err(broken)?.map_err(unusable)? {
-            let shared = Arc::clone(&store.0);
-            store.0.reads.start(move || {
-                if let Err(error) = shared.count_by_walk() {
-                    tracing::error!(%error, "the cache could not be counted; nothing new is kept");
-                }
-            });
+            store.0.count();
         }
         Ok(store)
     }
@@ -262,6 +261,9 @@ impl Store {
 
     /// Finds out whether a disk that failed does its work again, so that nobody's pull has to. Due every few seconds.
     pub async fn probe(&self) {
+        if !lock(&self.0.books).known {
+            self.0.count();
+        }
         if self.trouble().is_some() {
             let store = Arc::clone(&self.0);
             let _ = self.0.writes.soon(move || store.probe()).await;
@@ -334,6 +336,20 @@ impl Shared {
         tracing::error!(operation, %error, "the disk failed; the blob goes past the cache");
         self.health.failed(operation, error, self.clock.now());
         Bypass::Disk(format!("{operation}: {error}"))
+    }
+
+    /// Counts what is in the cache by looking at every file, unless that is being done.
+    fn count(self: &Arc<Self>) {
+        if self.counting.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let store = Arc::clone(self);
+        self.reads.start(move || {
+            if let Err(error) = pool::caught(|| store.count_by_walk()) {
+                tracing::error!(%error, "the cache could not be counted; nothing new is kept until it is");
+            }
+            store.counting.store(false, Ordering::Release);
+        });
     }
 
     fn probe(&self) {

@@ -16,7 +16,10 @@ type Job = Box<dyn FnOnce() + Send>;
 /// A bounded set of threads that run blocking jobs, in order. They are never joined: a disk that hangs holds its threads, not
 /// the process. Clones are the same threads.
 #[derive(Clone)]
-pub(super) struct Pool(Arc<Shared>);
+pub(super) struct Pool(Arc<Owned>);
+
+/// Ends the threads, those that are idle, when nobody has work for them any more.
+struct Owned(Arc<Shared>);
 
 struct Shared {
     /// That of its threads.
@@ -32,6 +35,8 @@ struct Jobs {
     queue: VecDeque<Job>,
     idle: usize,
     threads: usize,
+    /// No more will come.
+    closed: bool,
     /// Jobs that a client has given up waiting for and that have not ended yet. While there are any, the disk is taken to hang.
     overdue: usize,
 }
@@ -78,9 +83,9 @@ impl Pool {
     /// # Errors
     /// When not even one is to be had.
     pub(super) fn new(name: &'static str, patience: Duration) -> io::Result<Self> {
-        let pool = Self(Arc::new(Shared { name, patience, jobs: Mutex::default(), work: Condvar::new() }));
-        pool.0.spawn(&mut pool.0.lock())?;
-        Ok(pool)
+        let shared = Arc::new(Shared { name, patience, jobs: Mutex::default(), work: Condvar::new() });
+        shared.spawn(&mut shared.lock())?;
+        Ok(Self(Arc::new(Owned(shared))))
     }
 
     /// Runs `job`, for which the caller waits as long as it takes.
@@ -118,7 +123,7 @@ impl Pool {
         let pool = self.clone();
         async move {
             let Some(running) = running else { return Err(Broken::Hangs) };
-            timeout(pool.0.patience, running).await.unwrap_or_else(|_| {
+            timeout(pool.patience(), running).await.unwrap_or_else(|_| {
                 pool.give_up(&wait);
                 Err(Broken::Hangs)
             })
@@ -127,36 +132,47 @@ impl Pool {
 
     /// True while a job does not end that a client has waited for too long.
     pub(super) fn hangs(&self) -> bool {
-        self.0.lock().overdue > 0
+        self.shared().lock().overdue > 0
     }
 
     pub(super) fn patience(&self) -> Duration {
-        self.0.patience
+        self.shared().patience
     }
 
     /// Runs `job` with nobody waiting for it.
     pub(super) fn start(&self, job: impl FnOnce() + Send + 'static) {
-        let mut jobs = self.0.lock();
+        let mut jobs = self.shared().lock();
         jobs.queue.push_back(Box::new(job));
         if jobs.queue.len() > jobs.idle
             && jobs.threads < THREADS
-            && let Err(error) = self.0.spawn(&mut jobs)
+            && let Err(error) = self.shared().spawn(&mut jobs)
         {
             // Those that are there take it.
             tracing::warn!(%error, "no further thread for disk work");
         }
         drop(jobs);
-        self.0.work.notify_one();
+        self.shared().work.notify_one();
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.0.0
     }
 
     fn give_up(&self, wait: &Wait) {
-        let mut jobs = self.0.lock();
+        let mut jobs = self.shared().lock();
         if wait.0.compare_exchange(WAITED_FOR, GIVEN_UP, Ordering::AcqRel, Ordering::Acquire).is_ok() {
             jobs.overdue += 1;
             if jobs.overdue == 1 {
-                tracing::error!(disk = self.0.name, patience = ?self.0.patience, "the disk does not answer in time; requests go past it");
+                tracing::error!(disk = self.shared().name, patience = ?self.shared().patience, "the disk does not answer in time; requests go past it");
             }
         }
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        self.0.lock().closed = true;
+        self.0.work.notify_all();
     }
 }
 
@@ -168,11 +184,11 @@ struct Ends {
 
 impl Drop for Ends {
     fn drop(&mut self) {
-        let mut jobs = self.pool.0.lock();
+        let mut jobs = self.pool.shared().lock();
         if self.wait.0.swap(ENDED, Ordering::AcqRel) == GIVEN_UP {
             jobs.overdue -= 1;
             if jobs.overdue == 0 {
-                tracing::warn!(disk = self.pool.0.name, "the disk answers again");
+                tracing::warn!(disk = self.pool.shared().name, "the disk answers again");
             }
         }
     }
@@ -200,6 +216,8 @@ impl Shared {
                 // Who waits for it sees its sender dropped.
                 let _ = catch_unwind(AssertUnwindSafe(job));
                 jobs = self.lock();
+            } else if jobs.closed {
+                return;
             } else {
                 jobs.idle += 1;
                 jobs = self.work.wait(jobs).unwrap_or_else(PoisonError::into_inner);
@@ -224,7 +242,7 @@ mod tests {
         for (i, job) in many.into_iter().enumerate() {
             assert_eq!(job.await.unwrap(), i);
         }
-        assert!(pool.0.lock().threads <= THREADS);
+        assert!(pool.shared().lock().threads <= THREADS);
         assert!(!pool.hangs());
     }
 

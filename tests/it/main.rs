@@ -13,6 +13,8 @@ mod budget;
 mod credentials;
 mod damage;
 mod dependencies;
+mod disk_faults;
+mod disk_sweeps;
 mod fallbacks;
 mod filling;
 mod freshness;

@@ -13,7 +13,7 @@ use larder::{
     config::Config,
     mirror::Warmed,
     oci::{ImageName, Repository},
-    store::faults::Faults,
+    store::{Trouble, faults::Faults},
 };
 use tempfile::TempDir;
 use toml::{Table, Value};
@@ -103,6 +103,26 @@ impl TestMirror {
     /// Whether a blob has been committed to the cache.
     pub fn holds(&self, digest: &str) -> bool {
         self.app.store().size(&digest.parse().expect("a digest")).is_some()
+    }
+
+    /// Waits until a blob is committed, which happens after its last byte has gone out.
+    pub async fn kept(&self, digest: &str) {
+        let committed = async {
+            while !self.holds(digest) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, committed).await.expect("the blob is kept");
+    }
+
+    /// What is wrong with its disk, as far as it knows.
+    pub fn trouble(&self) -> Option<Trouble> {
+        self.app.store().trouble()
+    }
+
+    /// The look at a disk that has failed, due every few seconds.
+    pub async fn probe(&self) {
+        self.app.store().probe().await;
     }
 
     /// How many bytes of the disk the cache counts as its own.

@@ -34,6 +34,8 @@
 
 use std::time::Duration;
 
+#[cfg(debug_assertions)]
+mod cache;
 mod client;
 mod images;
 // It makes disks fail, which an optimized larder does not let one do. Benches, which are optimized, use the program itself.
@@ -47,7 +49,10 @@ mod tls;
 mod user;
 
 #[cfg(debug_assertions)]
-pub use self::mirror::{StoppedMirror, TestMirror};
+pub use self::{
+    cache::{assert_booked, assert_sound, files, reboot},
+    mirror::{StoppedMirror, TestMirror},
+};
 pub use self::{
     client::{Answer, Client, Streaming, get, get_with, head, raw, stream},
     images::{Content, Image, MultiArch, PutImage, PutIndex, digest_of, noise, sha512_of},

@@ -1,0 +1,209 @@
+//! What is wrong with the disk for a while: pulls go on, the operator is told, and it is over by itself.
+
+use std::fs;
+use std::time::Duration;
+
+use larder::store::Operation;
+use larder::store::faults::Fault;
+
+use crate::support::{Image, PATIENCE, PutImage, Registry, TestMirror, assert_booked, assert_sound, get, noise};
+
+const EIO: i32 = 5;
+const ENOSPC: i32 = 28;
+
+const MIB: usize = 1 << 20;
+
+async fn world() -> (Registry, TestMirror) {
+    let upstream = Registry::start().await;
+    let mirror = TestMirror::builder()
+        .upstream("docker.io", &upstream)
+        .set("cache.min_free = \"0%\"")
+        .set("cache.patience = \"200ms\"")
+        .start()
+        .await;
+    (upstream, mirror)
+}
+
+fn changes(operation: Operation) -> bool {
+    use Operation::{Allocate, Create, MakeDir, Rename, Sync, SyncDir, Touch, Truncate, Write};
+    matches!(operation, Allocate | Create | MakeDir | Rename | Sync | SyncDir | Touch | Truncate | Write)
+}
+
+fn put(upstream: &Registry, seed: u64, size: usize) -> (PutImage, String) {
+    let image = Image::new(seed).layers(&[size]).put(upstream, "library/app", &format!("t{seed}"));
+    let path = image.blob_path(&image.layers[0]);
+    (image, path)
+}
+
+/// Waits until the store says that all is well again.
+async fn is_well(mirror: &TestMirror) {
+    let well = async {
+        while mirror.trouble().is_some() {
+            mirror.probe().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, well).await.expect("it notices that the disk is well again");
+}
+
+async fn counted(mirror: &TestMirror, line: &str) -> u64 {
+    let page = get(mirror.admin_url("/metrics")).await.expect(200).text();
+    page.lines().find_map(|other| other.strip_prefix(line)?.trim().parse().ok()).unwrap_or_default()
+}
+
+#[tokio::test]
+async fn while_the_disk_is_full_everything_is_passed_on_and_nothing_is_kept_and_then_it_is_kept_again() {
+    let (upstream, mirror) = world().await;
+    let (before, warm) = put(&upstream, 1, MIB);
+    assert_eq!(mirror.get(&warm).await.expect(200).body, before.layers[0].bytes);
+    mirror.kept(&before.layers[0].digest).await;
+
+    mirror.faults().each(|operation, _| changes(operation), Fault::Errno(ENOSPC));
+    let (image, path) = put(&upstream, 2, 3 * MIB);
+    for asked in 1..=2 {
+        let answer = mirror.get(&path).await.expect(200);
+        assert_eq!(answer.body, image.layers[0].bytes);
+        assert!(answer.header("cache-status").unwrap().contains("bypass"), "{:?}", answer.headers);
+        assert_eq!(upstream.count("GET", &image.layers[0].digest), asked);
+    }
+    assert!(!mirror.holds(&image.layers[0].digest));
+    assert_eq!(mirror.get(&warm).await.expect(200).body, before.layers[0].bytes, "a hit is a hit");
+    assert!(mirror.trouble().unwrap().why.contains("No space left"), "{:?}", mirror.trouble());
+    assert_eq!(counted(&mirror, "larder_cache_state").await, 1);
+    assert!(counted(&mirror, "larder_bypasses_total{reason=\"disk\"}").await >= 2);
+    mirror.probe().await;
+    assert!(mirror.trouble().is_some(), "looking does not make it better");
+
+    mirror.faults().heal();
+    is_well(&mirror).await;
+    assert_eq!(counted(&mirror, "larder_cache_state").await, 0);
+    mirror.get(&path).await.expect(200);
+    mirror.kept(&image.layers[0].digest).await;
+    let mirror = mirror.stop().await.start().await;
+    assert_booked(&mirror);
+}
+
+#[tokio::test]
+async fn a_disk_that_fills_up_in_the_middle_of_a_blob_is_not_noticed_by_its_readers() {
+    let (upstream, mirror) = world().await;
+    // Larger than the window of memory, so that who lags must fetch what it missed.
+    let (image, path) = put(&upstream, 3, 24 * MIB);
+    let digest = image.layers[0].digest.clone();
+    upstream.on(crate::support::Match::get(&digest).times(1), crate::support::Fault::Gate { after: 4 * MIB });
+    let mut slow = mirror.stream(&path).await;
+    let mut quick = mirror.stream(&path).await;
+    let begin = quick.take(2 * MIB).await;
+    assert_eq!(begin, image.layers[0].bytes.slice(..2 * MIB));
+    mirror.faults().each(|operation, _| operation == Operation::Write, Fault::Errno(ENOSPC));
+    upstream.release();
+    let rest = quick.rest().await;
+    assert!(rest.complete && rest.body == image.layers[0].bytes.slice(2 * MIB..), "{} bytes", rest.body.len());
+    assert_eq!(slow.take(1).await, image.layers[0].bytes.slice(..1));
+    let rest = slow.rest().await;
+    assert!(rest.complete && rest.body == image.layers[0].bytes.slice(1..), "{} bytes", rest.body.len());
+    let late = mirror.get(&path).await.expect(200);
+    assert_eq!(late.body, image.layers[0].bytes);
+    mirror.faults().heal();
+    let stopped = mirror.stop().await;
+    assert_sound(&stopped.cache_dir());
+    assert_booked(&stopped.start().await);
+}
+
+#[tokio::test]
+async fn a_disk_that_hangs_is_waited_for_once_and_then_by_nobody_until_it_answers() {
+    let (upstream, mirror) = world().await;
+    mirror.faults().each(|operation, _| changes(operation), Fault::Hang);
+    for seed in 10..20 {
+        let (image, path) = put(&upstream, seed, 200_000);
+        let answer = tokio::time::timeout(PATIENCE, mirror.get(&path)).await.expect("nobody waits for the disk");
+        assert_eq!(answer.expect(200).body, image.layers[0].bytes);
+    }
+    let hanging = mirror.faults().hanging();
+    assert!((1..=2).contains(&hanging), "{hanging} operations hang: only those that somebody has waited for");
+    assert!(mirror.trouble().unwrap().why.contains("does not answer"), "{:?}", mirror.trouble());
+    mirror.faults().heal();
+    is_well(&mirror).await;
+    let (image, path) = put(&upstream, 20, 200_000);
+    mirror.get(&path).await.expect(200);
+    mirror.kept(&image.layers[0].digest).await;
+    let stopped = mirror.stop().await;
+    assert_sound(&stopped.cache_dir());
+    assert_booked(&stopped.start().await);
+}
+
+#[tokio::test]
+async fn a_disk_that_hangs_in_the_middle_of_a_blob_is_not_noticed_by_its_readers() {
+    let (upstream, mirror) = world().await;
+    let (image, path) = put(&upstream, 21, 6 * MIB);
+    let digest = image.layers[0].digest.clone();
+    upstream.on(crate::support::Match::get(&digest).times(1), crate::support::Fault::Gate { after: 3 * MIB });
+    let mut reader = mirror.stream(&path).await;
+    assert_eq!(reader.take(MIB).await, image.layers[0].bytes.slice(..MIB));
+    mirror.faults().each(|operation, _| changes(operation), Fault::Hang);
+    upstream.release();
+    let rest = tokio::time::timeout(PATIENCE, reader.rest()).await.expect("nobody waits for the disk");
+    assert!(rest.complete && rest.body == image.layers[0].bytes.slice(MIB..), "{} bytes", rest.body.len());
+    mirror.faults().heal();
+    is_well(&mirror).await;
+    let stopped = mirror.stop().await;
+    assert_sound(&stopped.cache_dir());
+    assert_booked(&stopped.start().await);
+}
+
+#[tokio::test]
+async fn a_disk_that_hangs_does_not_hold_up_a_stop() {
+    let (upstream, mirror) = world().await;
+    mirror.faults().each(|operation, _| changes(operation), Fault::Hang);
+    let (_, path) = put(&upstream, 22, 200_000);
+    mirror.get(&path).await.expect(200);
+    let faults = mirror.faults().clone();
+    let stopped = tokio::time::timeout(Duration::from_secs(20), mirror.stop()).await.expect("it stops");
+    faults.heal();
+    drop(stopped);
+}
+
+#[tokio::test]
+async fn what_cannot_be_removed_goes_on_counting_until_it_can() {
+    let (upstream, mirror) = world().await;
+    let (image, path) = put(&upstream, 23, 200_000);
+    let fails = |operation: Operation| matches!(operation, Operation::Sync | Operation::Remove);
+    mirror.faults().each(move |operation, _| fails(operation), Fault::Errno(EIO));
+    assert_eq!(mirror.get(&path).await.expect(200).body, image.layers[0].bytes);
+    let settled = async {
+        while mirror.trouble().is_none() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, settled).await.expect("the commit fails");
+    mirror.faults().heal();
+    mirror.clock().advance(Duration::from_hours(2));
+    mirror.upkeep().await;
+    assert_booked(&mirror);
+    assert_eq!(fs::read_dir(mirror.cache_dir().join("partial")).unwrap().count(), 0, "it is removed when it can be");
+}
+
+#[tokio::test]
+async fn directories_that_vanish_under_our_feet_are_made_again() {
+    let (upstream, mirror) = world().await;
+    for (seed, dir) in [(30, "partial"), (31, "blobs")] {
+        fs::remove_dir_all(mirror.cache_dir().join(dir)).unwrap();
+        let (image, path) = put(&upstream, seed, 200_000);
+        assert_eq!(mirror.get(&path).await.expect(200).body, image.layers[0].bytes, "without {dir}");
+        mirror.kept(&image.layers[0].digest).await;
+    }
+    assert_sound(&mirror.cache_dir());
+}
+
+#[tokio::test]
+async fn a_range_of_a_blob_that_the_disk_does_not_take_is_right_too() {
+    let (upstream, mirror) = world().await;
+    let blob = noise(40, 12 * MIB);
+    let digest = upstream.put_blob("library/app", blob.clone());
+    mirror.faults().each(|operation, _| changes(operation), Fault::Errno(ENOSPC));
+    let path = format!("/v2/library/app/blobs/{digest}");
+    for (range, start, end) in
+        [("bytes=0-0", 0, 1), ("bytes=5000000-6000000", 5_000_000, 6_000_001), ("bytes=-100", 12 * MIB - 100, 12 * MIB)]
+    {
+        let answer = mirror.get_with(&path, &[("range", range)]).await.expect(206);
+        assert!(answer.complete && answer.body == blob.slice(start..end), "{range}: {} bytes", answer.body.len());
+    }
+}

@@ -1,0 +1,44 @@
+//! What lies in a cache directory, looked at from outside.
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use super::{TestMirror, images::digest_of};
+
+/// Fails if a file among the blobs of the cache has other bytes than its name promises.
+pub fn assert_sound(cache: &Path) {
+    for file in files(&cache.join("blobs")) {
+        let name = file.file_name().expect("a name").to_string_lossy().into_owned();
+        let digest = digest_of(&fs::read(&file).expect("it can be read"));
+        assert_eq!(digest, format!("sha256:{name}"), "{}", file.display());
+    }
+}
+
+/// Fails if a larder that nobody asks for anything counts other bytes than lie on its disk.
+pub fn assert_booked(mirror: &TestMirror) {
+    let blocks = |file: &PathBuf| {
+        let meta = fs::metadata(file).expect("it is there");
+        meta.len().next_multiple_of(4096).max(meta.blocks() * 512)
+    };
+    let dirs = ["blobs", "partial", "quarantine"].map(|dir| files(&mirror.cache_dir().join(dir)));
+    let on_disk: u64 = dirs.iter().flatten().map(blocks).sum();
+    assert_eq!(mirror.used(), on_disk, "{:?}", dirs.concat());
+}
+
+/// All files below `dir`.
+pub fn files(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten() {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() { found.extend(files(&path)) } else { found.push(path) }
+    }
+    found
+}
+
+/// Makes a cache look as if the machine had been restarted since its larder ended.
+pub fn reboot(cache: &Path) {
+    fs::write(cache.join("lock"), "1 another-boot\n").expect("the lock file can be written");
+}

@@ -11,7 +11,7 @@ use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::books::Books;
 use super::disk::File;
 use super::lock;
-use super::pool::Pool;
+use super::pool::{Pool, caught};
 
 /// An open file of the cache. Its bytes are read by offset, so that all readers share it.
 pub(super) struct Handle {
@@ -68,7 +68,7 @@ impl Handle {
     /// Cancel safe.
     pub(super) async fn read(self: &Arc<Self>, offset: u64, limit: usize) -> io::Result<Bytes> {
         let mut buffer = vec![0; limit];
-        let n = if let Some(n) = self.file().read_cached(offset, &mut buffer)? {
+        let n = if let Some(n) = caught(|| self.file().read_cached(offset, &mut buffer))? {
             n
         } else {
             let handle = Arc::clone(self);

@@ -79,7 +79,7 @@ async fn while_the_disk_is_full_everything_is_passed_on_and_nothing_is_kept_and_
     mirror.get(&path).await.expect(200);
     mirror.kept(&image.layers[0].digest).await;
     let mirror = mirror.stop().await.start().await;
-    assert_booked(&mirror);
+    assert_booked(&mirror).await;
 }
 
 #[tokio::test]
@@ -105,7 +105,7 @@ async fn a_disk_that_fills_up_in_the_middle_of_a_blob_is_not_noticed_by_its_read
     mirror.faults().heal();
     let stopped = mirror.stop().await;
     assert_sound(&stopped.cache_dir());
-    assert_booked(&stopped.start().await);
+    assert_booked(&stopped.start().await).await;
 }
 
 #[tokio::test]
@@ -127,7 +127,7 @@ async fn a_disk_that_hangs_is_waited_for_once_and_then_by_nobody_until_it_answer
     mirror.kept(&image.layers[0].digest).await;
     let stopped = mirror.stop().await;
     assert_sound(&stopped.cache_dir());
-    assert_booked(&stopped.start().await);
+    assert_booked(&stopped.start().await).await;
 }
 
 #[tokio::test]
@@ -146,7 +146,7 @@ async fn a_disk_that_hangs_in_the_middle_of_a_blob_is_not_noticed_by_its_readers
     is_well(&mirror).await;
     let stopped = mirror.stop().await;
     assert_sound(&stopped.cache_dir());
-    assert_booked(&stopped.start().await);
+    assert_booked(&stopped.start().await).await;
 }
 
 #[tokio::test]
@@ -177,7 +177,7 @@ async fn what_cannot_be_removed_goes_on_counting_until_it_can() {
     mirror.faults().heal();
     mirror.clock().advance(Duration::from_hours(2));
     mirror.upkeep().await;
-    assert_booked(&mirror);
+    assert_booked(&mirror).await;
     assert_eq!(fs::read_dir(mirror.cache_dir().join("partial")).unwrap().count(), 0, "it is removed when it can be");
 }
 

@@ -4,9 +4,10 @@ use std::{
     fs,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
-use super::{TestMirror, images::digest_of};
+use super::{PATIENCE, TestMirror, images::digest_of};
 
 /// Fails if a file among the blobs of the cache has other bytes than its name promises.
 pub fn assert_sound(cache: &Path) {
@@ -17,15 +18,24 @@ pub fn assert_sound(cache: &Path) {
     }
 }
 
-/// Fails if a larder that nobody asks for anything counts other bytes than lie on its disk.
-pub fn assert_booked(mirror: &TestMirror) {
+/// Fails if a larder that nobody asks for anything comes to count other bytes than lie on its disk.
+pub async fn assert_booked(mirror: &TestMirror) {
+    let begun = Instant::now();
+    // Files are closed and removed after the last answer.
+    while begun.elapsed() < PATIENCE && mirror.used() != on_disk(&mirror.cache_dir()) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let cache = mirror.cache_dir();
+    assert_eq!(mirror.used(), on_disk(&cache), "{:?} {:?}", files(&cache.join("blobs")), files(&cache.join("partial")));
+}
+
+/// What blobs take of the disk, and what will become or was one.
+fn on_disk(cache: &Path) -> u64 {
     let blocks = |file: &PathBuf| {
-        let meta = fs::metadata(file).expect("it is there");
+        let Ok(meta) = fs::metadata(file) else { return 0 };
         meta.len().next_multiple_of(4096).max(meta.blocks() * 512)
     };
-    let dirs = ["blobs", "partial", "quarantine"].map(|dir| files(&mirror.cache_dir().join(dir)));
-    let on_disk: u64 = dirs.iter().flatten().map(blocks).sum();
-    assert_eq!(mirror.used(), on_disk, "{:?}", dirs.concat());
+    ["blobs", "partial", "quarantine"].iter().flat_map(|dir| files(&cache.join(dir))).map(|file| blocks(&file)).sum()
 }
 
 /// All files below `dir`.

@@ -120,6 +120,7 @@ impl App {
             let stopped = stop.clone().cancelled_owned();
             beside.spawn(server::serve_admin(listener, config.admin, mirror.clone(), clock.clone(), stopped));
         }
+        beside.spawn(scrub(store.clone(), stop.clone()));
         beside.close();
         let (serving, stopped) = (mirror.clone(), stop.clone().cancelled_owned());
         let clients = async move { server::serve(listener, &config.server, serving, hop, clock, stopped).await };
@@ -196,6 +197,22 @@ async fn upkeep(mirror: Mirror, store: Store, stop: CancellationToken) {
                 store.upkeep().await;
             }
         }
+    }
+}
+
+/// Verifies what is in the cache, in idle time.
+async fn scrub(store: Store, stop: CancellationToken) {
+    let mut due = tokio::time::interval(UPKEEP);
+    due.tick().await;
+    let rounds = async {
+        loop {
+            due.tick().await;
+            store.scrub_once().await;
+        }
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = rounds => {}
     }
 }
 

@@ -20,6 +20,9 @@
 //! Where clients bring their own credentials, `mirror::logins` has told who asks, and `mirror::rights` has asked the upstream
 //! whether this client may, before anything else was looked at.
 //!
+//! A file that an unclean stop may have damaged is verified when it is first read (`store::verify`), all of them now and then. What
+//! is damaged, or cannot be read, leaves the cache (`store::quarantine`), and who was reading it goes on from a new fill.
+//!
 //! # A miss
 //!
 //! `mirror::blob` starts a `mirror::fill`, a task of its own. It asks `upstream` and pushes what comes into a

@@ -39,6 +39,7 @@ struct Shared {
     bypasses: Counters<1>,
     disk_errors: Counters<2>,
     quarantined: Counter,
+    verified: Counters<1>,
     cache_bytes: Gauges<1>,
     cache_blobs: Gauge,
     cache_state: Gauge,
@@ -122,6 +123,7 @@ impl Metrics {
             bypasses: register.add("bypasses", "Blobs that went past the cache, by reason"),
             disk_errors: register.add("disk_errors", "Operations on the cache directory that failed, by operation and error"),
             quarantined: register.add("quarantined", "Blobs that were found damaged and set aside"),
+            verified: register.add("verified", "Blobs of the cache that were hashed again, by outcome: right, damaged, unknown"),
             cache_bytes: register.add("cache_bytes", "Bytes of the disk, by what they are there for"),
             cache_blobs: register.add("cache_blobs", "Blobs in the cache, manifests among them"),
             cache_state: register.add("cache_state", "0 if all is well, 1 while the disk fails"),
@@ -250,6 +252,10 @@ impl Metrics {
 
     pub fn quarantined(&self) {
         self.0.quarantined.inc();
+    }
+
+    pub fn verified(&self, outcome: &'static str) {
+        self.0.verified.get_or_create(&[("outcome", outcome.into())]).inc();
     }
 
     /// Replaces what is shown of the cache.

@@ -1,7 +1,9 @@
 //! Blobs: from the cache, from a fill, or by a new one; and who may have them.
 
+use std::time::Duration;
+
 use crate::oci::Digest;
-use crate::store::{self, BlobReader, Growth, Kind, Pieces, TAIL};
+use crate::store::{self, BlobReader, Growth, Held, Kind, Pieces, TAIL};
 use crate::upstream;
 
 use super::body::{ByteStream, Reading};
@@ -23,6 +25,8 @@ pub struct Blob {
 #[derive(Clone)]
 pub(super) enum Source {
     Cache(store::Blob),
+    /// The cache, of which nobody knows yet that it is right.
+    Doubtful(Growth),
     Fill(Growth, Interest),
 }
 
@@ -32,6 +36,10 @@ pub struct BlobSize {
     /// `None`: the upstream does not say.
     pub size: Option<u64>,
 }
+
+/// So long a request waits until a file is verified that a stop may have damaged. A larger one goes out meanwhile, but for its
+/// end.
+const VERIFY_WAIT: Duration = Duration::from_secs(2);
 
 // === impl Mirror ===
 
@@ -59,7 +67,15 @@ impl Mirror {
                     proven = true;
                 }
                 match self.0.store.get(digest).await {
-                    Ok(Some(cached)) => return Ok(blob(served, Source::Cache(cached))),
+                    Ok(Some(Held::Verified(cached))) => return Ok(blob(served, Source::Cache(cached))),
+                    Ok(Some(Held::Doubtful(growth))) => {
+                        let verified = tokio::time::timeout(VERIFY_WAIT, growth.verified()).await;
+                        if !matches!(verified, Ok(false)) {
+                            return Ok(blob(served, Source::Doubtful(growth)));
+                        }
+                        // It was damaged and is gone; or it cannot be told.
+                        unreadable = self.0.store.size(digest).is_some();
+                    }
                     Ok(None) => {}
                     // The disk's trouble is not the client's: the upstream has the blob as well.
                     Err(_) => unreadable = true,
@@ -115,10 +131,16 @@ impl Mirror {
     pub async fn blob_size(&self, origin: &Origin, digest: &Digest) -> Result<BlobSize, Refusal> {
         let held = self.0.store.size(digest);
         let proof = self.proof(origin, digest, Kind::Blob);
-        if held.is_some() && proof.is_some() {
+        if let (Some(size), Some(proof)) = (held, &proof) {
+            let size = if size == proof.size {
+                Some(size)
+            } else {
+                // One of them is wrong: the upstream's word, or what a stop has left of the file.
+                self.blob(origin, digest).await?.size().await
+            };
             self.0.store.touch(digest);
             let served = if origin.is_offline() { Served::Offline } else { Served::Hit };
-            return Ok(BlobSize { served, size: held });
+            return Ok(BlobSize { served, size });
         }
         self.check_missing(origin, Thing::Blob(digest.clone()))?;
         if origin.is_offline() && held.is_none() {
@@ -150,7 +172,7 @@ impl Blob {
     pub async fn size(&self) -> Option<u64> {
         match &self.source {
             Source::Cache(blob) => Some(blob.size()),
-            Source::Fill(growth, _) => growth.size().await,
+            Source::Doubtful(growth) | Source::Fill(growth, _) => growth.size().await,
         }
     }
 
@@ -160,6 +182,7 @@ impl Blob {
     pub(super) async fn kept(self) -> bool {
         match self.source {
             Source::Cache(_) => true,
+            Source::Doubtful(growth) => growth.verified().await,
             Source::Fill(growth, interest) => {
                 // The interest is held until then, as a fill does not go on for nobody.
                 let verified = growth.settled().await;
@@ -183,7 +206,7 @@ impl Blob {
     pub async fn verified_size(&self) -> Option<u64> {
         match &self.source {
             Source::Cache(blob) => Some(blob.size()),
-            Source::Fill(growth, _) => match growth.size().await {
+            Source::Doubtful(growth) | Source::Fill(growth, _) => match growth.size().await {
                 Some(size) if growth.verified().await => Some(size),
                 _ => None,
             },
@@ -219,7 +242,7 @@ impl Source {
     pub(super) fn read(&self, at: u64, end: Option<u64>, pieces: &Pieces) -> BlobReader {
         let reader = match self {
             Self::Cache(blob) => blob.read(at..end.unwrap_or(blob.size())),
-            Self::Fill(growth, _) => growth.read(at, end),
+            Self::Doubtful(growth) | Self::Fill(growth, _) => growth.read(at, end),
         };
         reader.in_pieces(pieces)
     }
@@ -227,7 +250,7 @@ impl Source {
     pub(super) fn known_size(&self) -> Option<u64> {
         match self {
             Self::Cache(blob) => Some(blob.size()),
-            Self::Fill(growth, _) => growth.known_size(),
+            Self::Doubtful(growth) | Self::Fill(growth, _) => growth.known_size(),
         }
     }
 
@@ -237,7 +260,7 @@ impl Source {
     pub(super) async fn verified(&self) -> bool {
         match self {
             Self::Cache(_) => true,
-            Self::Fill(growth, _) => growth.verified().await,
+            Self::Doubtful(growth) | Self::Fill(growth, _) => growth.verified().await,
         }
     }
 }

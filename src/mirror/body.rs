@@ -145,6 +145,12 @@ impl Reading {
                 return;
             }
         }
+        self.sent = match source {
+            Source::Doubtful(growth) if !growth.is_verified() => {
+                Some(Sent { from: at, hasher: Hasher::new(self.digest.algorithm()) })
+            }
+            _ => None,
+        };
         self.state = State::Store(source.read(at, self.end, &self.pieces));
     }
 
@@ -177,8 +183,12 @@ impl Reading {
             ReadError::Disk(error) => {
                 let file = reader.file();
                 self.begin_anew(at, file, &error).await?;
-                self.go_on_at(at);
-                Ok(())
+                self.go_on_anew(at).await
+            }
+            // It was damaged. What was sent of it may have been right all the same.
+            ReadError::Ended if matches!(self.source, Some(Source::Doubtful(_))) => {
+                self.begin_anew(at, None, &io::ErrorKind::InvalidData.into()).await?;
+                self.go_on_anew(at).await
             }
             ReadError::Ended => {
                 tracing::debug!(digest = %self.digest, at, "the blob does not get complete; the answer ends short");
@@ -187,12 +197,20 @@ impl Reading {
         }
     }
 
+    async fn go_on_anew(&mut self, at: u64) -> Result<(), Broken> {
+        if self.sent.as_ref().is_some_and(|sent| sent.from < at) {
+            return self.compare(at).await;
+        }
+        self.go_on_at(at);
+        Ok(())
+    }
+
     /// What the bytes were read from fails at `at`: takes the blob from elsewhere.
     async fn begin_anew(&mut self, at: u64, file: Option<OpenFile>, error: &io::Error) -> Result<(), Broken> {
         let digest = &self.digest;
         tracing::warn!(%digest, at, %error, "a blob cannot be read on; it goes on from the upstream");
         let damage = Damage::told_by(error);
-        let unreadable = damage.is_none();
+        let unreadable = file.is_some() && damage.is_none();
         if let (Some(file), Some(damage)) = (file, damage) {
             self.mirror.0.store.quarantine(digest, file, damage).await;
         }
@@ -208,7 +226,7 @@ impl Reading {
                 return Ok(());
             }
             Some(Source::Fill(_, interest)) => interest.landed().await,
-            Some(Source::Cache(_)) | None => {}
+            Some(Source::Cache(_) | Source::Doubtful(_)) | None => {}
         }
         match self.mirror.find_blob(&self.origin, digest, unreadable).await {
             Ok(blob) => {

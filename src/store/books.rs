@@ -249,12 +249,23 @@ impl Books {
 
     /// Remembers an open file; what falls out of the memory of recent ones is returned, to be closed without the lock.
     pub(super) fn remember(&mut self, digest: &Digest, handle: &Arc<Handle>) -> Option<Arc<Handle>> {
+        self.share(digest, handle);
+        self.recent.push_back(Arc::clone(handle));
+        if self.recent.len() > RECENT { self.recent.pop_front() } else { None }
+    }
+
+    /// Lets others have an open file as long as someone holds it.
+    pub(super) fn share(&mut self, digest: &Digest, handle: &Arc<Handle>) {
         self.open.insert(digest.clone(), Arc::downgrade(handle));
         if self.open.len() > 4 * RECENT.max(self.recent.len()) {
             self.open.retain(|_, handle| handle.strong_count() > 0);
         }
-        self.recent.push_back(Arc::clone(handle));
-        if self.recent.len() > RECENT { self.recent.pop_front() } else { None }
+    }
+
+    /// The bytes of a blob have been found right.
+    pub(super) fn verified(&mut self, digest: &Digest, now: Timestamp) {
+        self.lru.set_verified(digest, now);
+        self.dirty = true;
     }
 
     /// The files that are open only for later; dropping them closes them.

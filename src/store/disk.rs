@@ -219,7 +219,14 @@ impl Disk {
                 self.gate.sync_dir(dir)?;
             }
         }
-        self.gate.rename(&from, &to)?;
+        match self.gate.rename(&from, &to) {
+            Err(error) if error.kind() == ErrorKind::IsADirectory => {
+                tracing::warn!(path = %to.display(), "a directory is where a blob belongs; it is moved to quarantine/");
+                self.set_aside(digest)?;
+                self.gate.rename(&from, &to)?;
+            }
+            renamed => renamed?,
+        }
         // From here on it is the blob. Its bytes are on the disk; that its name may be gone after a power loss does no harm.
         if let Err(error) = caught(|| self.gate.sync_dir(shard)) {
             tracing::warn!(%digest, %error, "the directory of a new blob could not be synced");

@@ -31,6 +31,8 @@ pub(super) struct Progress {
     pub(super) filed: u64,
     /// No more bytes go into the file.
     pub(super) in_memory: bool,
+    /// All bytes are in the file already, but are still to be verified: until then nothing of it ends, no range either.
+    doubtful: bool,
     /// The newest of those that are not in the file.
     window: VecDeque<Chunk>,
     /// The state of the hash where they end.
@@ -107,6 +109,14 @@ impl Growing {
             readers: Mutex::default(),
             moved: Notify::new(),
         })
+    }
+
+    /// A blob whose file is complete, but not known to be right.
+    pub(super) fn of_file(file: Arc<Handle>, size: u64) -> Arc<Self> {
+        let growing = Self::new();
+        growing.set_file(file);
+        growing.progress.send_modify(|progress| (progress.size, progress.doubtful) = (Some(size), true));
+        growing
     }
 
     // --- the writer's side ---
@@ -218,6 +228,15 @@ impl Progress {
         }
     }
 
+    /// The same for a reader who reads up to `end`.
+    fn readable_to(&self, end: Option<u64>) -> u64 {
+        match (self.doubtful, self.end) {
+            (true, None) => self.readable().min(end.map_or(u64::MAX, |end| end.saturating_sub(1))),
+            (true, Some(End::Failed)) => 0,
+            _ => self.readable(),
+        }
+    }
+
     pub(super) fn cut_at_filed(&self) -> Option<Cut> {
         self.hash_at_filed.clone().map(|hasher| Cut { from: self.filed, hasher })
     }
@@ -238,9 +257,9 @@ impl Readers {
 // === impl Registration ===
 
 impl Registration {
-    /// What is to be done at `at`.
-    pub(super) fn step(&self, progress: &Progress, at: u64) -> Step {
-        let readable = progress.readable();
+    /// What is to be done at `at`, on the way to `end`.
+    pub(super) fn step(&self, progress: &Progress, at: u64, end: Option<u64>) -> Step {
+        let readable = progress.readable_to(end);
         if at < readable.min(progress.filed)
             && let Some(file) = self.growing.file.get()
         {

@@ -8,18 +8,19 @@ use crate::oci::{Digest, MAX_MANIFEST, Manifest};
 
 use super::books::Partial;
 use super::lru::{Snapshot, charge};
+use super::quarantine::Damage;
 use super::{Shared, lock};
 
 pub(super) const NAME: &str = "index";
-const HEADER: &str = "larder index 1\n";
+const HEADER: &str = "larder index 2\n";
 
 /// One line an entry, those that go first in front:
-/// `<digest> <size> <first used, ms> <used, ms> <1 if used again> <named digest>…`
+/// `<digest> <size> <first used, ms> <used, ms> <1 if used again> <verified, ms; 0 if that is not known> <named digest>…`
 pub(super) fn write(entries: impl Iterator<Item = Snapshot>) -> String {
     let mut text = String::from(HEADER);
-    for Snapshot { digest, size, first_used, used, again, names } in entries {
-        let (first_used, used, again) = (first_used.unix_millis(), used.unix_millis(), u8::from(again));
-        text.push_str(&format!("{digest} {size} {first_used} {used} {again}"));
+    for Snapshot { digest, size, first_used, used, verified, again, names } in entries {
+        let [first_used, used, verified] = [first_used, used, verified].map(Timestamp::unix_millis);
+        text.push_str(&format!("{digest} {size} {first_used} {used} {} {verified}", u8::from(again)));
         for name in names {
             text.push_str(&format!(" {name}"));
         }
@@ -41,6 +42,7 @@ fn read_line(line: &str) -> Option<Snapshot> {
         first_used: Timestamp::from_unix_millis(words.next()?.parse().ok()?),
         used: Timestamp::from_unix_millis(words.next()?.parse().ok()?),
         again: words.next()? == "1",
+        verified: Timestamp::from_unix_millis(words.next()?.parse().ok()?),
         names: words.map(str::parse).collect::<Result<_, _>>().ok()?,
     })
 }
@@ -60,20 +62,26 @@ impl Shared {
     }
 
     /// Counts what is there by looking at every file. An index, even an old one, tells the order of what it knows; the rest
-    /// is ordered by the files' times.
+    /// is ordered by the files' times. What the stop has left of their bytes nobody knows.
     pub(super) fn count_by_walk(self: &Arc<Self>) -> std::io::Result<()> {
         let index = self.disk.read(NAME).ok().and_then(|bytes| read(std::str::from_utf8(&bytes).ok()?)).unwrap_or_default();
         let mut index: HashMap<Digest, Snapshot> = index.into_iter().map(|entry| (entry.digest.clone(), entry)).collect();
-        let mut entries: Vec<Snapshot> = Vec::new();
+        let (mut entries, mut damaged) = (Vec::<Snapshot>::new(), Vec::new());
         for found in self.disk.blobs()? {
             let modified = Timestamp::from(found.modified);
             entries.push(match index.remove(&found.digest) {
-                Some(entry) => Snapshot { size: found.size, used: entry.used.max(modified), ..entry },
+                Some(entry) => {
+                    if entry.size != found.size {
+                        damaged.push((found.digest, Damage::Size(found.size)));
+                    }
+                    Snapshot { used: entry.used.max(modified), verified: Timestamp::default(), ..entry }
+                }
                 None => Snapshot {
                     digest: found.digest,
                     size: found.size,
                     first_used: modified,
                     used: modified,
+                    verified: Timestamp::default(),
                     again: false,
                     names: Vec::new(),
                 },
@@ -85,6 +93,7 @@ impl Shared {
             entries.iter().for_each(|entry| books.lru.restore(entry));
             books.known = true;
         }
+        damaged.iter().for_each(|(digest, damage)| self.quarantine(digest, None, damage));
         // Which blobs an image is made of: from the manifests that the index did not know.
         let unknown: Vec<Digest> = entries.into_iter().filter(|entry| entry.names.is_empty()).map(|entry| entry.digest).collect();
         let manifests: std::collections::HashSet<Digest> = self.records.manifests().into_iter().collect();
@@ -122,9 +131,9 @@ mod tests {
     use super::*;
 
     /// When this changes, so must the version in the header: an older index would be misread.
-    const GOLDEN: &str = "larder index 1\n\
-        sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855 0 1 2 0\n\
-        sha256:4bf5122f344554c53bde2ebb8cd2b7e3d1600ad631c385a5d7cce23c7785459a 1 3 4 1 \
+    const GOLDEN: &str = "larder index 2\n\
+        sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855 0 1 2 0 0\n\
+        sha256:4bf5122f344554c53bde2ebb8cd2b7e3d1600ad631c385a5d7cce23c7785459a 1 3 4 1 5 \
         sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\n";
 
     #[test]
@@ -145,6 +154,6 @@ mod tests {
             let at_line_end = whole_lines.into_iter().any(|at| at == end || at - 1 == end);
             assert!(at_line_end || read(torn).is_none() || read(torn).unwrap() != read(GOLDEN).unwrap(), "{end}");
         }
-        assert_eq!(read("larder index 2\n"), None);
+        assert_eq!(read(&GOLDEN.replace("index 2", "index 1")), None, "it did not tell when a file was verified");
     }
 }

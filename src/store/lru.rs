@@ -33,6 +33,8 @@ struct Entry {
     size: u64,
     first_used: Timestamp,
     used: Timestamp,
+    /// When its bytes were last known to be right; 0: nobody knows.
+    verified: Timestamp,
     place: Place,
     previous: u32,
     next: u32,
@@ -72,6 +74,7 @@ pub(super) struct Snapshot {
     pub(super) size: u64,
     pub(super) first_used: Timestamp,
     pub(super) used: Timestamp,
+    pub(super) verified: Timestamp,
     pub(super) again: bool,
     pub(super) names: Vec<Digest>,
 }
@@ -99,7 +102,27 @@ impl Lru {
         self.size(digest).is_some()
     }
 
-    /// Adds a blob, used now. Adding it again changes nothing.
+    /// When a blob was last verified, if it is in the cache and that is known.
+    pub(super) fn verified(&self, digest: &Digest) -> Option<Timestamp> {
+        let entry = &self.entries[*self.slots.get(digest)? as usize];
+        (entry.place != Place::Absent && entry.verified != Timestamp::default()).then_some(entry.verified)
+    }
+
+    pub(super) fn set_verified(&mut self, digest: &Digest, now: Timestamp) {
+        if let Some(slot) = self.slots.get(digest) {
+            self.entries[*slot as usize].verified = now;
+        }
+    }
+
+    /// The blobs that were verified before `limit`, those first of which that is not known.
+    pub(super) fn verified_before(&self, limit: Timestamp) -> Vec<Digest> {
+        let held = self.slots.values().map(|slot| self.entry(*slot)).filter(|entry| entry.place != Place::Absent);
+        let mut due: Vec<&Entry> = held.filter(|entry| entry.verified < limit).collect();
+        due.sort_by_key(|entry| (entry.verified, entry.used));
+        due.into_iter().map(|entry| entry.digest.clone()).collect()
+    }
+
+    /// Adds a blob, used now, whose bytes are known to be right. Adding it again changes nothing.
     pub(super) fn insert(&mut self, digest: &Digest, size: u64, now: Timestamp) {
         let slot = self.slot(digest);
         if self.entry(slot).place != Place::Absent {
@@ -108,7 +131,7 @@ impl Lru {
         // A new layer of a hot image is as hot as the image.
         let hot = self.entry(slot).named_by.iter().any(|by| self.entry(*by).place == Place::Again);
         let entry = self.entry_mut(slot);
-        (entry.size, entry.first_used, entry.used) = (size, now, now);
+        (entry.size, entry.first_used, entry.used, entry.verified) = (size, now, now, now);
         self.push_newest(slot, if hot { Place::Again } else { Place::Once });
         self.bound_protected();
     }
@@ -213,6 +236,7 @@ impl Lru {
                 size: entry.size,
                 first_used: entry.first_used,
                 used: entry.used,
+                verified: entry.verified,
                 again: entry.place == Place::Again,
                 names: entry.names.iter().map(|name| self.entry(*name).digest.clone()).collect(),
             }
@@ -225,6 +249,7 @@ impl Lru {
         if self.entry(slot).place == Place::Absent {
             let entry = self.entry_mut(slot);
             (entry.size, entry.first_used, entry.used) = (snapshot.size, snapshot.first_used, snapshot.used);
+            entry.verified = snapshot.verified;
             self.push_newest(slot, if snapshot.again { Place::Again } else { Place::Once });
         }
         self.link(&snapshot.digest, &snapshot.names);
@@ -253,6 +278,7 @@ impl Lru {
             size: 0,
             first_used: Timestamp::default(),
             used: Timestamp::default(),
+            verified: Timestamp::default(),
             place: Place::Absent,
             previous: NONE,
             next: NONE,

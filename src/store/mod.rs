@@ -18,13 +18,17 @@ mod records;
 mod room;
 #[cfg(all(test, feature = "schedules"))]
 pub(crate) mod schedules;
+mod verify;
 mod writer;
 
+use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
 use crate::metrics::{CacheGauges, Metrics};
@@ -38,6 +42,7 @@ use handle::Handle;
 use health::Health;
 use pool::Pool;
 use records::Records;
+use verify::Verification;
 
 pub use disk::OpenError;
 #[cfg(debug_assertions)]
@@ -46,8 +51,9 @@ pub use growing::{Cut, TAIL};
 pub use health::Trouble;
 pub use options::{Floor, Options};
 pub use quarantine::{Damage, OpenFile};
-pub use reader::{Blob, BlobReader, Growth, Pieces, ReadError};
+pub use reader::{Blob, BlobReader, Growth, Held, Pieces, ReadError};
 pub use records::{Kind, Proof, TagRecord, Tally};
+pub use verify::Scrubbed;
 pub use writer::{BlobWriter, Bypass, Finished};
 
 /// The cache directory. Clones share it.
@@ -69,6 +75,12 @@ struct Shared {
     health: Health,
     /// Every file is being looked at.
     counting: AtomicBool,
+    /// The blobs that are being verified. Each of these tasks ends when the store is closed.
+    verifying: Mutex<HashMap<Digest, Arc<Verification>>>,
+    tasks: TaskTracker,
+    stopping: CancellationToken,
+    /// In bytes a second; 0: never.
+    scrub_rate: u64,
     clock: Clock,
     metrics: Metrics,
 }
@@ -108,6 +120,10 @@ impl Store {
             indexing,
             health: Health::default(),
             counting: AtomicBool::new(false),
+            verifying: Mutex::default(),
+            tasks: TaskTracker::new(),
+            stopping: CancellationToken::new(),
+            scrub_rate: options.scrub_rate.as_u64(),
             clock,
             metrics,
         }));
@@ -126,13 +142,27 @@ impl Store {
         Ok(store)
     }
 
-    /// A verified blob, used now. `None` if the cache has none.
+    /// A blob, used now. `None` if the cache has none.
     ///
     /// Cancel safe.
     ///
     /// # Errors
     /// When the blob is there and cannot be opened, for want of descriptors or because the disk fails.
-    pub async fn get(&self, digest: &Digest) -> io::Result<Option<Blob>> {
+    pub async fn get(&self, digest: &Digest) -> io::Result<Option<Held>> {
+        let Some(blob) = self.get_unverified(digest).await? else { return Ok(None) };
+        if lock(&self.0.books).lru.verified(digest).is_some() {
+            return Ok(Some(Held::Verified(blob)));
+        }
+        Ok(Some(Held::Doubtful(self.0.verify(digest, &blob, true))))
+    }
+
+    /// The same for whoever verifies the bytes himself, and then says so.
+    ///
+    /// Cancel safe.
+    ///
+    /// # Errors
+    /// As [`Store::get`].
+    pub async fn get_unverified(&self, digest: &Digest) -> io::Result<Option<Blob>> {
         let now = self.0.clock.now();
         let (used, size, open, known) = {
             let mut books = lock(&self.0.books);
@@ -154,7 +184,7 @@ impl Store {
             return Ok(Some(Blob::new(handle, size)));
         }
         let (store, digest) = (Arc::clone(&self.0), digest.clone());
-        self.0.reads.soon(move || store.open_blob(&digest, size)).await?
+        self.0.reads.soon(move || store.open_blob(&digest, size, true)).await?
     }
 
     /// Sets aside a blob that was found to be damaged, unless another file has taken the place of `file` meanwhile. From then
@@ -165,6 +195,11 @@ impl Store {
         let (store, digest) = (Arc::clone(&self.0), digest.clone());
         let done = self.0.writes.run(move || store.quarantine(&digest, Some(&file.0), &damage));
         let _ = timeout(self.0.writes.patience(), done).await;
+    }
+
+    /// Notes that the bytes of a blob are what its digest promises.
+    pub fn verified(&self, digest: &Digest) {
+        lock(&self.0.books).verified(digest, self.0.clock.now());
     }
 
     /// Notes a use of a blob whose bytes are at hand elsewhere.
@@ -278,6 +313,9 @@ impl Store {
 
     /// Writes down what only memory knows. `quiet`: nothing writes any more, so that the next start can trust it.
     pub async fn close(&self, quiet: bool) {
+        self.0.stopping.cancel();
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
         self.0.records.flush().await;
         let store = Arc::clone(&self.0);
         let _ = self.0.writes.run(move || store.write_index(quiet)).await;
@@ -295,7 +333,8 @@ impl Shared {
     ///
     /// Whoever shares a file that is open already does not look at its size again. A file that is cut meanwhile tells so where
     /// bytes are missing, before anyone has a wrong one.
-    fn open_blob(&self, digest: &Digest, size: Option<u64>) -> io::Result<Option<Blob>> {
+    /// `recent`: it may be wanted again.
+    fn open_blob(&self, digest: &Digest, size: Option<u64>, recent: bool) -> io::Result<Option<Blob>> {
         let opened = self.disk.open_blob(digest).and_then(|file| Ok((file.length()?, file)));
         let (length, file) = match opened {
             Ok((length, file)) if size.is_none_or(|size| size == length) => (length, file),
@@ -323,7 +362,12 @@ impl Shared {
                     // Evicted while it was being opened.
                     handle.unlinked(&mut books, lru::charge(length));
                 }
-                let closed = books.remember(digest, &handle);
+                let closed = if recent {
+                    books.remember(digest, &handle)
+                } else {
+                    books.share(digest, &handle);
+                    None
+                };
                 (handle, closed)
             }
         };

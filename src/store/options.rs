@@ -20,6 +20,9 @@ pub struct Options {
     /// How long a client waits for the disk. After it, what the client wants goes past the cache, until the disk answers.
     #[serde(with = "humantime_serde")]
     pub patience: Duration,
+    /// In idle time every blob is verified again once in two weeks, and first of all what an unclean stop may have damaged: so
+    /// many bytes a second. 0: never.
+    pub scrub_rate: ByteSize,
     /// What tests let go wrong with the disk. No option in the file.
     #[cfg(debug_assertions)]
     #[serde(skip)]
@@ -69,6 +72,7 @@ impl Default for Options {
             max_size: ByteSize::gib(50),
             min_free: Floor::Percent(5),
             patience: Duration::from_secs(5),
+            scrub_rate: ByteSize::mib(32),
             #[cfg(debug_assertions)]
             faults: super::faults::Faults::default(),
         }

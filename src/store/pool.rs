@@ -139,6 +139,11 @@ impl Pool {
         self.shared().patience
     }
 
+    /// True while jobs wait for a thread.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.0.lock().queue.is_empty()
+    }
+
     /// Runs `job` with nobody waiting for it.
     pub(super) fn start(&self, job: impl FnOnce() + Send + 'static) {
         let mut jobs = self.shared().lock();

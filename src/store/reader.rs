@@ -16,13 +16,20 @@ use super::quarantine::OpenFile;
 /// A verified blob of the cache, held open: eviction does not disturb it.
 #[derive(Clone)]
 pub struct Blob {
-    handle: Arc<Handle>,
+    pub(super) handle: Arc<Handle>,
     size: u64,
 }
 
 /// A blob on its way in, for those who may want to read it.
 #[derive(Clone)]
 pub struct Growth(pub(super) Arc<Growing>);
+
+/// A blob of the cache.
+pub enum Held {
+    Verified(Blob),
+    /// Nobody has looked at its bytes since larder was not stopped as it should be. They are being verified now.
+    Doubtful(Growth),
+}
 
 /// A place in a growing blob.
 struct Follower {
@@ -199,10 +206,7 @@ impl BlobReader {
         let bytes = match &mut self.source {
             Source::Blob(handle) => {
                 let limit = piece.min(within(self.at, self.end.unwrap_or(u64::MAX)));
-                match handle.read(self.at, limit).await {
-                    Ok(_) if handle.is_spoiled() => Err(ReadError::Ended),
-                    read => read.map_err(ReadError::Disk),
-                }
+                read(handle, self.at, limit).await
             }
             Source::Growing(follower) => follower.next(self.at, self.end, piece).await?,
         };
@@ -249,12 +253,12 @@ impl Follower {
         loop {
             let next = {
                 let progress = self.progress.borrow_and_update();
-                self.registration.step(&progress, at)
+                self.registration.step(&progress, at, end)
             };
             return match next {
                 Step::File(file, readable) => {
                     let limit = piece.min(within(at, readable.min(end.unwrap_or(u64::MAX))));
-                    Some(file.read(at, limit).await.map_err(ReadError::Disk))
+                    Some(read(&file, at, limit).await)
                 }
                 Step::Bytes(mut bytes) => {
                     bytes.truncate(within(at, end.unwrap_or(u64::MAX)));
@@ -271,6 +275,13 @@ impl Follower {
                 },
             };
         }
+    }
+}
+
+async fn read(file: &Arc<Handle>, at: u64, limit: usize) -> Result<Bytes, ReadError> {
+    match file.read(at, limit).await {
+        Ok(_) if file.is_spoiled() => Err(ReadError::Ended),
+        read => read.map_err(ReadError::Disk),
     }
 }
 

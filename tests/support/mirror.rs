@@ -13,7 +13,7 @@ use larder::{
     config::Config,
     mirror::Warmed,
     oci::{ImageName, Repository},
-    store::{Trouble, faults::Faults},
+    store::{Scrubbed, Trouble, faults::Faults},
 };
 use tempfile::TempDir;
 use toml::{Table, Value};
@@ -181,6 +181,11 @@ impl TestMirror {
         self.app.store().upkeep().await;
     }
 
+    /// The round of verification that goes on in idle time.
+    pub async fn scrub(&self) -> Scrubbed {
+        self.app.store().scrub_once().await
+    }
+
     /// Drains and ends it; the cache stays for another start.
     pub async fn stop(self) -> StoppedMirror {
         self.drain().await.0
@@ -238,6 +243,12 @@ impl StoppedMirror {
     pub fn set(mut self, lines: &str) -> Self {
         let options = lines.parse::<Table>().expect("lines of TOML");
         merge(&mut self.config, options);
+        self
+    }
+
+    /// Lets the next start find what it finds after a process that was killed.
+    pub fn into_killed(self) -> Self {
+        fs::remove_file(self.cache_dir().join("clean")).expect("it was stopped cleanly");
         self
     }
 

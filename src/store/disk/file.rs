@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Write as _};
+use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use rustix::fs::FallocateFlags;
+use rustix::fs::{Advice, FallocateFlags};
 use rustix::io::ReadWriteFlags;
 
 use super::gate::{Gate, Operation};
@@ -105,6 +106,11 @@ impl File {
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Unsupported) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Lets go of what was read here, if it is in memory. Only a hint.
+    pub(in crate::store) fn forget(&self, offset: u64, length: u64) {
+        let _ = rustix::fs::fadvise(&self.inner, offset, NonZeroU64::new(length), Advice::DontNeed);
     }
 
     pub(in crate::store) fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {

@@ -25,6 +25,7 @@ struct Shared {
     shed: Counters<1>,
     fills: Counters<1>,
     fill_resumes: Counter,
+    resume_mismatches: Counter,
     digest_mismatches: Counters<1>,
     upstream_requests: Counters<3>,
     upstream_hedges: Counters<2>,
@@ -101,6 +102,10 @@ impl Metrics {
             shed: register.add("shed", "What was not served for want of something: connections, memory, descriptors"),
             fills: register.add("fills", "Fills that have ended, by how: kept, passed, mismatch, stopped, given_up, failed"),
             fill_resumes: register.add("fill_resumes", "Transfers that broke and were taken up again"),
+            resume_mismatches: register.add(
+                "resume_mismatches",
+                "Transfers that could not go on, as the upstream now has other bytes before that place",
+            ),
             digest_mismatches: register.add("digest_mismatches", "Bodies that did not hash to their digest"),
             upstream_requests: register.add(
                 "upstream_requests",
@@ -185,6 +190,10 @@ impl Metrics {
 
     pub fn fill_resumed(&self) {
         self.0.fill_resumes.inc();
+    }
+
+    pub fn resume_mismatched(&self) {
+        self.0.resume_mismatches.inc();
     }
 
     // --- upstreams ---

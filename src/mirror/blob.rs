@@ -1,5 +1,7 @@
 //! Blobs: from the cache, from a fill, or by a new one; and who may have them.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use crate::oci::Digest;
@@ -14,11 +16,13 @@ use super::{Mirror, Origin, Refusal, Served, Thing};
 /// A blob that can be read, whole or in parts.
 pub struct Blob {
     pub served: Served,
-    mirror: Mirror,
-    digest: Digest,
+    pub(super) mirror: Mirror,
+    pub(super) digest: Digest,
     /// Where and as whom to ask for what the source cannot give, or not in time.
-    origin: Origin,
-    source: Source,
+    pub(super) origin: Origin,
+    pub(super) source: Source,
+    /// Some of its bytes have gone out: those that follow must be of the same copy.
+    pub(super) given: Arc<AtomicBool>,
 }
 
 /// From where a blob is read.
@@ -57,8 +61,11 @@ impl Mirror {
     /// Likewise; `unreadable`: the cache may have it, but not so that it can be read.
     pub(super) async fn find_blob(&self, origin: &Origin, digest: &Digest, mut unreadable: bool) -> Result<Blob, Refusal> {
         let mut started_one = false;
-        let blob = |served, source| Blob { served, mirror: self.clone(), digest: digest.clone(), origin: origin.clone(), source };
-        loop {
+        let blob = |served, source| {
+            let (mirror, digest, origin) = (self.clone(), digest.clone(), origin.clone());
+            Blob { served, mirror, digest, origin, source, given: Arc::default() }
+        };
+        'find: loop {
             let mut proven = self.proof(origin, digest, Kind::Blob).is_some();
             if !unreadable && (self.0.store.size(digest).is_some() || proven) {
                 let mut served = if origin.is_offline() { Served::Offline } else { Served::Hit };
@@ -96,11 +103,15 @@ impl Mirror {
                 self.prove(origin, digest, Kind::Blob).await?;
             }
             match interest.begun().await {
-                Ok(Some(begun)) => {
+                Ok(Some(mut begun)) => {
                     // Of so small a blob nothing can go out before it is verified: there is still time for a status.
-                    let small = begun.growth.known_size().is_some_and(|size| size <= TAIL);
-                    if small && !begun.growth.verified().await {
-                        return Err(incomplete());
+                    while begun.growth.known_size().is_some_and(|size| size <= TAIL) && !begun.growth.verified().await {
+                        match interest.begun_anew(&begun.growth).await {
+                            Some(anew) => begun = anew,
+                            // What was fetched in place of wrong bytes may be here by now.
+                            None if self.0.store.size(digest).is_some() => continue 'find,
+                            None => return Err(incomplete()),
+                        }
                     }
                     let served = match begun.bypass {
                         Some(why) => Served::Bypass(why, begun.cache_status),
@@ -180,16 +191,20 @@ impl Blob {
     ///
     /// Cancel safe.
     pub(super) async fn kept(self) -> bool {
-        match self.source {
+        let Self { mirror, digest, source, .. } = self;
+        match source {
             Source::Cache(_) => true,
             Source::Doubtful(growth) => growth.verified().await,
-            Source::Fill(growth, interest) => {
+            Source::Fill(mut growth, interest) => {
                 // The interest is held until then, as a fill does not go on for nobody.
-                let verified = growth.settled().await;
-                if verified {
-                    interest.landed().await;
+                while !growth.settled().await {
+                    match interest.begun_anew(&growth).await {
+                        Some(begun) => growth = begun.growth,
+                        None => return mirror.0.store.size(&digest).is_some(),
+                    }
                 }
-                verified
+                interest.landed().await;
+                true
             }
         }
     }
@@ -216,18 +231,13 @@ impl Blob {
     /// The bytes `start..end`, in pieces of the size that is wished at the moment.
     #[must_use]
     pub fn read(&self, start: u64, end: u64, pieces: &Pieces) -> ByteStream {
-        self.reading(start, Some(end), pieces).stream()
+        Reading::new(self, start, Some(end), pieces).stream()
     }
 
     /// All bytes, of a blob whose size may not be known.
     #[must_use]
     pub fn read_all(&self, pieces: &Pieces) -> ByteStream {
-        self.reading(0, self.known_size(), pieces).stream()
-    }
-
-    fn reading(&self, start: u64, end: Option<u64>, pieces: &Pieces) -> Reading {
-        let Self { mirror, digest, origin, source, .. } = self;
-        Reading::new(mirror.clone(), origin.clone(), digest.clone(), source.clone(), (start, end), pieces.clone())
+        Reading::new(self, 0, self.known_size(), pieces).stream()
     }
 
     pub(super) fn into_source(self) -> Source {

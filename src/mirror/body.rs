@@ -5,15 +5,17 @@ mod fetch;
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use futures_util::{Stream, stream};
 
 use crate::oci::{Algorithm, Digest, Hasher};
-use crate::store::{BlobReader, Damage, OpenFile, Pieces, ReadError, TAIL};
+use crate::store::{BlobReader, Damage, Held, OpenFile, Pieces, ReadError, TAIL};
 use crate::upstream;
 
-use super::blob::Source;
+use super::blob::{Blob, Source};
 use super::{Mirror, Origin};
 use fetch::{Fetch, Lagged};
 
@@ -41,6 +43,8 @@ pub(super) struct Reading {
     /// How often it has begun anew.
     begun_anew: u8,
     pieces: Pieces,
+    /// Bytes of this copy of the blob have been sent, by this reading or another of the same answer.
+    given: Arc<AtomicBool>,
 }
 
 /// From where the bytes come at the moment.
@@ -71,16 +75,21 @@ const ANEW: u8 = 2;
 // === impl Reading ===
 
 impl Reading {
-    pub(super) fn new(
-        mirror: Mirror,
-        origin: Origin,
-        digest: Digest,
-        source: Source,
-        (at, end): (u64, Option<u64>),
-        pieces: Pieces,
-    ) -> Self {
-        let state = State::Store(source.read(at, end, &pieces));
-        let mut reading = Self { mirror, origin, digest, source: Some(source), state, end, sent: None, begun_anew: 0, pieces };
+    /// Of `blob` from `at` to `end`.
+    pub(super) fn new(blob: &Blob, at: u64, end: Option<u64>, pieces: &Pieces) -> Self {
+        let Blob { mirror, digest, origin, source, given, .. } = blob;
+        let mut reading = Self {
+            mirror: mirror.clone(),
+            origin: origin.clone(),
+            digest: digest.clone(),
+            source: Some(source.clone()),
+            state: State::Store(source.read(at, end, pieces)),
+            end,
+            sent: None,
+            begun_anew: 0,
+            pieces: pieces.clone(),
+            given: Arc::clone(given),
+        };
         reading.go_on_at(at);
         reading
     }
@@ -89,7 +98,10 @@ impl Reading {
         Box::pin(stream::unfold(Some(self), |reading| async move {
             let mut reading = reading?;
             match reading.next().await? {
-                Ok(bytes) => Some((Ok(bytes), Some(reading))),
+                Ok(bytes) => {
+                    reading.given.store(true, Ordering::Relaxed);
+                    Some((Ok(bytes), Some(reading)))
+                }
                 Err(Broken) => Some((Err(Broken), None)),
             }
         }))
@@ -112,7 +124,7 @@ impl Reading {
                     }
                     Err(error) => {
                         let at = fetch.at;
-                        self.fetch_failed(at, &error)
+                        self.fetch_failed(at, &error).await
                     }
                 },
             };
@@ -154,19 +166,19 @@ impl Reading {
         self.state = State::Store(source.read(at, self.end, &self.pieces));
     }
 
-    fn fetch_failed(&mut self, at: u64, error: &upstream::Error) -> Result<(), Broken> {
-        match (&self.source, &self.sent) {
-            // Nothing is lost but time: the fill will come there.
-            (Some(source), Some(sent)) if sent.from == at => {
-                tracing::debug!(digest = %self.digest, at, %error, "a range waits for its fill");
-                self.state = State::Store(source.read(at, self.end, &self.pieces));
-                self.sent = None;
-                Ok(())
-            }
-            _ => {
-                tracing::warn!(digest = %self.digest, at, %error, "a range cannot be completed");
-                Err(Broken)
-            }
+    /// A range ahead of its fill cannot be fetched on. Nothing is lost but time: the fill will come there.
+    async fn fetch_failed(&mut self, at: u64, error: &upstream::Error) -> Result<(), Broken> {
+        let (Some(source), Some(sent)) = (&self.source, &self.sent) else { return Err(Broken) };
+        tracing::info!(digest = %self.digest, at, %error, "a range waits for its fill");
+        if sent.from == at {
+            self.state = State::Store(source.read(at, self.end, &self.pieces));
+            self.sent = None;
+            return Ok(());
+        }
+        // What is not kept cannot be compared.
+        match source {
+            Source::Fill(growth, _) if !growth.settled().await => Err(Broken),
+            _ => self.compare(at).await,
         }
     }
 
@@ -191,6 +203,14 @@ impl Reading {
                 self.go_on_anew(at).await
             }
             ReadError::Ended => {
+                // Who was given nothing yet may have what is fetched in its place.
+                if !self.given.load(Ordering::Relaxed)
+                    && let Some(source) = self.fetched_anew().await
+                {
+                    self.state = State::Store(source.read(at, self.end, &self.pieces));
+                    self.source = Some(source);
+                    return Ok(());
+                }
                 tracing::debug!(digest = %self.digest, at, "the blob does not get complete; the answer ends short");
                 Err(Broken)
             }
@@ -203,6 +223,20 @@ impl Reading {
         }
         self.go_on_at(at);
         Ok(())
+    }
+
+    /// The bytes were wrong that nobody here has been given: waits for those that are fetched in their place, or have come by
+    /// now. `None`: there are none.
+    async fn fetched_anew(&self) -> Option<Source> {
+        let Some(Source::Fill(growth, interest)) = &self.source else { return None };
+        let source = match interest.begun_anew(growth).await {
+            Some(begun) => Source::Fill(begun.growth, interest.clone()),
+            None => match self.mirror.0.store.get(&self.digest).await.ok()?? {
+                Held::Verified(blob) => Source::Cache(blob),
+                Held::Doubtful(growth) => Source::Doubtful(growth),
+            },
+        };
+        (source.known_size() == growth.known_size()).then_some(source)
     }
 
     /// What the bytes were read from fails at `at`: takes the blob from elsewhere.

@@ -4,13 +4,14 @@ mod interest;
 mod running;
 #[cfg(all(test, feature = "schedules"))]
 mod schedules;
+mod tries;
 
 use std::sync::Arc;
 
-use crate::oci::Digest;
+use crate::oci::{Digest, Hasher};
 use crate::store::{BlobWriter, Finished, Kind};
 use crate::sync::start_task;
-use crate::upstream::{self, BlobAnswer, Body, Span, pause};
+use crate::upstream::{self, BlobAnswer, Body, Source, Span, pause};
 
 use super::{Mirror, Origin, Refusal, Thing};
 
@@ -18,6 +19,7 @@ use running::{Begun, Fill, Head};
 
 pub(super) use interest::Interest;
 pub(super) use running::{Fills, Joined};
+pub(super) use tries::Tries;
 
 /// How a stretch of transfer ended.
 enum Stretch {
@@ -27,9 +29,21 @@ enum Stretch {
     Stopped,
 }
 
-/// A broken transfer is taken up again as often as it has brought this much since the last time.
-const PROGRESS: u64 = 1 << 20;
-/// Without progress, so often.
+/// What became of taking a transfer up again.
+enum Resumed {
+    GoesOn(Box<Body>),
+    /// What the upstream has now begins with other bytes than those that have come, which hash to this.
+    Differs(Digest),
+}
+
+/// Who sent what there is of a blob.
+struct Senders {
+    /// An earlier fill has left some of it.
+    earlier: bool,
+    now: Vec<Source>,
+}
+
+/// A broken transfer is taken up again so often without progress.
 const TRIES: u32 = 5;
 /// Before the first byte, so often: a client waits, and has other registries to ask.
 const FIRST_TRIES: u32 = 2;
@@ -50,51 +64,76 @@ impl Mirror {
     }
 
     async fn run_fill(&self, fill: &Arc<Fill>) {
-        let mut writer = self.0.store.begin(fill.digest.clone()).await;
+        // Where the bytes were wrong, once more from the beginning.
+        for last in [false, true] {
+            let writer = self.0.store.begin(fill.digest.clone()).await;
+            if !self.fill_once(fill, writer, last).await {
+                return;
+            }
+        }
+    }
+
+    /// Returns true if the bytes were wrong and are to be fetched anew, which those who wait have been told.
+    async fn fill_once(&self, fill: &Arc<Fill>, mut writer: BlobWriter, last: bool) -> bool {
+        let mut senders = Senders { earlier: writer.accepted() > 0, now: Vec::new() };
         let mut body = match self.begin_fill(fill, &mut writer).await {
             Ok(body) => body,
             Err(error) => {
                 self.note_failure(&fill.origin, Thing::Blob(fill.digest.clone()), &error);
                 self.0.metrics.fill_ended("failed");
                 fill.head.send_replace(Head::Failed(error.into()));
-                return writer.suspend(false).await;
+                writer.suspend(false).await;
+                return false;
             }
         };
-        let mut tries = 0;
+        let mut tries = Tries::new(TRIES, self.0.options.fill_timeout, writer.accepted());
         loop {
-            let before = writer.accepted();
+            senders.now.push(body.source());
             match self.transfer(fill, &mut writer, body).await {
-                Stretch::Complete => return self.finish_fill(fill, writer).await,
+                Stretch::Complete => return self.finish_fill(fill, writer, &senders, last).await,
                 Stretch::Stopped => {
                     tracing::info!(digest = %fill.digest, at = writer.accepted(), "a fill stops");
                     self.0.metrics.fill_ended("stopped");
-                    return leave(fill, writer, self.0.stopping.is_cancelled()).await;
+                    leave(fill, writer, self.0.stopping.is_cancelled()).await;
+                    return false;
                 }
                 Stretch::Broken(error) => {
-                    tries = if writer.accepted() - before >= PROGRESS { 0 } else { tries + 1 };
-                    tracing::warn!(digest = %fill.digest, at = writer.accepted(), %error, "a transfer broke");
-                    if tries > TRIES {
-                        tracing::error!(digest = %fill.digest, at = writer.accepted(), "a fill is given up");
-                        self.0.metrics.fill_ended("given_up");
-                        return leave(fill, writer, false).await;
+                    tracing::info!(digest = %fill.digest, at = writer.accepted(), %error, "a transfer broke");
+                    if !tries.broke(writer.accepted(), writer.size()) {
+                        self.give_up(fill, writer, &error).await;
+                        return false;
                     }
                 }
             }
             body = loop {
-                match self.resume(fill, &mut writer, tries).await {
-                    Ok(resumed) => {
+                let resumed = tokio::select! {
+                    resumed = self.resume(fill, &mut writer, tries.in_vain()) => resumed,
+                    () = self.0.stopping.cancelled() => Err(upstream::Error::Offline),
+                };
+                match resumed {
+                    Ok(Resumed::GoesOn(body)) => {
                         self.0.metrics.fill_resumed();
-                        break resumed;
+                        break *body;
                     }
-                    Err(error) if tries >= TRIES || error.is_definitive() || self.0.stopping.is_cancelled() => {
-                        tracing::error!(digest = %fill.digest, at = writer.accepted(), %error, "a fill is given up");
-                        self.0.metrics.fill_ended("given_up");
-                        return leave(fill, writer, false).await;
+                    Ok(Resumed::Differs(found)) => {
+                        self.0.metrics.resume_mismatched();
+                        return self.reject(fill, writer, found, &Senders { earlier: true, ..senders }, last).await;
                     }
-                    Err(_) => tries += 1,
+                    Err(error) => {
+                        if error.is_definitive() || self.0.stopping.is_cancelled() || !tries.failed() {
+                            self.give_up(fill, writer, &error).await;
+                            return false;
+                        }
+                    }
                 }
             };
         }
+    }
+
+    async fn give_up(&self, fill: &Fill, writer: BlobWriter, error: &upstream::Error) {
+        tracing::error!(digest = %fill.digest, at = writer.accepted(), %error, "a fill is given up");
+        self.0.metrics.fill_ended("given_up");
+        leave(fill, writer, false).await;
     }
 
     /// Asks for the blob, from where an earlier fill stopped, and tells those who wait how large it is.
@@ -105,9 +144,9 @@ impl Mirror {
         let mut tries = 0;
         let (size, cache_status, body) = loop {
             let error = match fill.ask(span).await {
-                Ok(BlobAnswer { offset, size, cache_status, body }) if offset == start && start > 0 => {
-                    match skip(body, 1, writer).await {
-                        Ok(body) => break (size, cache_status, body),
+                Ok(BlobAnswer { offset, size, cache_status, mut body }) if offset == start && start > 0 => {
+                    match body.pass_over(1, |_| {}).await {
+                        Ok(()) => break (size, cache_status, body),
                         Err(error) => error,
                     }
                 }
@@ -117,8 +156,8 @@ impl Mirror {
                     }
                     break (size, cache_status, body);
                 }
-                // The blob ends before that byte, so the bytes are not its own.
-                Err(upstream::Error::Unsupported(416)) if span.is_some() => {
+                // Another part; or the blob ends before that byte, so that the bytes are not its own.
+                Err(upstream::Error::Unsupported(206 | 416)) if span.is_some() => {
                     span = None;
                     continue;
                 }
@@ -169,62 +208,73 @@ impl Mirror {
         }
     }
 
-    async fn resume(&self, fill: &Arc<Fill>, writer: &mut BlobWriter, tries: u32) -> Result<Body, upstream::Error> {
-        if tries > 0 {
-            tokio::select! {
-                () = pause(tries) => {}
-                () = self.0.stopping.cancelled() => return Err(upstream::Error::Offline),
-            }
+    /// Asks for the rest; and where only the whole is to be had, or a wrong part, makes sure that it begins with what has come.
+    async fn resume(&self, fill: &Fill, writer: &mut BlobWriter, in_vain: u32) -> Result<Resumed, upstream::Error> {
+        if in_vain > 0 {
+            pause(in_vain).await;
         }
-        let at = writer.accepted();
-        let answer = fill.ask(Some(Span { start: at, end: None })).await?;
-        match answer.offset {
-            offset if offset == at => Ok(answer.body),
-            // It ignores ranges. Should the bytes passed over differ from those we have, the digest will tell.
-            _ => skip(answer.body, at, writer).await,
+        let (at, size) = (writer.accepted(), writer.size());
+        let other_size = |told: Option<u64>| told.is_some() && size.is_some() && told != size;
+        let mut whole = match fill.ask(Some(Span { start: at, end: None })).await {
+            Ok(answer) if answer.offset == at && !other_size(answer.size) => return Ok(Resumed::GoesOn(Box::new(answer.body))),
+            Ok(answer) if answer.offset == 0 => answer,
+            Ok(_) | Err(upstream::Error::Unsupported(206 | 416)) => fill.ask(None).await?,
+            Err(error) => return Err(error),
+        };
+        let here = writer.digest_so_far().await;
+        if other_size(whole.size) {
+            return Ok(Resumed::Differs(here));
         }
+        let mut there = Hasher::new(fill.digest.algorithm());
+        whole.body.pass_over(at, |bytes| there.update(bytes)).await?;
+        let same = here == there.finish();
+        Ok(if same { Resumed::GoesOn(Box::new(whole.body)) } else { Resumed::Differs(here) })
     }
 
-    async fn finish_fill(&self, fill: &Arc<Fill>, writer: BlobWriter) {
-        let size = writer.accepted();
+    /// Returns true if the bytes were wrong and are to be fetched anew.
+    async fn finish_fill(&self, fill: &Fill, mut writer: BlobWriter, senders: &Senders, last: bool) -> bool {
+        let found = writer.digest_so_far().await;
+        if writer.is_too_long() || found != fill.digest {
+            return self.reject(fill, writer, found, senders, last).await;
+        }
         // Before anyone sees the end: who comes back for the blob then need not ask.
-        self.set_proof(&fill.origin.repository, &fill.digest, size, None);
+        self.set_proof(&fill.origin.repository, &fill.digest, writer.accepted(), None);
         let finished = writer.finish().await;
         self.0.metrics.fill_ended(finished.word());
         match finished {
             Finished::Kept => {}
             Finished::Passed(why) => tracing::warn!(digest = %fill.digest, %why, "a blob was passed on and not kept"),
-            Finished::Mismatch => {
-                // What it said of the blob is worth as little as what it sent.
-                self.0.store.remove_proof(&fill.origin.repository, &fill.digest, Kind::Blob);
-                let upstream = &fill.origin.repository.upstream;
-                self.0.metrics.digest_mismatched(upstream);
-                tracing::error!(%upstream, repository = %fill.origin.repository.name, digest = %fill.digest, size,
-                    "the upstream sent other bytes than the digest promises; nothing of them is kept");
-            }
+            // It is what it was a moment ago.
+            Finished::Mismatch => self.0.store.remove_proof(&fill.origin.repository, &fill.digest, Kind::Blob),
         }
+        false
+    }
+
+    /// The bytes are not the blob's, or not all of one: nothing of them is kept. True if they are to be fetched anew, where it
+    /// may make a difference: from another address, or without what was here from before.
+    async fn reject(&self, fill: &Fill, writer: BlobWriter, found: Digest, senders: &Senders, last: bool) -> bool {
+        // What the upstream said of the blob is worth as little as what it sent.
+        self.0.store.remove_proof(&fill.origin.repository, &fill.digest, Kind::Blob);
+        let upstream = &fill.origin.repository.upstream;
+        self.0.metrics.digest_mismatched(upstream);
+        tracing::error!(%upstream, repository = %fill.origin.repository.name, digest = %fill.digest, %found, size = writer.accepted(),
+            "the upstream sent other bytes than the digest promises; nothing of them is kept");
+        senders.now.iter().for_each(|sender| sender.gave_wrong_bytes(&fill.digest));
+        let anew = !last && (senders.earlier || fill.origin.ask().has_another(&fill.digest));
+        if anew {
+            // Before the bytes are gone: who was given none of them waits for the others.
+            fill.head.send_replace(Head::Waiting);
+        } else {
+            self.0.metrics.fill_ended("mismatch");
+        }
+        writer.discard().await;
+        anew
     }
 }
 
 /// Ends in the middle. What has come is left for the next fill, unless that could not trust it.
 async fn leave(fill: &Fill, writer: BlobWriter, durable: bool) {
     if fill.origin.registry.anyones { writer.discard().await } else { writer.suspend(durable).await }
-}
-
-/// Passes over `bytes` of `body`. What comes with the last of them is pushed.
-async fn skip(mut body: Body, mut bytes: u64, writer: &mut BlobWriter) -> Result<Body, upstream::Error> {
-    while bytes > 0 {
-        let Some(mut chunk) = body.chunk().await? else {
-            return Err(upstream::Error::ended_early());
-        };
-        let passed = chunk.len().min(usize::try_from(bytes).unwrap_or(usize::MAX));
-        let rest = chunk.split_off(passed);
-        bytes -= passed as u64;
-        if !rest.is_empty() {
-            writer.push(rest);
-        }
-    }
-    Ok(body)
 }
 
 // === impl Fill ===

@@ -40,6 +40,9 @@ pub struct Options {
     pub orphan_fills: usize,
     /// How much of such a blob may still be missing.
     pub orphan_bytes: ByteSize,
+    /// After how long a fill whose transfer breaks is not taken up again.
+    #[serde(with = "humantime_serde")]
+    pub fill_timeout: Duration,
     /// Images that are always here, as for `docker pull`: `nginx:1.27`, `ghcr.io/org/app`.
     pub keep: Vec<ImageName>,
     /// How often it is seen to that they are, and that their tags point to what they should.
@@ -93,6 +96,7 @@ impl Default for Options {
             negative_ttl: Duration::from_secs(5),
             orphan_fills: 4,
             orphan_bytes: ByteSize::gib(2),
+            fill_timeout: Duration::from_hours(1),
             keep: Vec::new(),
             keep_every: Duration::from_hours(6),
             keep_platforms: Platforms::default(),

@@ -141,7 +141,7 @@ impl Pool {
 
     /// True while jobs wait for a thread.
     pub(super) fn is_busy(&self) -> bool {
-        !self.0.lock().queue.is_empty()
+        !self.shared().lock().queue.is_empty()
     }
 
     /// Runs `job` with nobody waiting for it.

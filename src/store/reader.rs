@@ -96,6 +96,12 @@ impl Blob {
 // === impl Growth ===
 
 impl Growth {
+    /// Whether both follow the same writer.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Up to where the bytes are there to be read.
     #[must_use]
     pub fn front(&self) -> u64 {

@@ -143,6 +143,12 @@ impl BlobWriter {
         self.accepted
     }
 
+    /// How large the blob will be, if the upstream has announced it.
+    #[must_use]
+    pub fn size(&self) -> Option<u64> {
+        self.size
+    }
+
     /// Why the blob will not be kept, if so.
     #[must_use]
     pub fn bypassed(&self) -> Option<&Bypass> {

@@ -24,7 +24,7 @@ pub(super) enum Failure<'a> {
     Dead,
     /// One of a few.
     Any,
-    /// Of this thing. Until it is open, the same thing again says no more of the others.
+    /// Of this thing. Until it is open, what has failed before says no more of the rest.
     Of(&'a str),
 }
 
@@ -32,8 +32,8 @@ pub(super) enum Failure<'a> {
 struct State {
     /// In a row.
     failures: u32,
-    /// What failed last, where one thing is told from another.
-    last: Option<String>,
+    /// What has failed, where one thing is told from another.
+    things: Vec<String>,
     /// Nothing is asked before.
     closed_from: Timestamp,
     why: Option<Error>,
@@ -99,10 +99,12 @@ impl Breaker {
         let mut state = self.lock();
         let before = state.failures;
         if let Failure::Of(thing) = failure {
-            if (1..FEW).contains(&before) && state.last.as_deref() == Some(thing) {
-                return false;
+            if before < FEW {
+                if state.things.iter().any(|known| known == thing) {
+                    return false;
+                }
+                state.things.push(thing.to_owned());
             }
-            state.last = Some(thing.to_owned());
         }
         state.failures = before.saturating_add(1);
         if matches!(failure, Failure::Silent | Failure::Dead) {
@@ -186,13 +188,13 @@ mod tests {
     }
 
     #[test]
-    fn one_thing_that_fails_again_and_again_keeps_nobody_from_the_others() {
+    fn two_things_that_fail_again_and_again_keep_nobody_from_the_others() {
         let (breaker, start) = (Breaker::new(SHORTEST), Timestamp::default());
         for _ in 0..10 {
             assert!(!breaker.failed(start, &WHY, Failure::Of("a")));
+            assert!(!breaker.failed(start, &WHY, Failure::Of("b")));
         }
-        assert!(!breaker.failed(start, &WHY, Failure::Of("b")));
-        assert!(breaker.failed(start, &WHY, Failure::Of("a")), "three that are not all of one thing");
+        assert!(breaker.failed(start, &WHY, Failure::Of("c")), "three are not their own fault");
         let later = start + SHORTEST;
         assert!(breaker.admit(later).is_ok());
         breaker.failed(later, &WHY, Failure::Of("a"));

@@ -28,6 +28,8 @@ pub(super) struct Endpoint {
     bodies: Breaker,
     /// An address that another has outrun by far is likewise asked after that one for moments.
     starts: Breaker,
+    /// Blobs of which it has given wrong bytes, and until when others are asked for them first.
+    wrong: moka::sync::Cache<Digest, Timestamp>,
     warned: Seldom,
     /// By account.
     budgets: Vec<Mutex<Budget>>,
@@ -36,8 +38,10 @@ pub(super) struct Endpoint {
     clock: Clock,
 }
 
-/// Budgets of clients that are remembered.
+/// Budgets of clients that are remembered, and blobs that were wrong.
 const REMEMBERED: u64 = 10_000;
+/// For how long it is remembered that the bytes of a blob were wrong.
+const WRONG: Duration = Duration::from_mins(1);
 
 // === impl Endpoint ===
 
@@ -56,14 +60,15 @@ impl Endpoint {
         let budgets = (0..accounts).map(|_| Mutex::default()).collect();
         // As long as can be, as a transfer waits before it is taken up again.
         let [bodies, starts] = [(); 2].map(|()| Breaker::new(breaker::LONGEST));
-        let clients = moka::sync::Cache::new(REMEMBERED);
-        Ok(Self { client, auth, trusted, bodies, starts, warned: Seldom::default(), budgets, clients, clock })
+        let (wrong, clients) = (moka::sync::Cache::new(REMEMBERED), moka::sync::Cache::new(REMEMBERED));
+        Ok(Self { client, auth, trusted, bodies, starts, wrong, warned: Seldom::default(), budgets, clients, clock })
     }
 
-    /// Whether others are to be asked before it: for the bytes of a blob, or for anything else.
+    /// Whether others are to be asked before it: for the bytes of this blob, or for anything else.
     pub(super) fn is_second_choice(&self, blob: Option<&Digest>) -> bool {
         let now = self.clock.now();
-        self.starts.admit(now).is_err() || (blob.is_some() && self.bodies.admit(now).is_err())
+        let for_blob = |digest| self.bodies.admit(now).is_err() || self.gave_wrong(digest);
+        self.starts.admit(now).is_err() || blob.is_some_and(for_blob)
     }
 
     /// It has begun to answer.
@@ -89,6 +94,15 @@ impl Endpoint {
         if self.bodies.failed(now, why, failure) && self.warned.is_due(now) {
             tracing::warn!(host = %self.client.host(), %why, "blobs break off; others are asked first for moments");
         }
+    }
+
+    /// Whether it has lately given wrong bytes of this blob.
+    pub(super) fn gave_wrong(&self, digest: &Digest) -> bool {
+        self.wrong.get(digest).is_some_and(|until| self.clock.now() < until)
+    }
+
+    pub(super) fn gave_wrong_bytes(&self, digest: &Digest) {
+        self.wrong.insert(digest.clone(), self.clock.now() + WRONG);
     }
 
     /// For how long it is left alone after `now`: as it does not answer, or lets no account ask.

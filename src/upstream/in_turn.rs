@@ -10,6 +10,8 @@ use http::{HeaderValue, Method, header};
 use reqwest::Response;
 use tokio::time::Instant;
 
+use crate::oci::Digest;
+
 use super::budget::Purpose;
 use super::client::read_limited;
 use super::counts::Counts;
@@ -162,6 +164,11 @@ impl Upstream {
     /// Whether no address is asked at this moment, so that it is in vain to wait for one.
     pub(super) fn is_left_alone(&self, behalf: &Behalf) -> bool {
         self.usable(behalf).all(|endpoint| endpoint.client.check().is_err())
+    }
+
+    /// Whether an address may be asked for a blob that has not lately given wrong bytes of it.
+    pub(super) fn has_another(&self, behalf: &Behalf, digest: &Digest) -> bool {
+        self.usable(behalf).any(|endpoint| !endpoint.gave_wrong(digest))
     }
 
     fn is_first(&self, endpoint: &Arc<Endpoint>) -> bool {

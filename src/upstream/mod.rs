@@ -61,7 +61,7 @@ pub use options::{AuthMode, DOCKER_HUB, Options, WELL_KNOWN};
 pub use pause::pause;
 pub use public_url::PublicUrl;
 pub use quota::Spent;
-pub use request::{Asking, BlobAnswer, Body, Found, ManifestAnswer, ReferrersAnswer, Span, TagsAnswer};
+pub use request::{Asking, BlobAnswer, Body, Found, ManifestAnswer, ReferrersAnswer, Source, Span, TagsAnswer};
 
 /// A registry. Offline is a kind of upstream: it is there and answers nothing.
 pub struct Upstream {

@@ -72,7 +72,12 @@ pub struct Body {
     quota: Arc<Quota>,
     /// In bytes.
     received: u64,
+    /// What came with the last of those that were passed over.
+    ahead: Option<Bytes>,
 }
+
+/// An address that sends a body.
+pub struct Source(Arc<Endpoint>);
 
 pub struct TagsAnswer {
     pub tags: Vec<String>,
@@ -181,7 +186,11 @@ impl Asking<'_> {
                 _ => {}
             }
         }
-        let first = self.blob(digest, Some(Span { start: 0, end: Some(1) })).await?;
+        let first = match self.blob(digest, Some(Span { start: 0, end: Some(1) })).await {
+            // Another part is no answer, and does not say that there is nothing.
+            Err(Error::Unsupported(206)) => return Err(Error::unavailable("it sends another part than was asked for")),
+            first => first?,
+        };
         // Who gives the blob and refuses its HEAD does so with every blob.
         refuses_head.store(refused, Ordering::Relaxed);
         Ok(Found { digest: None, size: first.size, content_type: None, cache_status: first.cache_status })
@@ -190,7 +199,7 @@ impl Asking<'_> {
     /// Asks for the bytes of a blob, all of them or a span.
     ///
     /// # Errors
-    /// See [`Error`].
+    /// See [`Error`]. With 206 and 416 it says that it does not have that span.
     pub async fn blob(&self, digest: &Digest, span: Option<Span>) -> Result<BlobAnswer, Error> {
         let path = format!("{}/blobs/{digest}", self.repository);
         let mut headers = HeaderMap::new();
@@ -214,10 +223,11 @@ impl Asking<'_> {
                 let Some((got, size)) = range.and_then(content_range) else {
                     return Err(Error::unavailable("it sends a part and does not say which"));
                 };
-                if span.is_none_or(|span| span.start != got.start) {
-                    return Err(Error::unavailable("it sends another part than was asked for"));
+                match span {
+                    Some(span) if span.start == got.start => (got.start, size),
+                    Some(_) => return Err(Error::Unsupported(206)),
+                    None => return Err(Error::unavailable("it sends a part where all was asked for")),
                 }
-                (got.start, size)
             }
             _ => (0, content_length(&response)),
         };
@@ -229,6 +239,7 @@ impl Asking<'_> {
             _place: place,
             quota: Arc::clone(&self.upstream.quota),
             received: 0,
+            ahead: None,
         };
         Ok(BlobAnswer { offset, size, cache_status, body })
     }
@@ -282,6 +293,12 @@ impl Asking<'_> {
             _ => merge_indexes(&pages).map_err(|bad| Error::unavailable(bad.to_string()))?.into(),
         };
         Ok(Some(ReferrersAnswer { index, cache_status }))
+    }
+
+    /// Whether there is an address to ask for a blob that has not lately given wrong bytes of it.
+    #[must_use]
+    pub fn has_another(&self, digest: &Digest) -> bool {
+        self.upstream.has_another(self.behalf, digest)
     }
 
     /// Whether nobody is asked at this moment, as no address answers: a further try would be in vain.
@@ -341,9 +358,39 @@ impl Found {
     }
 }
 
+// === impl Source ===
+
+impl Source {
+    /// What it sent was not the blob: for a while others are asked for that one first.
+    pub fn gave_wrong_bytes(&self, digest: &Digest) {
+        self.0.gave_wrong_bytes(digest);
+    }
+}
+
 // === impl Body ===
 
 impl Body {
+    /// Passes over so many bytes, showing them.
+    ///
+    /// # Errors
+    /// As [`chunk`](Self::chunk), and if there are not so many.
+    pub async fn pass_over(&mut self, mut bytes: u64, mut show: impl FnMut(&[u8])) -> Result<(), Error> {
+        while bytes > 0 {
+            let mut chunk = self.chunk().await?.ok_or_else(Error::ended_early)?;
+            let rest = chunk.split_off(chunk.len().min(usize::try_from(bytes).unwrap_or(usize::MAX)));
+            self.ahead = Some(rest).filter(|rest| !rest.is_empty());
+            bytes -= chunk.len() as u64;
+            show(&chunk);
+        }
+        Ok(())
+    }
+
+    /// Where it comes from.
+    #[must_use]
+    pub fn source(&self) -> Source {
+        Source(Arc::clone(&self.endpoint))
+    }
+
     /// The next bytes; `None` at the end of the body.
     ///
     /// Cancel safe.
@@ -351,6 +398,9 @@ impl Body {
     /// # Errors
     /// When the connection breaks, or nothing comes for too long.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
+        if let Some(ahead) = self.ahead.take() {
+            return Ok(Some(ahead));
+        }
         let chunk = self.pace.chunk(&mut self.response).await;
         match &chunk {
             Ok(Some(bytes)) => {

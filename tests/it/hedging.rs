@@ -28,13 +28,9 @@ fn before(first: &Registry, second: &Registry) -> StoppedMirror {
         .set("upstream.\"docker.io\".header_timeout = \"10s\"")
 }
 
-async fn hedges(mirror: &TestMirror) -> (u64, u64) {
-    let page = Client::h1().get(mirror.admin_url("/metrics")).await.expect(200).text();
-    let count = |outcome: &str| {
-        let series = format!("larder_upstream_hedges_total{{upstream=\"docker.io\",outcome=\"{outcome}\"}} ");
-        page.lines().find_map(|line| line.strip_prefix(&series)).map_or(0, |value| value.parse().unwrap())
-    };
-    (count("won"), count("lost"))
+fn hedges(mirror: &TestMirror) -> (u64, u64) {
+    let series = |outcome| format!("larder_upstream_hedges_total{{upstream=\"docker.io\",outcome=\"{outcome}\"}}");
+    (mirror.metric(&series("won")), mirror.metric(&series("lost")))
 }
 
 #[tokio::test]
@@ -45,7 +41,7 @@ async fn when_the_first_address_hangs_the_next_answers_and_is_asked_first_for_mo
     let began = Instant::now();
     assert_eq!(mirror.get(TAG).await.expect(200).body, image.manifest);
     assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
-    assert_eq!(hedges(&mirror).await, (1, 0));
+    assert_eq!(hedges(&mirror), (1, 0));
     let dropped = timeout(PATIENCE, async {
         while first.held_now() > 0 {
             tokio::task::yield_now().await;
@@ -88,7 +84,7 @@ async fn what_goes_wrong_where_one_was_asked_beside_the_first_is_never_the_answe
         second.on(Match::any(""), fault.clone());
         let mirror = before(&first, &second).start().await;
         assert_eq!(mirror.get(TAG).await.expect(200).body, image.manifest, "{fault:?}");
-        assert_eq!(hedges(&mirror).await, (0, 1), "{fault:?}");
+        assert_eq!(hedges(&mirror), (0, 1), "{fault:?}");
         mirror.get(&image.blob_path(&image.layers[0])).await.expect(404);
         assert_eq!(mirror.get(&image.blob_path(&image.layers[1])).await.expect(200).body, image.layers[1].bytes);
     }

@@ -93,15 +93,8 @@ async fn what_is_asked_of_upstreams_is_counted_by_kind_and_status() {
     for (kind, status) in [("manifest", "503"), ("manifest", "200"), ("blob", "timeout"), ("blob", "200"), ("manifest", "failed")]
     {
         let name = format!("larder_upstream_requests_total{{upstream=\"docker.io\",kind=\"{kind}\",status=\"{status}\"}}");
-        assert_eq!(metric(&mirror, &name).await, 1, "{name}");
+        assert_eq!(mirror.metric(&name), 1, "{name}");
     }
-}
-
-/// The value of a series on the page of metrics; 0 if it is not there.
-async fn metric(mirror: &TestMirror, series: &str) -> u64 {
-    let page = Client::h1().get(mirror.admin_url("/metrics")).await.expect(200).text();
-    let value = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-    value.map_or(0, |value| value.parse().expect("a whole number"))
 }
 
 // === nobody there ===
@@ -144,7 +137,8 @@ async fn a_black_hole_costs_one_client_one_connect_timeout_and_the_others_nothin
         mirror.get(&path(&crate::support::digest_of(&noise(seed, 10)))).await.expect(502);
     }
     assert!(began.elapsed() < Duration::from_millis(500), "{:?}", began.elapsed());
-    let left_alone = metric(&mirror, "larder_upstream_cool_down_seconds{upstream=\"docker.io\"}").await;
+    Client::h1().get(mirror.admin_url("/metrics")).await.expect(200);
+    let left_alone = mirror.metric("larder_upstream_cool_down_seconds{upstream=\"docker.io\"}");
     assert!((3..=5).contains(&left_alone), "{left_alone} s");
 }
 
@@ -174,7 +168,7 @@ async fn one_refused_connection_is_enough_to_leave_an_address_alone() {
         mirror.get(&path(digest)).await.expect(200);
     }
     let failed = "larder_upstream_requests_total{upstream=\"docker.io\",kind=\"blob\",status=\"failed\"}";
-    assert_eq!(metric(&mirror, failed).await, 1);
+    assert_eq!(mirror.metric(failed), 1);
 }
 
 /// A listener that takes connections and never says a word, and what it was told first.
@@ -257,7 +251,7 @@ async fn a_token_service_that_hangs_is_waited_for_once() {
     }
     assert!(began.elapsed() < Duration::from_millis(900), "{:?}", began.elapsed());
     assert_eq!(upstream.token_requests(), 1);
-    assert_eq!(metric(&mirror, "larder_upstream_tokens_total{upstream=\"docker.io\",outcome=\"failed\"}").await, 1);
+    assert_eq!(mirror.metric("larder_upstream_tokens_total{upstream=\"docker.io\",outcome=\"failed\"}"), 1);
     upstream.heal();
     mirror.clock().advance(SECOND * 5);
     for name in &names {
@@ -281,7 +275,7 @@ async fn a_body_that_drips_is_asked_for_again_from_where_it_was() {
     let requests = upstream.requests();
     assert_eq!(requests.len(), 2);
     assert!(requests[1].range().is_some_and(|range| range != "bytes=0-"), "{requests:#?}");
-    assert_eq!(metric(&mirror, "larder_fill_resumes_total").await, 1);
+    assert_eq!(mirror.metric("larder_fill_resumes_total"), 1);
 }
 
 #[tokio::test]

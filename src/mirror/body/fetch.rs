@@ -1,13 +1,15 @@
 //! What one reader fetches for itself, past the fill that all share.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use crate::mirror::Origin;
+use crate::mirror::fill::Tries;
 use crate::oci::{Digest, Hasher};
 use crate::store::{Cut, TAIL};
-use crate::upstream::{self, Body, Span};
+use crate::upstream::{self, Body, Span, pause};
 
 use super::Broken;
 
@@ -16,7 +18,7 @@ pub(super) struct Fetch {
     pub(super) at: u64,
     end: Option<u64>,
     body: Option<Body>,
-    tries: u8,
+    tries: Tries,
 }
 
 /// Fetches the rest of a blob for one reader and verifies it: the hash of what came before is continued over all that comes.
@@ -33,7 +35,12 @@ pub(super) struct Lagged {
     held_bytes: u64,
 }
 
-const TRIES: u8 = 3;
+/// A range ahead is taken up again so often without progress; after that it can wait for its fill.
+const AHEAD: u32 = 1;
+/// The rest of a blob, for which there is nothing else to wait.
+const BEHIND: u32 = 5;
+/// For so long.
+const LONGEST: Duration = Duration::from_hours(1);
 
 // === impl Lagged ===
 
@@ -127,7 +134,8 @@ impl Lagged {
 
 impl Fetch {
     pub(super) fn new(at: u64, end: Option<u64>) -> Self {
-        Self { at, end, body: None, tries: 0 }
+        let most = if end.is_some() { AHEAD } else { BEHIND };
+        Self { at, end, body: None, tries: Tries::new(most, LONGEST, at) }
     }
 
     /// The next bytes from the upstream; `None` at the end.
@@ -148,7 +156,6 @@ impl Fetch {
                     Ok(Some(mut bytes)) => {
                         bytes.truncate(self.end.map_or(usize::MAX, |end| usize::try_from(end - self.at).unwrap_or(usize::MAX)));
                         self.at += bytes.len() as u64;
-                        self.tries = 0;
                         return Ok(Some(bytes));
                     }
                     Ok(None) if self.end.is_none() => return Ok(None),
@@ -157,20 +164,24 @@ impl Fetch {
                 },
             };
             self.body = None;
-            self.tries += 1;
-            if self.tries > TRIES {
+            let hopeless = error.is_definitive() || matches!(error, upstream::Error::Unsupported(_));
+            if hopeless || !self.tries.broke(self.at, None) {
                 return Err(error);
+            }
+            if self.tries.in_vain() > 0 {
+                pause(self.tries.in_vain()).await;
             }
         }
     }
 
     async fn open(&self, origin: &Origin, digest: &Digest) -> Result<Body, upstream::Error> {
         let span = Span { start: self.at, end: self.end };
-        let answer = origin.ask().blob(digest, Some(span)).await?;
-        if answer.offset == self.at {
-            Ok(answer.body)
-        } else {
-            Err(upstream::Error::Unavailable { why: "it does not answer ranges".into(), timed_out: false })
+        let mut answer = origin.ask().blob(digest, Some(span)).await?;
+        // It ignores ranges. Who wants the rest can pass over what came before: should that differ, the digest will tell.
+        if answer.offset == 0 && self.end.is_none() {
+            answer.body.pass_over(self.at, |_| {}).await?;
+            answer.offset = self.at;
         }
+        if answer.offset == self.at { Ok(answer.body) } else { Err(upstream::Error::Unsupported(206)) }
     }
 }

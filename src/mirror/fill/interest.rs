@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::store::Growth;
 use crate::sync::atomic::Ordering;
 
 use super::running::{Begun, Fill, Head};
@@ -33,6 +34,14 @@ impl Interest {
             Head::Failed(refusal) => Err(refusal.clone()),
             Head::Begun(_) | Head::Waiting => Ok(None),
         }
+    }
+
+    /// What was read of the fill was of `before`, which has failed. If it was wrong and is fetched anew, waits for that to begin.
+    /// `None`: it is over.
+    ///
+    /// Cancel safe.
+    pub(in crate::mirror) async fn begun_anew(&self, before: &Growth) -> Option<Begun> {
+        self.begun().await.ok().flatten().filter(|begun| !begun.growth.is(before))
     }
 
     /// Waits until the fill is off the list, so that another may be started.

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use crate::oci::Digest;
 use crate::sync::timeout;
 
 use super::super::growing::End;
@@ -32,8 +33,16 @@ impl Finished {
 }
 
 impl BlobWriter {
-    /// All bytes were pushed: verifies them, lets the readers have the tail, and commits.
-    pub async fn finish(mut self) -> Finished {
+    /// What the bytes hash to that were accepted so far.
+    ///
+    /// Cancel safe.
+    pub async fn digest_so_far(&mut self) -> Digest {
+        self.settle().await;
+        self.hasher.clone().finish()
+    }
+
+    /// Moves on all that was accepted.
+    async fn settle(&mut self) {
         while self.is_busy() {
             if matches!(self.target, Target::Memory(_)) && self.job.is_none() {
                 // The last of it need not wait for readers.
@@ -42,6 +51,11 @@ impl BlobWriter {
                 self.progress().await;
             }
         }
+    }
+
+    /// All bytes were pushed: verifies them, lets the readers have the tail, and commits.
+    pub async fn finish(mut self) -> Finished {
+        self.settle().await;
         let right_size = !self.too_long && self.size.is_none_or(|size| size == self.accepted);
         if !right_size || self.hasher.clone().finish() != self.digest {
             self.discard().await;

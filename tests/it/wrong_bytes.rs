@@ -1,0 +1,134 @@
+//! Bytes that are not what the digest promises: another address is asked, and the one that sent them is asked last.
+
+use std::fs;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use tokio::time::timeout;
+
+use crate::support::{Fault, Match, PATIENCE, Registry, StoppedMirror, TestMirror, noise};
+
+const REPOSITORY: &str = "library/app";
+
+fn path(digest: &str) -> String {
+    format!("/v2/{REPOSITORY}/blobs/{digest}")
+}
+
+/// Two registries with the same blob.
+async fn pair(size: usize) -> (Registry, Registry, Bytes, String) {
+    let (first, second) = (Registry::start().await, Registry::start().await);
+    let blob = noise(1, size);
+    first.put_blob(REPOSITORY, blob.clone());
+    let digest = second.put_blob(REPOSITORY, blob.clone());
+    (first, second, blob, digest)
+}
+
+fn before(first: &Registry, second: &Registry) -> StoppedMirror {
+    let fallbacks = format!("upstream.\"docker.io\".fallbacks = [{:?}]", second.url());
+    TestMirror::builder().upstream("docker.io", first).set(&fallbacks)
+}
+
+async fn held(mirror: &TestMirror, digest: &str) {
+    let waited = timeout(PATIENCE, async {
+        while !mirror.holds(digest) {
+            tokio::task::yield_now().await;
+        }
+    });
+    assert!(waited.await.is_ok(), "it is never in the cache");
+}
+
+const MISMATCHES: &str = "larder_digest_mismatches_total{upstream=\"docker.io\"}";
+
+#[tokio::test]
+async fn a_small_blob_that_comes_wrong_comes_right_from_the_next_address_and_no_client_notices() {
+    for wrong in [Fault::Corrupt { at: 5 }, Fault::WrongBody(noise(2, 9_999)), Fault::WrongBody(noise(2, 10_001))] {
+        let (first, second, blob, digest) = pair(10_000).await;
+        first.on(Match::get(&digest), wrong.clone());
+        let mirror = before(&first, &second).start().await;
+        let url = path(&digest);
+        for answer in join_all((0..5).map(|_| mirror.get(&url))).await {
+            assert_eq!(answer.expect(200).body, blob, "{wrong:?}");
+        }
+        assert_eq!((first.requests().len(), second.requests().len()), (1, 1), "{wrong:?}");
+        assert_eq!(mirror.metric(MISMATCHES), 1, "{wrong:?}");
+        held(&mirror, &digest).await;
+    }
+}
+
+#[tokio::test]
+async fn of_a_large_blob_who_has_wrong_bytes_ends_short_and_who_has_none_gets_right_ones() {
+    let (first, second, blob, digest) = pair(500_000).await;
+    first.on(Match::get(&digest), vec![Fault::Corrupt { at: 100_000 }, Fault::Gate { after: 400_000 }]);
+    let mirror = before(&first, &second).start().await;
+    let url = path(&digest);
+    let mut misled = mirror.stream(&url).await;
+    let given = misled.take(300_000).await;
+    assert_ne!(given, blob.slice(..300_000));
+    let (misled, tail, ()) = tokio::join!(misled.rest(), mirror.get_with(&url, &[("range", "bytes=450000-")]), async {
+        first.held(1).await;
+        first.release();
+    });
+    assert!(!misled.complete, "{} wrong bytes ended cleanly", misled.body.len());
+    assert_eq!(tail.expect(206).body, blob.slice(450_000..));
+    held(&mirror, &digest).await;
+    assert_eq!(mirror.get(&url).await.expect(200).body, blob);
+    assert_eq!((first.requests().len(), second.requests().len()), (1, 1));
+    assert_eq!(second.requests()[0].range(), None, "with an empty file");
+    assert_eq!(fs::read_dir(mirror.cache_dir().join("partial")).unwrap().count(), 0);
+}
+
+/// One client, two ranges: the first part was of the wrong copy, so the second must not be of the right one.
+#[tokio::test]
+async fn no_answer_has_parts_of_two_versions() {
+    let (first, second, blob, digest) = pair(500_000).await;
+    first.on(Match::get(&digest), vec![Fault::Corrupt { at: 50 }, Fault::Gate { after: 400_000 }]);
+    let mirror = before(&first, &second).start().await;
+    let url = path(&digest);
+    let (both, ()) = tokio::join!(mirror.get_with(&url, &[("range", "bytes=0-99,490000-490099")]), async {
+        first.held(1).await;
+        first.release();
+    });
+    assert!(!both.complete, "{} bytes of two versions", both.body.len());
+    held(&mirror, &digest).await;
+    let right = mirror.get_with(&url, &[("range", "bytes=0-99")]).await.expect(206);
+    assert_eq!(right.body, blob.slice(..100));
+}
+
+#[tokio::test]
+async fn for_a_minute_whoever_sent_a_wrong_blob_is_asked_last_for_it_and_for_nothing_else() {
+    let (first, second, blob, digest) = pair(17 << 20).await;
+    let other = first.put_blob(REPOSITORY, noise(3, 1000));
+    first.on(Match::get(&digest).times(1), Fault::Corrupt { at: 100 });
+    // It is too large to be kept, so that it is fetched each time.
+    let mirror = before(&first, &second).set("cache.max_size = \"16MiB\"").start().await;
+    let mut asked = Vec::new();
+    for advance in [0, 0, 59, 1] {
+        mirror.clock().advance(Duration::from_secs(advance));
+        let answer = mirror.get(&path(&digest)).await;
+        assert!(!answer.complete || answer.body == blob);
+        asked.push((first.count("GET", &digest), second.count("GET", &digest)));
+    }
+    assert!(asked[0].0 == 1 && asked[0].1 <= 1, "{asked:?}");
+    assert_eq!((asked[2].0, asked[3].0), (1, 2), "{asked:?}");
+    mirror.get(&path(&other)).await.expect(200);
+    assert_eq!(second.count("GET", &other), 0);
+}
+
+#[tokio::test]
+async fn where_all_addresses_send_wrong_bytes_each_is_asked_once_and_nothing_is_kept() {
+    let (first, second, blob, digest) = pair(10_000).await;
+    first.on(Match::get(&digest), Fault::Corrupt { at: 5 });
+    second.on(Match::get(&digest).times(1), Fault::Corrupt { at: 5 });
+    let mirror = before(&first, &second).start().await;
+    let url = path(&digest);
+    for answer in join_all((0..5).map(|_| mirror.get(&url))).await {
+        answer.expect(502);
+    }
+    assert_eq!((first.requests().len(), second.requests().len()), (1, 1));
+    assert_eq!(mirror.metric(MISMATCHES), 2);
+    mirror.metric_is("larder_fills_total{outcome=\"mismatch\"}", 1).await;
+    assert_eq!(fs::read_dir(mirror.cache_dir().join("partial")).unwrap().count(), 0);
+    mirror.clock().advance(Duration::from_mins(1));
+    assert_eq!(mirror.get(&url).await.expect(200).body, blob);
+}

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -80,6 +81,8 @@ const UPKEEP: Duration = Duration::from_mins(1);
 const PROBE: Duration = Duration::from_secs(2);
 /// How long fills and the store may take to put down what they have. A hung disk must not hold the process.
 const LAST_WRITES: Duration = Duration::from_secs(5);
+/// But after the grace is over they have only this long together.
+const AFTER_GRACE: Duration = Duration::from_millis(900);
 
 // === impl App ===
 
@@ -122,9 +125,9 @@ impl App {
         }
         beside.spawn(scrub(store.clone(), stop.clone()));
         beside.close();
-        let (serving, stopped) = (mirror.clone(), stop.clone().cancelled_owned());
+        let (serving, stopped, grace) = (mirror.clone(), stop.clone().cancelled_owned(), config.server.shutdown_grace);
         let clients = async move { server::serve(listener, &config.server, serving, hop, clock, stopped).await };
-        let running = tokio::spawn(run(clients, beside, mirror.clone(), store.clone(), stop.clone()));
+        let running = tokio::spawn(run(clients, grace, beside, mirror.clone(), store.clone(), stop.clone()));
         Ok(Self { address, admin_address, store, mirror, stop, running })
     }
 
@@ -166,19 +169,26 @@ async fn listen(option: &'static str, address: SocketAddr) -> Result<(TcpListene
 
 async fn run(
     clients: impl Future<Output = usize>,
+    grace: Duration,
     beside: TaskTracker,
     mirror: Mirror,
     store: Store,
     stop: CancellationToken,
 ) -> Drained {
-    let upkeep = tokio::spawn(upkeep(mirror.clone(), store.clone(), stop));
-    let connections = clients.await;
-    beside.wait().await;
-    let fills = mirror.stop(LAST_WRITES).await;
+    let upkeep = tokio::spawn(upkeep(mirror.clone(), store.clone(), stop.clone()));
+    let end = async {
+        stop.cancelled().await;
+        Instant::now() + grace + AFTER_GRACE
+    };
+    let (connections, end) = tokio::join!(clients, end);
+    // Each may take a part of the time that is left.
+    let share = |part| (end.saturating_duration_since(Instant::now()) / part).min(LAST_WRITES);
+    let _ = timeout(share(3), beside.wait()).await;
+    let fills = mirror.stop(share(2)).await;
     upkeep.abort();
     note_spent(&mirror, &store);
     let quiet = fills == 0 && connections == 0;
-    if tokio::time::timeout(LAST_WRITES, store.close(quiet)).await.is_err() {
+    if timeout(share(1), store.close(quiet)).await.is_err() {
         tracing::error!("the disk does not answer; the next start looks at every file");
     }
     Drained { connections, fills }

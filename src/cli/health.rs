@@ -1,5 +1,6 @@
 //! `larder health`: for a container without a shell.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -11,6 +12,9 @@ pub(super) struct Health {
     /// Where it listens.
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:5000")]
     url: String,
+    /// Where it listens for its operator: to be told besides what keeps it from doing all its work.
+    #[arg(long, value_name = "URL")]
+    admin: Option<String>,
 }
 
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -26,9 +30,17 @@ impl Health {
             let response = client.get(&url).send().await.map_err(|error| format!("{url} does not answer: {error}"))?;
             match response.status().as_u16() {
                 // Where clients bring their own credentials, it answers with a challenge.
-                200 | 401 => Ok(ExitCode::SUCCESS),
-                status => Err(format!("{url} answers {status}")),
+                200 | 401 => {}
+                status => return Err(format!("{url} answers {status}")),
             }
+            if let Some(admin) = self.admin {
+                let url = format!("{}/readyz", admin.trim_end_matches('/'));
+                let asked = client.get(&url).send().await.and_then(reqwest::Response::error_for_status);
+                let health = asked.map_err(|error| format!("{url} does not answer: {error}"))?.text().await.unwrap_or_default();
+                // Nobody need be there to read it.
+                let _ = writeln!(std::io::stdout(), "{health}");
+            }
+            Ok(ExitCode::SUCCESS)
         })
     }
 }

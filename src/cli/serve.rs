@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::app::{App, Drained, LogFormat, LogLevel, LogOptions};
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::metrics;
 
 use super::Configured;
 
@@ -26,9 +27,10 @@ pub(super) struct Serve {
 
 impl Serve {
     pub(super) fn run(self) -> Result<ExitCode, String> {
-        let config = self.configured.load()?;
+        let mut config = self.configured.load()?;
         log(&config.log);
-        allow_many_files();
+        tell_of_panics();
+        allow_many_files(&mut config);
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| error.to_string())?;
         let outcome = runtime.block_on(serve(config));
         // A hung disk or a resolver that does not answer must not hold the process.
@@ -41,6 +43,8 @@ async fn serve(config: Config) -> Result<ExitCode, String> {
     let failed = |error: std::io::Error| error.to_string();
     let (mut terminate, mut interrupt) =
         (signal(SignalKind::terminate()).map_err(failed)?, signal(SignalKind::interrupt()).map_err(failed)?);
+    // Of itself, it ends a process that writes beyond its largest file. Where it is received, the write fails.
+    let _too_large = signal(SignalKind::from_raw(Signal::XFSZ.as_raw())).map_err(failed)?;
     let greeting = Greeting::of(&config);
     let app = App::start(config, Clock::system()).await.map_err(|error| error.to_string())?;
     greeting.print(&app);
@@ -61,6 +65,9 @@ async fn serve(config: Config) -> Result<ExitCode, String> {
     tracing::warn!(connections, fills, "stopped before these had ended");
     Ok(ExitCode::FAILURE)
 }
+
+/// Sockets that listen, the log, what the runtime needs.
+const FILES_OF_OUR_OWN: u64 = 32;
 
 /// What an operator wants to see first.
 struct Greeting {
@@ -115,10 +122,31 @@ fn log(options: &LogOptions) {
     }
 }
 
-/// Every connection and every open blob is a descriptor; the usual limit of 1,024 is a heritage of `select`.
-fn allow_many_files() {
+/// A panic ends one task, and nothing else says why.
+fn tell_of_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        metrics::panicked();
+        let place = panic.location().map(ToString::to_string);
+        let what = panic.payload_as_str().unwrap_or("it does not say why");
+        tracing::error!(place, what, "a task panicked");
+    }));
+}
+
+/// Every connection and every open blob is a descriptor; the usual limit of 1,024 is a heritage of `select`. Connections take
+/// no more than half of what there are: files and upstreams need some as well.
+fn allow_many_files(config: &mut Config) {
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
         tracing::warn!(%error, "the limit of open files cannot be raised");
+    }
+    let Some(files) = getrlimit(Resource::Nofile).current else { return };
+    let possible = usize::try_from(files.saturating_sub(FILES_OF_OUR_OWN) / 2).unwrap_or(usize::MAX).max(1);
+    if possible < config.server.max_connections {
+        tracing::warn!(
+            files,
+            connections = possible,
+            "the limit of open files allows fewer connections than server.max_connections"
+        );
+        config.server.max_connections = possible;
     }
 }

@@ -1,7 +1,7 @@
 //! Blobs: from the cache, from a fill, or by a new one; and who may have them.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::oci::Digest;
@@ -23,7 +23,12 @@ pub struct Blob {
     pub(super) source: Source,
     /// Some of its bytes have gone out: those that follow must be of the same copy.
     pub(super) given: Arc<AtomicBool>,
+    pub(super) detours: Detours,
 }
+
+/// How many ranges ahead of a fill may still be fetched apart from it, of all that one client has asked for at once.
+#[derive(Clone)]
+pub(super) struct Detours(Arc<AtomicUsize>);
 
 /// From where a blob is read.
 #[derive(Clone)]
@@ -63,7 +68,7 @@ impl Mirror {
         let mut started_one = false;
         let blob = |served, source| {
             let (mirror, digest, origin) = (self.clone(), digest.clone(), origin.clone());
-            Blob { served, mirror, digest, origin, source, given: Arc::default() }
+            Blob { served, mirror, digest, origin, source, given: Arc::default(), detours: Detours::new() }
         };
         'find: loop {
             let mut proven = self.proof(origin, digest, Kind::Blob).is_some();
@@ -242,6 +247,22 @@ impl Blob {
 
     pub(super) fn into_source(self) -> Source {
         self.source
+    }
+}
+
+// === impl Detours ===
+
+impl Detours {
+    /// podman asks for up to 1,024 ranges at once, and an upstream is no place to ask so often.
+    const MOST: usize = 8;
+
+    fn new() -> Self {
+        Self(Arc::new(AtomicUsize::new(Self::MOST)))
+    }
+
+    /// True if one more may be made, which it then is.
+    pub(super) fn take(&self) -> bool {
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
     }
 }
 

@@ -15,7 +15,7 @@ use crate::oci::{Algorithm, Digest, Hasher};
 use crate::store::{BlobReader, Damage, Held, OpenFile, Pieces, ReadError, TAIL};
 use crate::upstream;
 
-use super::blob::{Blob, Source};
+use super::blob::{Blob, Detours, Source};
 use super::{Mirror, Origin};
 use fetch::{Fetch, Lagged};
 
@@ -45,6 +45,9 @@ pub(super) struct Reading {
     pieces: Pieces,
     /// Bytes of this copy of the blob have been sent, by this reading or another of the same answer.
     given: Arc<AtomicBool>,
+    detours: Detours,
+    /// Of many ranges most are read when the fill has come farther than it was when they were asked for.
+    begun: bool,
 }
 
 /// From where the bytes come at the moment.
@@ -77,8 +80,8 @@ const ANEW: u8 = 2;
 impl Reading {
     /// Of `blob` from `at` to `end`.
     pub(super) fn new(blob: &Blob, at: u64, end: Option<u64>, pieces: &Pieces) -> Self {
-        let Blob { mirror, digest, origin, source, given, .. } = blob;
-        let mut reading = Self {
+        let Blob { mirror, digest, origin, source, given, detours, .. } = blob;
+        Self {
             mirror: mirror.clone(),
             origin: origin.clone(),
             digest: digest.clone(),
@@ -89,9 +92,9 @@ impl Reading {
             begun_anew: 0,
             pieces: pieces.clone(),
             given: Arc::clone(given),
-        };
-        reading.go_on_at(at);
-        reading
+            detours: detours.clone(),
+            begun: false,
+        }
     }
 
     pub(super) fn stream(self) -> ByteStream {
@@ -108,6 +111,9 @@ impl Reading {
     }
 
     async fn next(&mut self) -> Option<Result<Bytes, Broken>> {
+        if let (false, State::Store(reader)) = (std::mem::replace(&mut self.begun, true), &self.state) {
+            self.go_on_at(reader.position());
+        }
         loop {
             let gone_on = match &mut self.state {
                 State::Store(reader) => match reader.next().await? {
@@ -147,7 +153,7 @@ impl Reading {
             let far = at > growth.front().saturating_add(NEAR) && at < tail;
             // To compare with the verified blob, it must be there to be read again.
             let comparable = end <= tail || !growth.is_in_memory();
-            if far && comparable {
+            if far && comparable && self.detours.take() {
                 let until = end.min(tail);
                 self.sent = Some(Sent { from: at, hasher: Hasher::new(self.digest.algorithm()) });
                 self.state = State::Ahead {

@@ -51,7 +51,7 @@ pub use rights::Wanted;
 pub use tags::Refreshed;
 pub use warm::Warmed;
 
-pub use crate::store::Pieces;
+pub use crate::store::{Pieces, Trouble};
 
 /// Decides who answers. Clones share everything.
 #[derive(Clone)]
@@ -93,6 +93,17 @@ enum Thing {
     Blob(Digest),
     Tag(Tag),
     List(String),
+}
+
+/// What keeps larder from doing all its work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    /// The cache is still being counted, and nothing new is kept.
+    pub counting: bool,
+    /// Why the disk takes nothing.
+    pub disk: Option<Trouble>,
+    /// Upstreams that do not answer, or not for now.
+    pub left_alone: Vec<Arc<str>>,
 }
 
 /// How a request was served: one word for log, metric, dashboard and the `Cache-Status` header (RFC 9211).
@@ -205,6 +216,17 @@ impl Mirror {
     pub fn metrics(&self) -> &Metrics {
         self.0.store.show();
         &self.0.metrics
+    }
+
+    /// What keeps larder from doing all its work. It serves none the less.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        let upstreams = self.0.registries.upstreams().filter(|upstream| !upstream.cool_down().is_zero());
+        Health {
+            counting: self.0.store.usage().is_none(),
+            disk: self.0.store.trouble(),
+            left_alone: upstreams.map(|upstream| Arc::clone(upstream.name())).collect(),
+        }
     }
 
     /// Stops all fills, leaving what they have for the next start. Returns how many had not stopped within `limit`.

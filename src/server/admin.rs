@@ -21,7 +21,7 @@ use tokio::net::TcpListener;
 
 use crate::clock::{Clock, Timestamp};
 use crate::metrics::Metrics;
-use crate::mirror::{Mirror, Refreshed};
+use crate::mirror::{Health, Mirror, Refreshed, Trouble};
 use crate::oci::{ErrorCode, ImageName, Reference};
 use crate::upstream::{BudgetReport, Upstream};
 
@@ -124,9 +124,11 @@ impl Admin {
                 metrics.set_cool_downs(upstreams.map(|upstream| (&**upstream.name(), upstream.cool_down().as_secs())));
                 respond::metrics(metrics.page())
             }
+            (&Method::GET, "/livez") => respond::document(&json!({ "status": "ok" })),
+            (&Method::GET, "/readyz") => respond::document(&self.health()),
             (&Method::GET, "/api/upstreams") => respond::document(&self.upstreams()),
             (&Method::POST, "/api/refresh") => self.refresh(head.uri.query().unwrap_or_default()).await,
-            (_, "/metrics" | "/api/upstreams") => respond::wrong_method("GET"),
+            (_, "/livez" | "/readyz" | "/metrics" | "/api/upstreams") => respond::wrong_method("GET"),
             (_, "/api/refresh") => respond::wrong_method("POST"),
             _ => respond::not_for_operators(),
         }
@@ -179,6 +181,18 @@ impl Admin {
         }
     }
 
+    /// `GET /readyz`. Whatever is wrong, larder serves: what it cannot keep it passes on. When it stops, nobody listens here.
+    fn health(&self) -> Value {
+        let Health { counting, disk, left_alone } = self.mirror.health();
+        let status = match (&disk, counting) {
+            (Some(_), _) => "degraded",
+            (None, true) => "counting",
+            (None, false) => "ok",
+        };
+        let disk = disk.map(|Trouble { why, since }| json!({ "why": why, "since": date(since) }));
+        json!({ "status": status, "disk": disk, "upstreams_left_alone": left_alone.iter().map(|name| &**name).collect::<Vec<_>>() })
+    }
+
     /// `GET /api/upstreams`
     fn upstreams(&self) -> Value {
         let accounts = |upstream: &Upstream| upstream.budgets().iter().map(account).collect::<Vec<_>>();
@@ -196,9 +210,12 @@ impl Admin {
     }
 }
 
+fn date(at: Timestamp) -> String {
+    humantime::format_rfc3339_seconds(SystemTime::from(at)).to_string()
+}
+
 fn account(report: &BudgetReport) -> Value {
     let BudgetReport { account, limit, remaining, window, source, seen, resets } = report;
-    let date = |at: Timestamp| humantime::format_rfc3339_seconds(SystemTime::from(at)).to_string();
     json!({
         "account": account,
         "limit": limit,

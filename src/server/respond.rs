@@ -241,7 +241,7 @@ pub(super) fn not_for_operators() -> Response<Body> {
     error(
         StatusCode::NOT_FOUND,
         ErrorCode::Unsupported,
-        "there is nothing here; there are /metrics, /api/upstreams and /api/refresh",
+        "there is nothing here; there are /livez, /readyz, /metrics, /api/upstreams and /api/refresh",
     )
 }
 

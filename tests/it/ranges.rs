@@ -101,7 +101,7 @@ fn answers(answer: &Answer, bytes: &Bytes, range: &str, status: u16, parts: &[(u
 
 /// `Content-Range` and bytes of each part of a `multipart/byteranges`.
 #[track_caller]
-fn parts(answer: &Answer) -> Vec<(String, Bytes)> {
+pub(crate) fn parts(answer: &Answer) -> Vec<(String, Bytes)> {
     let boundary = answer.header("content-type").unwrap().strip_prefix("multipart/byteranges; boundary=").unwrap();
     assert!(!boundary.is_empty() && boundary.bytes().all(|byte| byte.is_ascii_alphanumeric()), "{boundary}");
     let find = |rest: &Bytes, what: &str| rest.windows(what.len()).position(|window| window == what.as_bytes());

@@ -32,10 +32,10 @@ async fn it_says_where_it_listens_and_what_to_tell_docker() {
 async fn its_health_can_be_asked_for_by_the_program_itself() {
     let dir = tempfile::tempdir().unwrap();
     let larder = Process::start(dir.path(), &[], &[]);
-    assert_eq!(Process::health(&larder.url("")).status.code(), Some(0));
+    assert_eq!(Process::health(&["--url", &larder.url("")]).status.code(), Some(0));
     let url = larder.url("");
     larder.kill();
-    let ended = Process::health(&url);
+    let ended = Process::health(&["--url", &url]);
     assert_eq!(ended.status.code(), Some(1));
     assert!(ended.log.starts_with("larder: ") && ended.log.lines().count() == 1, "{}", ended.log);
 }

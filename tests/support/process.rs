@@ -29,7 +29,16 @@ pub struct Ended {
 impl Process {
     /// Starts it with a cache in `dir` and waits for its greeting.
     pub fn start(dir: &Path, settings: &[&str], environment: &[(&str, &str)]) -> Self {
-        let mut child = command(dir, settings, environment).spawn().expect("the program starts");
+        Self::run(command(&[], dir, settings, environment), dir)
+    }
+
+    /// The same with limits, as of `prlimit`: `--nofile=64`.
+    pub fn start_within(limits: &[&str], dir: &Path, settings: &[&str]) -> Self {
+        Self::run(command(limits, dir, settings, &[]), dir)
+    }
+
+    fn run(mut command: Command, dir: &Path) -> Self {
+        let mut child = command.spawn().expect("the program starts");
         let mut stdout = BufReader::new(child.stdout.take().expect("a pipe"));
         let mut greeting = String::new();
         // It ends with what to tell Docker.
@@ -44,15 +53,15 @@ impl Process {
 
     /// Runs a larder that is expected not to start.
     pub fn fail(dir: &Path, settings: &[&str], environment: &[(&str, &str)]) -> Ended {
-        let output = command(dir, settings, environment).output().expect("the program starts");
+        let output = command(&[], dir, settings, environment).output().expect("the program starts");
         let log = fs::read_to_string(dir.join("log")).expect("a log");
         Ended { status: output.status, stdout: String::from_utf8(output.stdout).expect("text"), log }
     }
 
     /// Runs `larder health`.
-    pub fn health(url: &str) -> Ended {
+    pub fn health(arguments: &[&str]) -> Ended {
         let output =
-            Command::new(env!("CARGO_BIN_EXE_larder")).args(["health", "--url", url]).output().expect("the program starts");
+            Command::new(env!("CARGO_BIN_EXE_larder")).arg("health").args(arguments).output().expect("the program starts");
         let text = |bytes| String::from_utf8(bytes).expect("text");
         Ended { status: output.status, stdout: text(output.stdout), log: text(output.stderr) }
     }
@@ -78,6 +87,10 @@ impl Process {
         &self.greeting
     }
 
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     pub fn id(&self) -> u32 {
         self.child.id()
     }
@@ -93,9 +106,17 @@ impl Process {
     }
 
     /// Asks it to stop, as a service manager does, and waits.
-    pub fn terminate(mut self) -> Ended {
+    pub fn terminate(self) -> Ended {
+        self.tell_to_stop();
+        self.wait()
+    }
+
+    pub fn tell_to_stop(&self) {
         let id = self.child.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &id]).status().expect("kill runs").success());
+    }
+
+    pub fn wait(mut self) -> Ended {
         let status = self.child.wait().expect("it ends");
         Ended { status, stdout: self.greeting.clone(), log: self.log() }
     }
@@ -115,8 +136,12 @@ impl Drop for Process {
     }
 }
 
-fn command(dir: &Path, settings: &[&str], environment: &[(&str, &str)]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
+fn command(limits: &[&str], dir: &Path, settings: &[&str], environment: &[(&str, &str)]) -> Command {
+    let program = env!("CARGO_BIN_EXE_larder");
+    let mut command = Command::new(if limits.is_empty() { program } else { "/usr/bin/prlimit" });
+    if !limits.is_empty() {
+        command.args(limits).arg(program);
+    }
     command.arg("serve").env_clear().envs(environment.iter().copied()).current_dir(dir);
     command.args([
         "--set",

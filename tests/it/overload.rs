@@ -1,0 +1,106 @@
+//! More than there is room for: connections, requests at once, descriptors. What is not served is told so at once, who is
+//! served does not notice, and when there is less to do all is as before.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::support::{Client, Closed, Fault, Match, PATIENCE, Process, Raw, Registry, TestMirror, get, noise, stream};
+
+const PING: &str = "GET /v2/ HTTP/1.1\r\nhost: mirror\r\n\r\n";
+
+async fn of_two_places(upstream: &Registry) -> TestMirror {
+    TestMirror::builder().upstream("docker.io", upstream).set("server.max_connections = 2").start().await
+}
+
+#[tokio::test]
+async fn for_one_more_connection_the_one_that_is_idle_for_longest_is_closed() {
+    let upstream = Registry::start().await;
+    let mirror = of_two_places(&upstream).await;
+    let mut clients = Vec::new();
+    for _ in 0..2 {
+        let mut client = Raw::connect(mirror.address()).await;
+        client.send(PING).await;
+        client.head().await;
+        assert_eq!(client.take(2).await, b"{}");
+        clients.push(client);
+    }
+    // The first has been used last.
+    clients[0].send(PING).await;
+    clients[0].head().await;
+    clients[0].take(2).await;
+    get(mirror.url("/v2/")).await.expect(200);
+    assert_eq!(clients[1].rest().await, (vec![], Closed::Fin));
+    clients[0].send(PING).await;
+    assert!(clients[0].head().await.starts_with("HTTP/1.1 200 "));
+    assert_eq!(mirror.metric("larder_shed_total{reason=\"connections\"}"), 0);
+}
+
+#[tokio::test]
+async fn where_no_connection_is_idle_one_more_is_told_to_come_again_at_once() {
+    let upstream = Registry::start().await;
+    let blob = noise(1, 2 << 20);
+    let digest = upstream.put_blob("library/alpine", blob.clone());
+    upstream.on(Match::get(&digest), Fault::Gate { after: 1 << 20 });
+    let mirror = of_two_places(&upstream).await;
+    let url = mirror.url(&format!("/v2/library/alpine/blobs/{digest}"));
+    let served = [stream(&url).await, stream(&url).await];
+    let begun = Instant::now();
+    let refused = get(mirror.url("/v2/")).await.expect(503);
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    assert_eq!((refused.header("retry-after"), refused.error_code().as_deref()), (Some("1"), Some("UNAVAILABLE")));
+    assert_eq!(mirror.metric("larder_shed_total{reason=\"connections\"}"), 1);
+    upstream.release();
+    for answer in served {
+        assert!(answer.rest().await.expect(200).body == blob, "who is served is served to the end");
+    }
+    mirror.metric_is("larder_connections", 0).await;
+    get(mirror.url("/v2/")).await.expect(200);
+}
+
+#[tokio::test]
+async fn with_few_descriptors_those_who_do_nothing_make_room_and_all_heals() {
+    let upstream = Registry::start().await;
+    let blobs: Vec<_> = (0..40).map(|seed| noise(seed, 100_000)).collect();
+    let digests: Vec<_> = blobs.iter().map(|blob| upstream.put_blob("library/alpine", blob.clone())).collect();
+    let dir = tempfile::tempdir().unwrap();
+    let to_upstream = format!("upstream.\"docker.io\".url={}", upstream.url());
+    let larder = Process::start_within(&["--nofile=72:72"], dir.path(), &[&to_upstream]);
+    let url = |digest: &String| larder.url(&format!("/v2/library/alpine/blobs/{digest}"));
+    // More connections that do nothing than there are descriptors.
+    let idle = join_all((0..120).map(|_| Raw::try_connect(larder.address()))).await;
+    assert!(idle.iter().all(Result::is_ok), "the kernel takes them");
+    assert!(get(url(&digests[0])).await.expect(200).body == blobs[0]);
+    // And then as many who want something at once.
+    let asked = join_all(digests.iter().map(|digest| {
+        let url = url(digest);
+        async move { Client::h1().try_get(url).await }
+    }));
+    for (answer, blob) in asked.await.into_iter().zip(&blobs) {
+        // One that is refused has a connection that may end before its head is read.
+        let Ok(answer) = answer else { continue };
+        match answer.status {
+            200 if answer.complete => assert!(answer.body == *blob),
+            200 | 502 | 503 => {}
+            other => panic!("{other}: {}", answer.text()),
+        }
+    }
+    drop(idle);
+    for (digest, blob) in digests.iter().zip(&blobs) {
+        let healed = async {
+            loop {
+                let answer = get(url(digest)).await;
+                if answer.status == 200 && answer.complete {
+                    break answer;
+                }
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        assert!(timeout(PATIENCE, healed).await.expect("it heals by itself").body == *blob);
+    }
+    let log = larder.log();
+    assert!(log.contains("fewer connections than server.max_connections"), "{log}");
+    assert!(!log.contains("panicked"), "{log}");
+    assert!(log.matches("could not be accepted").count() < 100, "it does not try again and again");
+}

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -61,6 +61,9 @@ struct Connection {
     busy: AtomicUsize,
     /// Counts the moments in which connections became idle: the lower, the longer ago.
     idle_since: AtomicU64,
+    since: Instant,
+    /// It has been asked something.
+    asked: AtomicBool,
     /// Told to end when it has answered what it was asked.
     leave: CancellationToken,
 }
@@ -94,6 +97,8 @@ const LARGEST_BUFFER: usize = 64 << 10;
 const UNSENT: u32 = 128 << 10;
 const LARGEST_HEAD: u32 = 64 << 10;
 const H2_STREAMS: u32 = 128;
+/// For so long a new connection is not closed for another.
+const FIRST_WORDS: Duration = Duration::from_secs(1);
 /// After a failed accept, for want of descriptors for one, trying again at once would only burn the processor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a connection beyond the limit waits for a place.
@@ -336,11 +341,22 @@ impl<H> Drop for Open<H> {
     }
 }
 
+// === impl Connection ===
+
+impl Connection {
+    /// Nothing is under way. Who has just come is about to ask something.
+    fn is_idle(&self) -> bool {
+        let about_to_ask = !self.asked.load(Ordering::Relaxed) && self.since.elapsed() < FIRST_WORDS;
+        self.busy.load(Ordering::Relaxed) == 0 && !about_to_ask
+    }
+}
+
 // === impl Underway ===
 
 impl Underway {
     fn new(connection: &Arc<Connection>) -> Self {
         connection.busy.fetch_add(1, Ordering::Relaxed);
+        connection.asked.store(true, Ordering::Relaxed);
         Self(Arc::clone(connection))
     }
 }

@@ -59,6 +59,42 @@ async fn where_no_connection_is_idle_one_more_is_told_to_come_again_at_once() {
     get(mirror.url("/v2/")).await.expect(200);
 }
 
+/// All clients of a fleet come back in the same moment. One that had a place was closed before it could ask, as if it were idle.
+#[tokio::test]
+async fn of_a_storm_each_is_served_whole_or_refused_whole() {
+    let upstream = Registry::start().await;
+    let blob = noise(1, 1 << 20);
+    let digest = upstream.put_blob("library/alpine", blob.clone());
+    upstream.on(Match::get(&digest).times(1), Fault::Gate { after: 500_000 });
+    let mirror = TestMirror::builder().upstream("docker.io", &upstream).set("server.max_connections = 40").start().await;
+    let url = mirror.url(&format!("/v2/library/alpine/blobs/{digest}"));
+    let storm = tokio::spawn(join_all((0..200).map(|_| {
+        let url = url.clone();
+        async move { Client::h1().try_get(url).await }
+    })));
+    upstream.held(1).await;
+    // All who are in have their answer's beginning; the others have heard no.
+    let refused = async {
+        while mirror.metric("larder_shed_total{reason=\"connections\"}") < 160 {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    assert!(timeout(PATIENCE, refused).await.is_ok(), "{}", mirror.metric("larder_shed_total{reason=\"connections\"}"));
+    upstream.release();
+    let (mut served, mut refused) = (0, 0);
+    for answer in storm.await.unwrap() {
+        let answer = answer.expect("everyone is answered");
+        match answer.status {
+            200 => served += usize::from(answer.expect(200).body == blob),
+            _ => refused += usize::from(answer.expect(503).header("retry-after") == Some("1")),
+        }
+    }
+    assert_eq!((served, refused), (40, 160));
+    assert_eq!(upstream.count("GET", &digest), 1);
+    mirror.metric_is("larder_connections", 0).await;
+    assert!(get(&url).await.expect(200).body == blob);
+}
+
 #[tokio::test]
 async fn with_few_descriptors_those_who_do_nothing_make_room_and_all_heals() {
     let upstream = Registry::start().await;
@@ -71,7 +107,12 @@ async fn with_few_descriptors_those_who_do_nothing_make_room_and_all_heals() {
     // More connections that do nothing than there are descriptors.
     let idle = join_all((0..120).map(|_| Raw::try_connect(larder.address()))).await;
     assert!(idle.iter().all(Result::is_ok), "the kernel takes them");
-    assert!(get(url(&digests[0])).await.expect(200).body == blobs[0]);
+    let room = async {
+        while get(url(&digests[0])).await.status != 200 {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    assert!(timeout(PATIENCE, room).await.is_ok(), "those who have said nothing make room");
     // And then as many who want something at once.
     let asked = join_all(digests.iter().map(|digest| {
         let url = url(digest);

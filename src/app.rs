@@ -79,7 +79,7 @@ pub enum LogLevel {
 const UPKEEP: Duration = Duration::from_mins(1);
 /// How often a disk that has failed is looked at.
 const PROBE: Duration = Duration::from_secs(2);
-/// How long fills and the store may take to put down what they have. A hung disk must not hold the process.
+/// How long fills and the store may take to put down what they have, all together. A hung disk must not hold the process.
 const LAST_WRITES: Duration = Duration::from_secs(5);
 /// But after the grace is over they have only this long together.
 const AFTER_GRACE: Duration = Duration::from_millis(900);

@@ -3,8 +3,13 @@
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 
-use crate::support::{Fault, Image, Match, Process, Registry, get, head, stream};
+use std::time::{Duration, Instant};
+
+use larder::store::faults::Fault as DiskFault;
+
+use crate::support::{Fault, Image, Match, Process, Registry, TestMirror, get, head, stream};
 
 fn to(registry: &Registry) -> String {
     format!("upstream.\"docker.io\".url={}", registry.url())
@@ -38,6 +43,38 @@ async fn its_health_can_be_asked_for_by_the_program_itself() {
     let ended = Process::health(&["--url", &url]);
     assert_eq!(ended.status.code(), Some(1));
     assert!(ended.log.starts_with("larder: ") && ended.log.lines().count() == 1, "{}", ended.log);
+}
+
+/// A process that does not expect the signal is ended by it, at the first layer that is larger than a limit allows.
+#[tokio::test]
+async fn a_file_too_large_for_the_limits_of_its_process_does_not_end_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let larder = Process::start(dir.path(), &[], &[]);
+    let id = larder.id().to_string();
+    assert!(Command::new("kill").args(["-XFSZ", &id]).status().unwrap().success());
+    get(larder.url("/v2/")).await.expect(200);
+    assert_eq!(larder.terminate().status.code(), Some(0));
+}
+
+#[tokio::test]
+async fn told_to_stop_it_does_not_wait_for_a_disk_that_hangs() {
+    let upstream = Registry::start().await;
+    let image = Image::new(1).layers(&[3_000_000]).put(&upstream, "library/app", "latest");
+    let grace = Duration::from_millis(500);
+    let mirror = TestMirror::builder().upstream("docker.io", &upstream).set("server.shutdown_grace = \"500ms\"").start().await;
+    mirror.get(&image.manifest_path()).await.expect(200);
+    upstream.on(Match::get(&image.layers[0].digest), Fault::Gate { after: 1_000_000 });
+    let mut client = mirror.stream(&image.blob_path(&image.layers[0])).await;
+    assert_eq!(client.take(500_000).await.len(), 500_000);
+
+    let faults = mirror.faults().clone();
+    faults.each(|_, _| true, DiskFault::Hang);
+    upstream.release();
+    let begun = Instant::now();
+    let (_stopped, drained) = mirror.drain().await;
+    let took = begun.elapsed();
+    assert!(took >= grace && took < grace + Duration::from_secs(2), "{took:?} {drained:?}");
+    faults.heal();
 }
 
 #[tokio::test]

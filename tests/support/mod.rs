@@ -38,7 +38,8 @@ use std::time::Duration;
 mod cache;
 mod client;
 mod images;
-// It makes disks fail, which an optimized larder does not let one do. Benches, which are optimized, use the program itself.
+// It makes disks fail, which an optimized larder does not let one do. Benches, which are optimized, use the program itself;
+// and those who log in are people of the tests.
 #[cfg(debug_assertions)]
 mod mirror;
 mod process;
@@ -46,13 +47,11 @@ mod raw;
 mod registry;
 mod secrets;
 mod tls;
+#[cfg(debug_assertions)]
 mod user;
 
 #[cfg(debug_assertions)]
-pub use self::{
-    cache::{assert_booked, assert_sound, files, reboot},
-    mirror::{StoppedMirror, TestMirror},
-};
+pub use self::cache::{assert_booked, assert_sound, files, reboot};
 pub use self::{
     client::{Answer, Client, Streaming, get, get_with, head, raw, stream},
     images::{Content, Image, MultiArch, PutImage, PutIndex, digest_of, noise, sha512_of},
@@ -64,6 +63,10 @@ pub use self::{
     },
     secrets::{CANARY, has_secret},
     tls::{Authority, TlsFront},
+};
+#[cfg(debug_assertions)]
+pub use self::{
+    mirror::{StoppedMirror, TestMirror},
     user::{User, basic},
 };
 

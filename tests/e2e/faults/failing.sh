@@ -12,7 +12,6 @@ failing() {
     done
     failing_call "$cache" pwritev ENOSPC 2+
     failing_call "$cache" fdatasync EIO 1+
-    failing_call "$cache" ftruncate EIO 1+
     failing_call "$cache" mkdir EIO 1+
     failing_call "$cache" statfs EIO 1+
     failing_reads "$cache"

@@ -30,6 +30,7 @@ mod likes;
 mod lists;
 mod logins;
 mod loops;
+mod model;
 mod names;
 mod negotiation;
 mod overload;

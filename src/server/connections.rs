@@ -208,8 +208,13 @@ where
 
     fn enter(self: Arc<Self>, place: OwnedSemaphorePermit) -> Open<H> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let connection =
-            Connection { busy: AtomicUsize::new(0), idle_since: AtomicU64::new(moment()), leave: self.stopping.child_token() };
+        let connection = Connection {
+            busy: AtomicUsize::new(0),
+            idle_since: AtomicU64::new(moment()),
+            since: Instant::now(),
+            asked: AtomicBool::new(false),
+            leave: self.stopping.child_token(),
+        };
         let connection = Arc::new(connection);
         self.open().insert(number, Arc::clone(&connection));
         self.limits.metrics.connected();
@@ -234,8 +239,7 @@ impl<H> Connections<H> {
     /// Closes the connection that has been idle for longest, if any is.
     fn make_room(&self) {
         let open = self.open();
-        let idle =
-            open.values().filter(|connection| connection.busy.load(Ordering::Relaxed) == 0 && !connection.leave.is_cancelled());
+        let idle = open.values().filter(|connection| connection.is_idle() && !connection.leave.is_cancelled());
         if let Some(connection) = idle.min_by_key(|connection| connection.idle_since.load(Ordering::Relaxed)) {
             connection.leave.cancel();
         }

@@ -98,13 +98,13 @@ impl Breaker {
     pub(super) fn failed(&self, now: Timestamp, why: &Error, failure: Failure<'_>) -> bool {
         let mut state = self.lock();
         let before = state.failures;
-        if let Failure::Of(thing) = failure {
-            if before < FEW {
-                if state.things.iter().any(|known| known == thing) {
-                    return false;
-                }
-                state.things.push(thing.to_owned());
+        if let Failure::Of(thing) = failure
+            && before < FEW
+        {
+            if state.things.iter().any(|known| known == thing) {
+                return false;
             }
+            state.things.push(thing.to_owned());
         }
         state.failures = before.saturating_add(1);
         if matches!(failure, Failure::Silent | Failure::Dead) {

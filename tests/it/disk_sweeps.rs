@@ -72,7 +72,7 @@ impl World {
     }
 
     /// Once all is well again, everything is kept that is pulled, and nothing is fetched that is kept.
-    async fn is_well(self, what: &str) {
+    async fn ends_well(self, what: &str) {
         let Self { image, mirror, .. } = &self;
         let kept = async {
             // Where the patience is short, this test may have been slow; and what was given up may be on its way out.
@@ -113,7 +113,7 @@ async fn with_one(number: usize, fault: Fault) {
     world.pull(&what).await;
     world.pull(&what).await;
     world.mirror.faults().heal();
-    world.again().await.is_well(&what).await;
+    world.again().await.ends_well(&what).await;
 }
 
 async fn sweep(fault: Fault) {
@@ -161,7 +161,7 @@ async fn a_disk_that_hangs_at_any_operation_holds_up_no_client_for_long() {
         let pulled = tokio::time::timeout(PATIENCE, world.pull(&what)).await;
         assert!(pulled.is_ok(), "{what}");
         world.mirror.faults().heal();
-        world.again().await.is_well(&what).await;
+        world.again().await.ends_well(&what).await;
     }
 }
 
@@ -177,7 +177,7 @@ async fn a_disk_that_fails_from_any_operation_on_reaches_no_client() {
         faults.each(move |_, _| seen.fetch_add(1, std::sync::atomic::Ordering::Relaxed) >= first, Fault::Errno(EIO));
         world.pull(&what).await;
         world.mirror.faults().heal();
-        world.again().await.is_well(&what).await;
+        world.again().await.ends_well(&what).await;
     }
 }
 
@@ -200,7 +200,7 @@ async fn dies(number: usize, fault: Fault, loss: Option<Loss>) {
     assert_sound(&stopped.cache_dir());
     let mirror = stopped.start().await;
     assert_booked(&mirror).await;
-    World { upstream, image, mirror }.is_well(&what).await;
+    World { upstream, image, mirror }.ends_well(&what).await;
 }
 
 #[tokio::test]

@@ -154,7 +154,7 @@ fn check_disk(cache: &Path, name: &str) {
             } else {
                 let digest = digest_of(&fs::read(&path).unwrap());
                 let hex = digest.strip_prefix("sha256:").unwrap();
-                assert!(path.file_name().unwrap().to_string_lossy().ends_with(hex), "{name}: {path:?} is {digest}");
+                assert!(path.file_name().unwrap().to_string_lossy().ends_with(hex), "{name}: {} is {digest}", path.display());
             }
         }
     }

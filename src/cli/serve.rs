@@ -30,24 +30,32 @@ impl Serve {
         let mut config = self.configured.load()?;
         log(&config.log);
         tell_of_panics();
+        let wanted = config.server.max_connections;
         allow_many_files(&mut config);
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| error.to_string())?;
-        let outcome = runtime.block_on(serve(config));
+        let outcome = runtime.block_on(serve(config, wanted));
         // A hung disk or a resolver that does not answer must not hold the process.
         runtime.shutdown_background();
         outcome
     }
 }
 
-async fn serve(config: Config) -> Result<ExitCode, String> {
+async fn serve(config: Config, wanted_connections: usize) -> Result<ExitCode, String> {
     let failed = |error: std::io::Error| error.to_string();
     let (mut terminate, mut interrupt) =
         (signal(SignalKind::terminate()).map_err(failed)?, signal(SignalKind::interrupt()).map_err(failed)?);
     // Of itself, it ends a process that writes beyond its largest file. Where it is received, the write fails.
     let _too_large = signal(SignalKind::from_raw(Signal::XFSZ.as_raw())).map_err(failed)?;
-    let greeting = Greeting::of(&config);
+    let (greeting, max_connections) = (Greeting::of(&config), config.server.max_connections);
     let app = App::start(config, Clock::system()).await.map_err(|error| error.to_string())?;
     greeting.print(&app);
+    if max_connections < wanted_connections {
+        tracing::info!(
+            max_connections,
+            wanted_connections,
+            "of max_connections, as many as the limit of open files has room for"
+        );
+    }
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
@@ -142,11 +150,6 @@ fn allow_many_files(config: &mut Config) {
     let Some(files) = getrlimit(Resource::Nofile).current else { return };
     let possible = usize::try_from(files.saturating_sub(FILES_OF_OUR_OWN) / 2).unwrap_or(usize::MAX).max(1);
     if possible < config.server.max_connections {
-        tracing::warn!(
-            files,
-            connections = possible,
-            "the limit of open files allows fewer connections than server.max_connections"
-        );
         config.server.max_connections = possible;
     }
 }

@@ -249,6 +249,9 @@ impl Books {
 
     /// Remembers an open file; what falls out of the memory of recent ones is returned, to be closed without the lock.
     pub(super) fn remember(&mut self, digest: &Digest, handle: &Arc<Handle>) -> Option<Arc<Handle>> {
+        if handle.is_unlinked() {
+            return None;
+        }
         self.share(digest, handle);
         self.recent.push_back(Arc::clone(handle));
         if self.recent.len() > RECENT { self.recent.pop_front() } else { None }
@@ -266,6 +269,11 @@ impl Books {
     pub(super) fn verified(&mut self, digest: &Digest, now: Timestamp) {
         self.lru.set_verified(digest, now);
         self.dirty = true;
+    }
+
+    /// Keeps a file open no longer than its readers do.
+    pub(super) fn forget(&mut self, handle: &Handle) {
+        self.recent.retain(|recent| !std::ptr::eq(&raw const **recent, handle));
     }
 
     /// The files that are open only for later; dropping them closes them.

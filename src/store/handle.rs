@@ -43,6 +43,8 @@ impl Handle {
         if self.lingers.swap(charge, Ordering::Relaxed) == 0 {
             books.linger(charge);
         }
+        // Nobody will open it again by its name.
+        books.forget(self);
     }
 
     /// Says that its bytes are wrong: nobody who reads it may take them for whole.
@@ -52,6 +54,10 @@ impl Handle {
 
     pub(super) fn is_spoiled(&self) -> bool {
         self.spoiled.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_unlinked(&self) -> bool {
+        self.lingers.load(Ordering::Relaxed) > 0
     }
 
     /// Closes the file now, if nobody else holds it. Not to be called where the disk may not be waited for.

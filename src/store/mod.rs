@@ -299,6 +299,9 @@ impl Store {
         if !lock(&self.0.books).known {
             self.0.count();
         }
+        if self.0.records.are_lost() {
+            self.0.compact_records();
+        }
         if self.trouble().is_some() {
             let store = Arc::clone(&self.0);
             let _ = self.0.writes.soon(move || store.probe()).await;
@@ -317,6 +320,10 @@ impl Store {
         self.0.tasks.close();
         self.0.tasks.wait().await;
         self.0.records.flush().await;
+        if self.0.records.are_lost() {
+            self.0.compact_records();
+            self.0.records.flush().await;
+        }
         let store = Arc::clone(&self.0);
         let _ = self.0.writes.run(move || store.write_index(quiet)).await;
     }
@@ -405,6 +412,12 @@ impl Shared {
         }
     }
 
+    fn compact_records(&self) {
+        if lock(&self.books).known {
+            self.records.compact(|digest| lock(&self.books).holds(digest));
+        }
+    }
+
     fn upkeep(&self) {
         let abandoned = lock(&self.books).idle_partials(self.clock.now() - PARTIAL_LIFE);
         for digest in abandoned {
@@ -417,9 +430,7 @@ impl Shared {
             }
             Err(error) => tracing::error!(%error, "the free space cannot be told"),
         }
-        if lock(&self.books).known {
-            self.records.compact(|digest| lock(&self.books).holds(digest));
-        }
+        self.compact_records();
         self.write_index(false);
     }
 

@@ -47,6 +47,8 @@ struct Log {
     writing: bool,
     /// The last line may have been written in part.
     torn: bool,
+    /// Some lines could not be written: the log is to be written anew.
+    lost: bool,
     lines: usize,
     /// How many there were when it was last written anew.
     lines_then: usize,
@@ -206,11 +208,13 @@ impl Records {
         state.proofs.iter().filter(|(_, proofs)| is_manifest(proofs)).map(|(digest, _)| digest.clone()).collect()
     }
 
-    /// Forgets what is said of digests that are no longer `held`, once the log has grown enough to be worth writing anew.
+    /// Forgets what is said of digests that are no longer `held`, once the log has grown enough to be worth writing anew, or
+    /// lacks lines that could not be written.
     pub(super) fn compact(&self, held: impl Fn(&Digest) -> bool) {
         let text = {
             let mut state = self.lock();
-            if state.log.writing || state.log.lines < FEW + 2 * state.log.lines_then {
+            let outgrown = state.log.lines >= FEW + 2 * state.log.lines_then;
+            if state.log.writing || !(outgrown || state.log.lost) {
                 return;
             }
             state.proofs.retain(|digest, _| held(digest));
@@ -224,12 +228,20 @@ impl Records {
         let (disk, shared) = (Arc::clone(&self.disk), Arc::clone(&self.shared));
         self.pool.start(move || {
             let log = disk.replace(NAME, text.as_bytes()).and_then(|()| disk.open_log(NAME, text.len() as u64));
+            let mut state = lock(&shared.state);
+            state.log.lost = log.is_err();
             match log {
-                Ok(file) => lock(&shared.state).log.file = Some(Arc::new(file)),
+                Ok(file) => (state.log.file, state.log.torn) = (Some(Arc::new(file)), false),
                 Err(error) => tracing::error!(%error, "the records could not be written anew"),
             }
+            drop(state);
             shared.append_pending();
         });
+    }
+
+    /// True if the log lacks what could not be written.
+    pub(super) fn are_lost(&self) -> bool {
+        self.lock().log.lost
     }
 
     /// Waits until what was recorded is on the disk.
@@ -275,8 +287,9 @@ impl Shared {
                 lines.insert(0, '\n');
             }
             if let Err(error) = file.append(lines.as_bytes()) {
-                tracing::error!(%error, "records could not be written; they last until the next start");
-                lock(&self.state).log.torn = true;
+                tracing::error!(%error, "records could not be written; all are written anew when the disk takes them");
+                let mut state = lock(&self.state);
+                (state.log.torn, state.log.lost) = (true, true);
             }
         }
     }

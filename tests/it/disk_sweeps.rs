@@ -76,8 +76,11 @@ impl World {
         let Self { image, mirror, .. } = &self;
         let kept = async {
             // Where the patience is short, this test may have been slow; and what was given up may be on its way out.
-            while !image.blobs().map(|blob| &blob.digest).chain([&image.digest]).all(|digest| mirror.holds(digest)) {
+            loop {
                 self.pull(what).await;
+                if image.blobs().map(|blob| &blob.digest).chain([&image.digest]).all(|digest| mirror.holds(digest)) {
+                    break;
+                }
             }
         };
         assert!(tokio::time::timeout(PATIENCE, kept).await.is_ok(), "{what}: it is not kept");

@@ -88,6 +88,7 @@ impl World {
         self.pull(what).await;
         assert_eq!(self.upstream.requests().len(), 0, "{what}");
         assert_booked(&self.mirror).await;
+        self.mirror.stop().await;
     }
 }
 

@@ -452,6 +452,13 @@ impl Shared {
     }
 }
 
+impl Drop for Shared {
+    /// The files that are kept open know the books, which know them.
+    fn drop(&mut self) {
+        drop(lock(&self.books).forget_recent());
+    }
+}
+
 /// What a lock of ours guards stays whole when a holder panics: no panic comes between two writes that belong together.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

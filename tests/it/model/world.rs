@@ -541,10 +541,6 @@ impl World {
             self.proven.clear();
         }
         let (mut stopped, _) = mirror.drain().await;
-        if stop != Stop::Clean {
-            // Without an index there is nothing to compare a file's size with; that is a matter of its first reading.
-            self.damaged.drain().for_each(|digest| _ = fs::remove_file(invariants::blob_file(&dir, &digest)));
-        }
         if let Stop::Power(loss) = stop {
             faults.lose_power(loss);
             fs::write(dir.join("lock"), "1 another-boot\n").unwrap();

@@ -152,7 +152,7 @@ impl Mirror {
                 Some(size)
             } else {
                 // One of them is wrong: the upstream's word, or what a stop has left of the file.
-                self.blob(origin, digest).await?.size().await
+                self.blob(origin, digest).await?.verified_size().await
             };
             self.0.store.touch(digest);
             let served = if origin.is_offline() { Served::Offline } else { Served::Hit };

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures_util::{Stream, stream};
 
 use crate::oci::{Algorithm, Digest, Hasher};
-use crate::store::{BlobReader, Damage, Held, OpenFile, Pieces, ReadError, TAIL};
+use crate::store::{BlobReader, Cut, Damage, Held, OpenFile, Pieces, ReadError, TAIL};
 use crate::upstream;
 
 use super::blob::{Blob, Detours, Source};
@@ -194,7 +194,7 @@ impl Reading {
         match error {
             ReadError::Lagged(cut) => {
                 tracing::debug!(digest = %self.digest, at, "a reader fell behind; it is answered by the upstream");
-                self.state = State::Lagged(Box::new(Lagged::from(&cut, at)));
+                self.state = State::Lagged(Box::new(Lagged::from(&cut, self.size(), at)));
                 self.source = None;
                 Ok(())
             }
@@ -223,11 +223,18 @@ impl Reading {
         }
     }
 
+    /// Of the whole blob, as far as it is known.
+    fn size(&self) -> Option<u64> {
+        self.source.as_ref().and_then(Source::known_size)
+    }
+
     async fn go_on_anew(&mut self, at: u64) -> Result<(), Broken> {
-        if self.sent.as_ref().is_some_and(|sent| sent.from < at) {
-            return self.compare(at).await;
+        if self.source.is_some() {
+            if self.sent.as_ref().is_some_and(|sent| sent.from < at) {
+                return self.compare(at).await;
+            }
+            self.go_on_at(at);
         }
-        self.go_on_at(at);
         Ok(())
     }
 
@@ -250,25 +257,44 @@ impl Reading {
         let digest = &self.digest;
         tracing::warn!(%digest, at, %error, "a blob cannot be read on; it goes on from the upstream");
         let damage = Damage::told_by(error);
-        let unreadable = file.is_some() && damage.is_none();
+        let (size, store) = (self.size(), &self.mirror.0.store);
+        // While the cache is being counted nothing can be set aside.
+        let unreadable = (file.is_some() && damage.is_none()) || store.usage().is_none();
         if let (Some(file), Some(damage)) = (file, damage) {
-            self.mirror.0.store.quarantine(digest, file, damage).await;
+            store.quarantine(digest, file, damage).await;
         }
         self.begun_anew += 1;
         match self.source.take() {
             // What was sent of it is not verified, but must be the same when it comes again.
             Some(Source::Fill(growth, _)) if !growth.is_verified() => {
-                self.state = State::Lagged(Box::new(Lagged::from_zero(digest, growth.filed(), at)));
+                self.state = State::Lagged(Box::new(Lagged::from_zero(digest, growth.filed(), size, at)));
                 return Ok(());
             }
             _ if self.begun_anew > ANEW => {
-                self.state = State::Lagged(Box::new(Lagged::from_zero(digest, None, at)));
+                // What was sent unverified must come again.
+                let known = match self.sent.take().filter(|sent| sent.from < at) {
+                    Some(Sent { from: 0, hasher }) => Some(Cut { from: at, hasher }),
+                    Some(_) => return Err(Broken),
+                    None => None,
+                };
+                self.state = State::Lagged(Box::new(Lagged::from_zero(digest, known, size, at)));
                 return Ok(());
             }
-            Some(Source::Fill(_, interest)) => interest.landed().await,
+            // It is kept in a moment, unless the disk hangs.
+            Some(Source::Fill(growth, interest)) => {
+                if tokio::time::timeout(store.patience(), interest.landed()).await.is_err() {
+                    self.state = State::Lagged(Box::new(Lagged::from_zero(digest, growth.filed(), size, at)));
+                    return Ok(());
+                }
+            }
             Some(Source::Cache(_) | Source::Doubtful(_)) | None => {}
         }
         match self.mirror.find_blob(&self.origin, digest, unreadable).await {
+            // An answer that has promised one size cannot go on with a blob of another.
+            Ok(blob) if size.is_some() && blob.size().await != size => {
+                tracing::error!(%digest, at, ?size, "a blob was of another size than it had here; the answer ends short");
+                Err(Broken)
+            }
             Ok(blob) => {
                 self.source = Some(blob.into_source());
                 Ok(())
@@ -283,9 +309,22 @@ impl Reading {
     /// Makes sure that what has been sent up to `at` is what the blob has there, once that is verified; then goes on with it.
     async fn compare(&mut self, at: u64) -> Result<(), Broken> {
         let Some(Sent { from, hasher }) = self.sent.take() else { return Err(Broken) };
-        let sent = hasher.finish();
+        let sent = hasher.clone().finish();
         loop {
+            let size = self.size();
             let source = self.source.as_ref().ok_or(Broken)?;
+            // What is not kept cannot be read again, and its end does not come before someone reads.
+            if let Source::Fill(growth, _) = source
+                && !growth.settled().await
+            {
+                if from > 0 {
+                    return Err(Broken);
+                }
+                let known = Some(Cut { from: at, hasher });
+                self.state = State::Lagged(Box::new(Lagged::from_zero(&self.digest, known, size, at)));
+                self.source = None;
+                return Ok(());
+            }
             if !source.verified().await {
                 return Err(Broken);
             }
@@ -299,7 +338,14 @@ impl Reading {
                     tracing::error!(digest = %self.digest, "wrong bytes of a blob were sent; the answer ends short");
                     return Err(Broken);
                 }
-                Err(ReadError::Disk(error)) => self.begin_anew(at, reader.file(), &error).await?,
+                Err(ReadError::Disk(error)) => {
+                    self.sent = Some(Sent { from, hasher: hasher.clone() });
+                    self.begin_anew(at, reader.file(), &error).await?;
+                    if self.source.is_none() {
+                        return Ok(());
+                    }
+                    self.sent = None;
+                }
                 Err(ReadError::Lagged(_) | ReadError::Ended) => return Err(Broken),
             }
         }

@@ -125,8 +125,13 @@ impl Growing {
         let _ = self.file.set(file);
     }
 
-    pub(super) fn go_on_in_memory(&self) {
-        self.progress.send_modify(|progress| progress.in_memory = true);
+    /// From `at` on, where the bytes hash to `hasher`, no more are looked for in the file: also not those of a job that ends
+    /// just now.
+    pub(super) fn go_on_in_memory(&self, at: u64, hasher: Hasher) {
+        self.progress.send_modify(|progress| {
+            progress.in_memory = true;
+            (progress.written, progress.filed, progress.hash_at_filed) = (at, at, Some(hasher));
+        });
     }
 
     pub(super) fn set_size(&self, size: u64) {

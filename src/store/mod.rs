@@ -288,6 +288,12 @@ impl Store {
         self.0.metrics.set_cache(CacheGauges { degraded: self.trouble().is_some(), ..cache });
     }
 
+    /// How long a client waits for the disk.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        self.0.reads.patience()
+    }
+
     /// What is wrong with the disk, if what is missing goes past the cache because of it.
     #[must_use]
     pub fn trouble(&self) -> Option<Trouble> {

@@ -8,6 +8,7 @@ use crate::oci::Digest;
 
 use super::handle::Handle;
 use super::lru::charge;
+use super::pool::caught;
 use super::{Shared, lock};
 
 /// How a blob of the cache is not what it was.
@@ -66,8 +67,8 @@ impl Shared {
             open.iter().for_each(|file| file.spoil());
         }
         self.metrics.quarantined();
-        let moved = self.disk.set_aside(digest);
-        let removed = moved.as_ref().is_err_and(|_| self.disk.remove_blob(digest).is_ok());
+        let moved = caught(|| self.disk.set_aside(digest));
+        let removed = moved.as_ref().is_err_and(|_| caught(|| self.disk.remove_blob(digest)).is_ok());
         let mut books = lock(&self.books);
         books.left(charged);
         // One that was there under its name is replaced.
@@ -118,7 +119,7 @@ impl Shared {
     fn bound_quarantine(&self) {
         loop {
             let Some(Kept { digest, charge, file, .. }) = lock(&self.books).pop_quarantined(MOST, SHARE) else { return };
-            let (removed, file) = (self.disk.remove_quarantined(&digest), file.upgrade());
+            let (removed, file) = (caught(|| self.disk.remove_quarantined(&digest)), file.upgrade());
             let mut books = lock(&self.books);
             match removed {
                 Ok(()) => {

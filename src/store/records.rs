@@ -13,7 +13,7 @@ use crate::sync::{Condvar, Mutex, MutexGuard};
 
 use super::disk::{Disk, File};
 use super::lock;
-use super::pool::Pool;
+use super::pool::{Pool, caught};
 
 /// The log and what it says.
 pub(super) struct Records {
@@ -227,7 +227,7 @@ impl Records {
         };
         let (disk, shared) = (Arc::clone(&self.disk), Arc::clone(&self.shared));
         self.pool.start(move || {
-            let log = disk.replace(NAME, text.as_bytes()).and_then(|()| disk.open_log(NAME, text.len() as u64));
+            let log = caught(|| disk.replace(NAME, text.as_bytes()).and_then(|()| disk.open_log(NAME, text.len() as u64)));
             let mut state = lock(&shared.state);
             state.log.lost = log.is_err();
             match log {
@@ -286,7 +286,7 @@ impl Shared {
             if std::mem::take(&mut lock(&self.state).log.torn) {
                 lines.insert(0, '\n');
             }
-            if let Err(error) = file.append(lines.as_bytes()) {
+            if let Err(error) = caught(|| file.append(lines.as_bytes())) {
                 tracing::error!(%error, "records could not be written; all are written anew when the disk takes them");
                 let mut state = lock(&self.state);
                 (state.log.torn, state.log.lost) = (true, true);

@@ -3,10 +3,12 @@
 use std::io;
 use std::sync::Arc;
 
+use crate::oci::Digest;
 use crate::sync::Mutex;
 
 use super::books::Books;
 use super::handle::Handle;
+use super::pool::caught;
 use super::{Shared, lock};
 
 /// Bytes of the disk that are promised to a writer. Dropped, they are given back.
@@ -122,7 +124,7 @@ impl Shared {
         }
         let victims = lock(&self.books).leave(bytes - gone);
         for (digest, charge) in victims {
-            match self.disk.remove_blob(&digest) {
+            match caught(|| self.disk.remove_blob(&digest)) {
                 Ok(()) => {
                     gone += charge;
                     lock(&self.books).left(charge);
@@ -139,9 +141,9 @@ impl Shared {
     }
 
     /// Removes a partial file that nobody fills; returns what it took.
-    pub(super) fn remove_partial(&self, digest: &crate::oci::Digest) -> u64 {
+    pub(super) fn remove_partial(&self, digest: &Digest) -> u64 {
         let Some((partial, _claim)) = lock(&self.books).leave_partial(&self.books, digest) else { return 0 };
-        match self.disk.remove_partial(digest) {
+        match caught(|| self.disk.remove_partial(digest)) {
             Ok(()) => {
                 lock(&self.books).partial_left(&partial);
                 partial.charge

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::oci::{Digest, Hasher};
 use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::timeout;
 
 use super::growing::{End, Growing};
 use super::handle::Handle;
@@ -140,7 +141,9 @@ impl Landing {
         store.metrics.verified(if found.is_some() { "damaged" } else { "unknown" });
         if let Some(damage) = found {
             let (shared, digest, handle) = (Arc::clone(store), digest.clone(), Arc::clone(handle));
-            let _ = store.writes.run(move || shared.quarantine(&digest, Some(&handle), &damage)).await;
+            let set_aside = store.writes.run(move || shared.quarantine(&digest, Some(&handle), &damage));
+            // Who reads it is told, also where the disk hangs.
+            let _ = timeout(store.writes.patience(), set_aside).await;
         }
     }
 

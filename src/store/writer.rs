@@ -79,6 +79,9 @@ pub enum Bypass {
 /// How many bytes may wait for the disk: enough to overlap it with the network.
 const BATCH: usize = 1 << 20;
 
+/// How much of a partial file is read again at a time.
+const STRETCH: u64 = 32 << 20;
+
 /// How much more is reserved when a blob of unknown size has filled what was.
 const STRIDE: u64 = 64 << 20;
 
@@ -118,15 +121,41 @@ impl BlobWriter {
         let (store, digest) = (Arc::clone(&self.store), self.digest.clone());
         let opened = self.store.writes.soon(move || PartialFile::open(&store, &digest, reservation, claim));
         match opened.await.map_err(io::Error::from).flatten() {
-            Ok((partial, hasher, length)) => {
+            Ok((partial, length)) => {
+                self.target = Target::File(Arc::clone(&partial));
+                self.read_again(&partial, length).await;
                 self.growing.set_file(Arc::clone(partial.handle()));
-                self.growing.advance(length, hasher.clone());
-                self.target = Target::File(partial);
-                (self.hasher, self.accepted) = (hasher, length);
+                self.growing.advance(self.accepted, self.hasher.clone());
             }
             Err(error) => {
                 let why = self.store.disk_failed("open", &error);
                 self.go_on_in_memory(why);
+            }
+        }
+    }
+
+    /// Hashes what an earlier writer left, a stretch at a time, as a disk that is slow does not hang. What cannot be read is cut
+    /// off.
+    async fn read_again(&mut self, partial: &Arc<PartialFile>, length: u64) {
+        while self.accepted < length {
+            let (at, end) = (self.accepted, length.min(self.accepted + STRETCH));
+            let (reading, mut hasher) = (Arc::clone(partial), self.hasher.clone());
+            let read = self.store.writes.soon(move || {
+                let to = reading.hash(&mut hasher, at, end)?;
+                io::Result::Ok((hasher, to))
+            });
+            match read.await.map_err(io::Error::from).flatten() {
+                Ok((hasher, to)) => (self.hasher, self.accepted) = (hasher, to),
+                Err(error) => {
+                    tracing::warn!(digest = %self.digest, %error, at, "a partial file can be read up to here");
+                    let cut = Arc::clone(partial);
+                    let cut = self.store.writes.soon(move || cut.file().truncate(at));
+                    if let Err(error) = cut.await.map_err(io::Error::from).flatten() {
+                        let why = self.store.disk_failed("truncate", &error);
+                        self.bypass(why);
+                    }
+                    return;
+                }
             }
         }
     }
@@ -297,7 +326,7 @@ impl BlobWriter {
 
     fn go_on_in_memory(&mut self, why: Bypass) {
         self.store.metrics.bypassed(why.word());
-        self.growing.go_on_in_memory();
+        self.growing.go_on_in_memory(self.accepted - self.batch_bytes as u64, self.hasher.clone());
         self.target = Target::Memory(why);
     }
 

@@ -93,6 +93,8 @@ pub struct ReferrersAnswer {
     pub cache_status: Option<CacheStatus>,
 }
 
+/// An exbibyte: sizes can be added up without a thought.
+const LARGEST_BLOB: u64 = 1 << 60;
 const LARGEST_TAG_PAGE: usize = 4 << 20;
 /// An address that has sent this much of a blob does its work.
 const PROOF: u64 = 1 << 20;
@@ -231,6 +233,9 @@ impl Asking<'_> {
             }
             _ => (0, content_length(&response)),
         };
+        if size.is_some_and(|size| size > LARGEST_BLOB) {
+            return Err(Error::unavailable("it announces a size that no blob has"));
+        }
         let cache_status = CacheStatus::of(response.headers());
         let body = Body {
             response,

@@ -28,6 +28,8 @@ pub(super) struct Lagged {
     /// What came before hashed to this; so must what comes now.
     known: Option<Cut>,
     fetch: Fetch,
+    /// More than this is wrong, and must not push out what waits for the digest.
+    size: Option<u64>,
     /// Bytes before this have been sent already.
     send_from: u64,
     /// Not released before more has come or the digest is right.
@@ -46,10 +48,13 @@ const LONGEST: Duration = Duration::from_hours(1);
 
 impl Lagged {
     /// Goes on behind `cut` with the bytes from `send_from` on.
-    pub(super) fn from(cut: &Cut, send_from: u64) -> Self {
+    ///
+    /// `size`: of the whole blob, if it is known.
+    pub(super) fn from(cut: &Cut, size: Option<u64>, send_from: u64) -> Self {
         Self {
             hasher: Some(cut.hasher.clone()),
             known: None,
+            size,
             fetch: Fetch::new(cut.from, None),
             send_from,
             held: VecDeque::new(),
@@ -58,9 +63,9 @@ impl Lagged {
     }
 
     /// Fetches all of it anew, as what has come cannot be read again; `known` is how far that was.
-    pub(super) fn from_zero(digest: &Digest, known: Option<Cut>, send_from: u64) -> Self {
+    pub(super) fn from_zero(digest: &Digest, known: Option<Cut>, size: Option<u64>, send_from: u64) -> Self {
         let begin = Cut { from: 0, hasher: Hasher::new(digest.algorithm()) };
-        Self { known, ..Self::from(&begin, send_from) }
+        Self { known, ..Self::from(&begin, size, send_from) }
     }
 
     /// The next bytes, up to `end` or to the end of the blob.
@@ -85,7 +90,7 @@ impl Lagged {
             }
             match self.fetch.next(origin, digest).await {
                 Ok(Some(bytes)) => {
-                    if !self.accept(bytes) {
+                    if self.size.is_some_and(|size| self.fetch.at > size) || !self.accept(bytes) {
                         tracing::error!(%digest, "the upstream sent other bytes than before");
                         return Some(Err(Broken));
                     }

@@ -33,22 +33,14 @@ pub(super) struct PartialFile {
 // === impl PartialFile ===
 
 impl PartialFile {
-    /// Opens the partial file, and hashes what an earlier writer left in it, as far as it can be read.
+    /// Opens the partial file, and tells how much an earlier writer left in it.
     pub(super) fn open(
         store: &Arc<Shared>,
         digest: &Digest,
         reservation: Reservation,
         claim: Claim,
-    ) -> io::Result<(Arc<Self>, Hasher, u64)> {
-        let opened = caught(|| {
-            let (file, length) = store.disk.open_partial(digest)?;
-            let (hasher, readable) = hash(&file, digest, length);
-            if readable < length {
-                file.truncate(readable)?;
-            }
-            Ok((file, hasher, readable))
-        });
-        let (file, hasher, length) = match opened {
+    ) -> io::Result<(Arc<Self>, u64)> {
+        let (file, length) = match caught(|| store.disk.open_partial(digest)) {
             Ok(opened) => opened,
             Err(error) => {
                 abandon(store, digest, reservation);
@@ -63,7 +55,23 @@ impl PartialFile {
             settled: AtomicBool::new(false),
             _claim: claim,
         };
-        Ok((Arc::new(partial), hasher, length))
+        Ok((Arc::new(partial), length))
+    }
+
+    /// Hashes on what is in it from `at` on, to before `end` at most; and tells how far it could be read.
+    pub(super) fn hash(&self, hasher: &mut Hasher, mut at: u64, end: u64) -> io::Result<u64> {
+        let mut buffer = vec![0; 1 << 20];
+        while at < end {
+            let most = usize::try_from(end - at).unwrap_or(buffer.len()).min(buffer.len());
+            match self.file().read_at(at, &mut buffer[..most])? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                n => {
+                    hasher.update(&buffer[..n]);
+                    at += n as u64;
+                }
+            }
+        }
+        Ok(at)
     }
 
     pub(super) fn handle(&self) -> &Arc<Handle> {
@@ -166,26 +174,6 @@ impl Drop for PartialFile {
             self.enter(self.reserved());
         }
     }
-}
-
-fn hash(file: &File, digest: &Digest, length: u64) -> (Hasher, u64) {
-    let mut hasher = Hasher::new(digest.algorithm());
-    let mut buffer = vec![0; if length == 0 { 0 } else { 1 << 20 }];
-    let mut offset = 0;
-    while offset < length {
-        match file.read_at(offset, &mut buffer) {
-            Ok(0) => break,
-            Ok(n) => {
-                hasher.update(&buffer[..n]);
-                offset += n as u64;
-            }
-            Err(error) => {
-                tracing::warn!(%digest, %error, at = offset, "a partial file can be read up to here");
-                break;
-            }
-        }
-    }
-    (hasher, offset)
 }
 
 /// Removes what could not be opened, of which there may be nothing.

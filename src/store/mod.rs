@@ -458,6 +458,8 @@ impl Shared {
     }
 }
 
+// As for the pool: not where tasks are dropped that hold locks.
+#[cfg(not(feature = "schedules"))]
 impl Drop for Shared {
     /// The files that are kept open know the books, which know them.
     fn drop(&mut self) {

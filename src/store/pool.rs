@@ -174,6 +174,8 @@ impl Pool {
     }
 }
 
+// Shuttle drops tasks in the middle of whatever they do, where nobody may wait for a lock.
+#[cfg(not(feature = "schedules"))]
 impl Drop for Owned {
     fn drop(&mut self) {
         self.0.lock().closed = true;

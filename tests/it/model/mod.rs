@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use larder::store::faults::Loss;
 use proptest::prelude::*;
-use proptest::test_runner::{Config, FileFailurePersistence, TestRunner};
+use proptest::test_runner::{Config, FileFailurePersistence, RngSeed, TestRunner};
 
 use self::world::World;
 
@@ -218,8 +218,10 @@ fn whatever_happens_in_whatever_order_the_invariants_hold() {
         max_shrink_iters: 300,
         ..Config::default()
     };
-    // As many as the command says, or as many as there is time for in every run.
-    let config = if std::env::var_os("PROPTEST_CASES").is_some() { config } else { Config { cases: 64, ..config } };
+    // New ones, as many as the command says; or as many as there is time for in every run, always the same, so that no change
+    // fails by a history that has nothing to do with it.
+    let same = Config { cases: 48, rng_seed: RngSeed::Fixed(4), ..config.clone() };
+    let config = if std::env::var_os("PROPTEST_CASES").is_some() { config } else { same };
     let tried = TestRunner::new(config).run(&history(), |history| {
         run(&history);
         Ok(())

@@ -204,12 +204,16 @@ impl World {
         let Ails { glitches, corrupt, lasting, .. } = &self.ails;
         // One trouble is never a client's; of two at a time, with the upstream and with the disk, it may learn.
         let from_upstream = held && !corrupt && lasting.is_none() && (*glitches == 0 || !self.disk_fails);
-        // What was begun with wrong bytes is found out at its end.
-        let spoilt = self.ever_corrupt && invariants::partial_file(&self.mirror().cache_dir(), digest).exists();
+        let spoilt = self.is_spoilt(digest);
         let known = self.proven.contains(&(repository, digest.to_owned())) && self.mirror().holds(digest);
         let from_cache = known && !self.disk_fails && !self.damaged.contains(digest);
         // A file that cannot be read breaks off the answer that has begun from it.
         (from_upstream && !spoilt && !(self.disk_fails && self.mirror().holds(digest))) || from_cache
+    }
+
+    /// What was begun with wrong bytes is found out at its end.
+    fn is_spoilt(&self, digest: &str) -> bool {
+        self.ever_corrupt && invariants::partial_file(&self.mirror().cache_dir(), digest).exists()
     }
 
     /// Whether this answer may be; `expected` is what it should hold.
@@ -261,6 +265,7 @@ impl World {
         let must = self.must_have(repository, &digest, HELD_BY[blob][repository]);
         let known = self.proven.contains(&(repository, digest.clone())) && self.mirror().holds(&digest);
         let well = self.ails.is_well() && !self.disk_fails && self.stalled.is_empty();
+        let spoilt = self.is_spoilt(&digest);
         let asked = self.upstream.count("GET", &digest);
         let leaving = async {
             let url = self.mirror().url(&path);
@@ -278,7 +283,8 @@ impl World {
         }
         if well {
             let gets = self.upstream.count("GET", &digest) - asked;
-            let most = usize::from(!known || self.damaged.contains(&digest));
+            // What goes on with wrong bytes is fetched once more.
+            let most = usize::from(!known || self.damaged.contains(&digest)) + usize::from(spoilt);
             assert!(gets <= most, "{gets} transfers for {clients} clients where {most} would do");
         }
     }

@@ -44,7 +44,7 @@ async fn outage(world: &World, length: Duration) {
 fn tags(world: &World, dice: &mut Dice) {
     let path = dice.pick(&world.images).tag_path("latest");
     let fault = match dice.below(4) {
-        0 => Fault::too_many_requests(),
+        0 => slowly(),
         1 => Fault::Hang,
         2 => Fault::Latency(Duration::from_millis(dice.below(1_500))),
         _ => Fault::status(*dice.pick(&[500, 502, 503, 504])),
@@ -66,11 +66,16 @@ fn blobs(world: &World, dice: &mut Dice) {
         6 => Fault::Bandwidth(200_000 + dice.below(4_000_000)),
         7 => Fault::NoLength,
         8 => Fault::IgnoreRange,
-        9 => Fault::answer(429, &[("retry-after", "1")], "slowly"),
+        9 => slowly(),
         10 if is_liar(image) => Fault::Corrupt { at: after },
         11 if is_liar(image) => Fault::WrongBody(noise(dice.below(1_000), layer.bytes.len())),
         _ => Fault::status(*dice.pick(&[500, 502, 503, 504])),
     };
     world.count("faults of blobs");
     world.upstream.on(Match::get(&layer.digest).times(1 + dice.index(2)), fault);
+}
+
+/// With a word on how long, or larder would keep away for longer than the soak waits at its end.
+fn slowly() -> Fault {
+    Fault::answer(429, &[("retry-after", "1")], "slowly")
 }

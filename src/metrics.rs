@@ -99,7 +99,10 @@ impl Metrics {
             client_aborts: register
                 .add("client_aborts", "Requests that clients have left before their end, by phase: head, body"),
             slow_clients: register.add("slow_clients", "Answers given up as their clients took too little for too long"),
-            shed: register.add("shed", "What was not served for want of something: connections, memory, descriptors"),
+            shed: register.add(
+                "shed",
+                "What was not served for want of something: connections, memory, descriptors, sockets (to ask upstreams with)",
+            ),
             fills: register.add("fills", "Fills that have ended, by how: kept, passed, mismatch, stopped, given_up, failed"),
             fill_resumes: register.add("fill_resumes", "Transfers that broke and were taken up again"),
             resume_mismatches: register.add(

@@ -146,8 +146,9 @@ impl Mirror {
         let digest = match asked {
             Some(asked) if asked.matches(&bytes) => asked,
             Some(asked) => {
-                tracing::error!(repository = %origin.repository, digest = %asked, "the upstream sent another manifest");
-                return Err(Refusal::WrongContent(format!("{} instead of {asked}", Digest::sha256(&bytes))));
+                let found = Digest::sha256(&bytes);
+                tracing::error!(repository = %origin.repository, digest = %asked, %found, "the upstream sent another manifest");
+                return Err(Refusal::WrongContent(format!("{found} instead of {asked}")));
             }
             None => Digest::sha256(&bytes),
         };

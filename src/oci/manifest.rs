@@ -55,6 +55,8 @@ pub enum BadManifest {
     TwoKinds,
     #[error("its media type cannot be told")]
     NoType,
+    #[error("it has nothing of what its type promises")]
+    Empty,
 }
 
 #[derive(Deserialize)]
@@ -73,7 +75,7 @@ impl Manifest {
     /// Reads `bytes` that an upstream sent with `content_type`. A vendor's type that larder does not know passes.
     ///
     /// # Errors
-    /// What is no manifest (a login page), or claims to be two things at once, which different clients would read
+    /// What is no manifest (a login page, an error under a manifest's type), or claims to be two things at once, which different clients would read
     /// differently (CVE-2021-41190).
     pub fn parse(content_type: Option<&str>, bytes: &[u8]) -> Result<Self, BadManifest> {
         let document: Document = serde_json::from_slice(bytes).map_err(|error| BadManifest::NotJson(error.to_string()))?;
@@ -81,6 +83,14 @@ impl Manifest {
             return Err(BadManifest::TwoKinds);
         }
         let media_type = document.media_type(content_type)?;
+        let is_empty = match &*media_type {
+            INDEX_TYPE | DOCKER_LIST_TYPE => document.manifests.is_none(),
+            MANIFEST_TYPE | DOCKER_MANIFEST_TYPE => document.config.is_none() && document.layers.is_none(),
+            _ => false,
+        };
+        if is_empty {
+            return Err(BadManifest::Empty);
+        }
         let children = document.manifests.unwrap_or_default();
         let names = children
             .iter()
@@ -203,6 +213,9 @@ mod tests {
         assert_eq!(Manifest::parse(header, br#"{"manifests":[],"layers":[]}"#).unwrap_err(), BadManifest::TwoKinds);
         assert!(matches!(Manifest::parse(Some("text/html"), b"<html>"), Err(BadManifest::NotJson(_))));
         assert_eq!(Manifest::parse(Some("text/html"), b"{}").unwrap_err(), BadManifest::NoType);
+        for header in [INDEX_TYPE, MANIFEST_TYPE, DOCKER_LIST_TYPE, DOCKER_MANIFEST_TYPE] {
+            assert_eq!(Manifest::parse(Some(header), br#"{"errors":[]}"#).unwrap_err(), BadManifest::Empty, "{header}");
+        }
     }
 
     #[test]

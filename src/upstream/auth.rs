@@ -218,6 +218,7 @@ impl Auth {
                     let failure = if *timed_out || began.elapsed() >= LONG { Failure::Silent } else { Failure::Any };
                     service.failed(clock.now(), why, failure);
                 }
+                Err(Error::NoSocket(_)) => {}
                 _ => service.succeeded(),
             }
             tokens.insert(for_key, fetched.clone()?);
@@ -225,7 +226,9 @@ impl Auth {
         });
         let fetched = fetched.await.unwrap_or_else(|lost| Err(Error::unavailable(lost.to_string())));
         match (fetched, held) {
-            (Err(Error::Unavailable { .. }), Some(held)) if self.clock.now() < held.expires_at => Ok(Proof::of(&held)),
+            (Err(Error::Unavailable { .. } | Error::NoSocket(_)), Some(held)) if self.clock.now() < held.expires_at => {
+                Ok(Proof::of(&held))
+            }
             (fetched, _) => fetched.map(|token| Proof::of(&token)),
         }
     }

@@ -35,6 +35,8 @@ pub(super) struct Client {
     pub(super) limits: Limits,
     breaker: Breaker,
     warned: Seldom,
+    /// Likewise, of what we are short of ourselves.
+    short: Seldom,
     pub(super) counts: Counts,
     clock: Clock,
 }
@@ -87,6 +89,7 @@ impl Client {
             limits: Limits::of(options),
             breaker: Breaker::new(LEFT_ALONE),
             warned: Seldom::default(),
+            short: Seldom::default(),
             counts,
             clock,
         })
@@ -160,8 +163,10 @@ impl Client {
                 (Err(Error::timed_out(why)), self.failure(url))
             }
         };
-        if own {
-            self.note(&answered, failure);
+        match &answered {
+            Err(Error::NoSocket(why)) => self.has_no_socket(why),
+            _ if own => self.note(&answered, failure),
+            _ => {}
         }
         answered
     }
@@ -169,6 +174,14 @@ impl Client {
     /// What it says of the upstream that it fails at this.
     fn failure<'a>(&self, url: &'a Url) -> Failure<'a> {
         if *url == self.base { Failure::Any } else { Failure::Of(url.path()) }
+    }
+
+    /// That is our own trouble: of the upstream nothing was found out.
+    fn has_no_socket(&self, why: &str) {
+        self.counts.no_socket();
+        if self.short.is_due(self.clock.now()) {
+            tracing::warn!(host = %self.host(), %why, "no socket is left to ask an upstream with; what is not here is refused");
+        }
     }
 
     /// How the upstream itself fares.

@@ -47,6 +47,11 @@ impl Counts {
         self.metrics.token_asked(&self.upstream, word);
     }
 
+    /// There was no socket to ask it with.
+    pub(super) fn no_socket(&self) {
+        self.metrics.shed("sockets");
+    }
+
     pub(super) fn redirect_refreshed(&self) {
         self.metrics.redirect_refreshed(&self.upstream);
     }

@@ -1,5 +1,10 @@
 //! How an upstream fails, by what the caller does next.
 
+use std::error::Error as StdError;
+use std::io;
+
+use rustix::io::Errno;
+
 use crate::clock::Timestamp;
 
 /// Why an upstream gave no answer that could be used. Cheap to clone: everyone who waited is told.
@@ -26,6 +31,9 @@ pub enum Error {
     /// It could not be reached, or failed, or made no sense.
     #[error("the upstream is unavailable: {why}")]
     Unavailable { why: String, timed_out: bool },
+    /// larder has no socket to ask it with, for want of descriptors or ports. That says nothing about the upstream.
+    #[error("larder has no socket left to ask the upstream with: {0}")]
+    NoSocket(String),
     /// As much is asked of it at this time as may be.
     #[error("too much is being asked of the upstream at this moment")]
     Busy,
@@ -62,6 +70,9 @@ impl Error {
 impl From<reqwest::Error> for Error {
     /// The URL is left out: it may be signed.
     fn from(error: reqwest::Error) -> Self {
+        if let Some(error) = no_socket(&error) {
+            return Self::NoSocket(error.to_string());
+        }
         // Whom no connection leads to is not there; that it takes time to find out makes no difference.
         let timed_out = error.is_timeout() && !error.is_connect();
         let error = error.without_url();
@@ -76,4 +87,13 @@ impl From<reqwest::Error> for Error {
         }
         Self::Unavailable { why, timed_out }
     }
+}
+
+/// The cause, if it is that the process or the machine has no sockets left.
+fn no_socket(error: &reqwest::Error) -> Option<&io::Error> {
+    let first: &(dyn StdError + 'static) = error;
+    let mut causes = std::iter::successors(Some(first), |&error| error.source());
+    let io = causes.find_map(|cause| cause.downcast_ref::<io::Error>().filter(|error| error.raw_os_error().is_some()))?;
+    let used_up = [Errno::MFILE, Errno::NFILE, Errno::ADDRNOTAVAIL, Errno::NOBUFS, Errno::NOMEM];
+    (error.is_connect() && used_up.iter().any(|errno| io.raw_os_error() == Some(errno.raw_os_error()))).then_some(io)
 }

@@ -114,7 +114,12 @@ impl Upstream {
                         outrun.for_each(|earlier| order[earlier].was_outrun());
                         return Ok((response, bytes, Arc::clone(endpoint)));
                     }
-                    Err(error @ (Error::Unavailable { .. } | Error::RateLimited { .. } | Error::Credentials(_))) => {
+                    Err(
+                        error @ (Error::Unavailable { .. }
+                        | Error::RateLimited { .. }
+                        | Error::Credentials(_)
+                        | Error::NoSocket(_)),
+                    ) => {
                         // What the first one says counts: the others are asked for its sake.
                         if trouble.as_ref().is_none_or(|(earlier, _)| turn < *earlier) {
                             trouble = Some((turn, error));

@@ -51,7 +51,7 @@ impl Upstream {
             let until = match admitted {
                 Ok(()) => match self.send_as(endpoint, &who, question).await {
                     Err(Error::RateLimited { until }) => {
-                        tracing::warn!(upstream = %self.name, "the upstream limits the rate of requests; it is left alone for a while");
+                        tracing::warn!(upstream = %self.name, host = %endpoint.client.host(), "the upstream limits the rate of requests; it is left alone for a while");
                         endpoint.budget(who.key(), |budget| budget.leave_alone(question.purpose, self.clock.now(), until));
                         until
                     }

@@ -7,7 +7,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::timeout;
 
-use crate::support::{Auth, Client, Fault, Image, Listener, Match, Registry, Setup, StoppedMirror, TestMirror, noise};
+use crate::support::{Auth, Client, Fault, Image, Listener, Log, Match, Registry, Setup, StoppedMirror, TestMirror, noise};
 
 const REPOSITORY: &str = "library/app";
 const TAG: &str = "/v2/library/app/manifests/latest";
@@ -34,7 +34,7 @@ fn table() -> Vec<Row> {
         ("is denied", Fault::status(403), 403, 403),
         // Docker Hub means what is not there.
         ("wants a login that we have not", Fault::status(401), 404, 404),
-        ("limits the rate", Fault::answer(429, &[("retry-after", "7")], ""), 429, 503),
+        ("limits the rate", Fault::answer(429, &[("retry-after", "7")], ""), 429, 429),
         ("breaks down", Fault::status(500), 502, 502),
         ("is a bad gateway", Fault::status(502), 502, 502),
         ("is busy", Fault::answer(503, &[("retry-after", "7")], ""), 502, 502),
@@ -48,6 +48,7 @@ fn table() -> Vec<Row> {
 
 #[tokio::test]
 async fn each_trouble_has_its_status_and_never_a_challenge() {
+    let log = Log::from_here();
     for (what, fault, manifest, blob) in table() {
         let upstream = Registry::start().await;
         let image = Image::new(1).layers(&[1000]).put(&upstream, REPOSITORY, "latest");
@@ -59,8 +60,10 @@ async fn each_trouble_has_its_status_and_never_a_challenge() {
             assert_eq!(answer.status, status, "an upstream that {what}: {:?}", answer.text());
             assert!(answer.complete && answer.header("www-authenticate").is_none(), "{what}");
             let told = answer.header("retry-after").is_some();
-            assert_eq!(told, matches!(status, 429 | 503), "{what}: {:?}", answer.headers);
+            assert_eq!(told, status == 429, "{what}: {:?}", answer.headers);
         }
+        let limits = log.says(&["WARN", &upstream.address().to_string(), "limits the rate"]);
+        assert_eq!(limits, usize::from(manifest == 429), "{what}");
         assert!(upstream.count("GET", "/manifests/") <= 3, "{what}: {:#?}", upstream.requests());
     }
 }
@@ -126,6 +129,7 @@ impl BlackHole {
 
 #[tokio::test]
 async fn a_black_hole_costs_one_client_one_connect_timeout_and_the_others_nothing() {
+    let log = Log::from_here();
     let hole = BlackHole::new().await;
     let mirror = before(&hole.url(), &["connect_timeout = \"500ms\""]).start().await;
     let began = Instant::now();
@@ -140,6 +144,7 @@ async fn a_black_hole_costs_one_client_one_connect_timeout_and_the_others_nothin
     Client::h1().get(mirror.admin_url("/metrics")).await.expect(200);
     let left_alone = mirror.metric("larder_upstream_cool_down_seconds{upstream=\"docker.io\"}");
     assert!((3..=5).contains(&left_alone), "{left_alone} s");
+    assert_eq!(log.says(&["WARN", &hole.address.to_string(), "left alone"]), 1);
 }
 
 #[tokio::test]
@@ -158,17 +163,26 @@ async fn behind_a_black_hole_the_next_address_answers_and_only_one_client_waits_
 
 #[tokio::test]
 async fn one_refused_connection_is_enough_to_leave_an_address_alone() {
+    let log = Log::from_here();
     let (upstream, second) = (Registry::start().await, Registry::start().await);
-    let blobs: Vec<_> = (0..6).map(|seed| noise(seed, 1000)).collect();
+    let blobs: Vec<_> = (0..16).map(|seed| noise(seed, 1000)).collect();
     let digests: Vec<_> = blobs.iter().map(|blob| second.put_blob(REPOSITORY, blob.clone())).collect();
     upstream.stop().await;
     let fallbacks = format!("fallbacks = [{:?}]", second.url());
     let mirror = before(&upstream.url(), &[&fallbacks]).start().await;
-    for digest in &digests {
+    for digest in &digests[..6] {
         mirror.get(&path(digest)).await.expect(200);
     }
     let failed = "larder_upstream_requests_total{upstream=\"docker.io\",kind=\"blob\",status=\"failed\"}";
     assert_eq!(mirror.metric(failed), 1);
+    let said = || log.says(&["WARN", &upstream.address().to_string(), "left alone", "refused"]);
+    assert_eq!(said(), 1);
+    // It goes on, and so does the log, now and then.
+    for digest in &digests[6..] {
+        mirror.clock().advance(SECOND * 3);
+        mirror.get(&path(digest)).await.expect(200);
+    }
+    assert!(mirror.metric(failed) > 3 && said() <= 3, "{} warnings in half a minute", said());
 }
 
 /// A listener that takes connections and never says a word, and what it was told first.

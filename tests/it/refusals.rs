@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::Method;
 
-use crate::support::{Answer, Auth, Client, Fault, Image, Match, Registry, Setup, TestMirror, digest_of, raw};
+use crate::support::{Answer, Auth, Client, Fault, Image, Log, Match, Registry, Setup, TestMirror, digest_of, files, raw};
 
 const UNUSED: &str = "/v2/library/alpine/manifests/unused";
 
@@ -245,13 +245,12 @@ async fn an_upstream_that_limits_the_rate_is_left_alone_for_as_long_as_it_says()
     let mirror = TestMirror::of(&upstream).await;
     let blob = image.blob_path(&image.layers[0]);
     for _ in 0..3 {
-        for path in [image.tag_path("latest"), image.manifest_path(), "/v2/library/alpine/tags/list".to_owned()] {
-            let answer = refused(mirror.get(&path).await, 429, "TOOMANYREQUESTS");
+        for path in [&image.tag_path("latest"), &image.manifest_path(), &blob, "/v2/library/alpine/tags/list"] {
+            let answer = refused(mirror.get(path).await, 429, "TOOMANYREQUESTS");
             let after: u64 = answer.header("retry-after").unwrap().parse().unwrap();
             assert!((1..=10).contains(&after), "podman sleeps for as long as it is told: {after}");
         }
-        refused(mirror.get(&blob).await, 503, "UNAVAILABLE");
-        mirror.head(&blob).await.expect(503);
+        mirror.head(&blob).await.expect(429);
     }
     assert_eq!(upstream.requests().len(), 1, "{:#?}", upstream.requests());
     mirror.clock().advance(Duration::from_secs(119));
@@ -263,17 +262,28 @@ async fn an_upstream_that_limits_the_rate_is_left_alone_for_as_long_as_it_says()
 }
 
 #[tokio::test]
-async fn a_limit_met_on_a_blob_is_not_told_as_429() {
+async fn a_limit_met_on_a_blob_is_answered_here_until_it_lapses_and_hits_go_on() {
     let upstream = Registry::start().await;
-    let image = Image::new(1).layers(&[1000]).put(&upstream, "library/alpine", "latest");
-    upstream.on(Match::any("/blobs/"), Fault::status(429));
+    let image = Image::new(1).layers(&[1000, 2000]).put(&upstream, "library/alpine", "latest");
+    let [layer, cached] = [0, 1].map(|layer| image.blob_path(&image.layers[layer]));
     let mirror = TestMirror::of(&upstream).await;
-    mirror.get(&image.tag_path("latest")).await.expect(200);
-    for _ in 0..3 {
-        refused(mirror.get(&image.blob_path(&image.layers[0])).await, 503, "UNAVAILABLE");
+    for path in [&image.tag_path("latest"), &cached] {
+        mirror.get(path).await.expect(200);
     }
-    assert_eq!(upstream.count("GET", "/blobs/"), 1);
-    mirror.get(&image.tag_path("latest")).await.expect(200);
+    upstream.forget_requests();
+    upstream.on(Match::any("/blobs/"), Fault::status(429));
+    // containerd asks five times without a pause.
+    for _ in 0..5 {
+        let answer = refused(mirror.get(&layer).await, 429, "TOOMANYREQUESTS");
+        assert_eq!(answer.header("retry-after"), Some("10"), "no more, as podman sleeps for as long as it is told");
+    }
+    assert_eq!(upstream.requests().len(), 1, "{:#?}", upstream.requests());
+    for path in [&image.tag_path("latest"), &cached] {
+        mirror.get(path).await.expect(200);
+    }
+    upstream.heal();
+    mirror.clock().advance(Duration::from_secs(30));
+    mirror.get(&layer).await.expect(200);
 }
 
 #[tokio::test]
@@ -356,6 +366,7 @@ async fn a_list_of_referrers_that_falls_silent_is_given_up() {
 
 #[tokio::test]
 async fn a_manifest_of_another_digest_is_neither_served_nor_kept() {
+    let log = Log::from_here();
     let upstream = Registry::start().await;
     let image = Image::new(1).put(&upstream, "library/alpine", "latest");
     let other = Image::new(2).put(&upstream, "library/other", "latest");
@@ -365,10 +376,67 @@ async fn a_manifest_of_another_digest_is_neither_served_nor_kept() {
         refused(mirror.get(&image.manifest_path()).await, 502, "UNAVAILABLE");
         assert_eq!(upstream.count("GET", &image.digest), times, "nothing was kept");
     }
+    log.will_say(&["ERROR", &image.digest, &other.digest, "another manifest"]).await;
     upstream.heal();
     assert_eq!(mirror.get(&image.manifest_path()).await.expect(200).body, image.manifest);
     let smuggled = mirror.get(&format!("/v2/library/alpine/manifests/{}", other.digest)).await;
     refused(smuggled, 404, "MANIFEST_UNKNOWN");
+}
+
+/// There is no digest to hold what a tag points to against, and the upstream's own word for it is not one.
+#[tokio::test]
+async fn what_is_cut_off_or_garbled_is_never_what_a_tag_points_to() {
+    let image = |seed| Image::new(seed).layers(&[1000]);
+    let other = Registry::start().await;
+    let whole = image(1).put(&other, "library/alpine", "latest").manifest;
+    let mut garbled = whole.to_vec();
+    garbled[whole.len() / 2] ^= 0x80;
+    for faults in [
+        vec![Fault::Cut { after: 100 }],
+        vec![Fault::Reset { after: 100 }],
+        vec![Fault::NoLength, Fault::Cut { after: 100 }],
+        // What ends where the connection does looks whole.
+        vec![Fault::WrongBody(whole.slice(..100))],
+        vec![Fault::WrongBody(whole.slice(..0))],
+        vec![Fault::WrongBody(garbled.into())],
+        vec![Fault::WrongBody("{}".into())],
+        vec![Fault::WrongBody("[]".into())],
+        vec![Fault::WrongBody(r#"{"errors":[{"code":"UNKNOWN"}]}"#.into())],
+        vec![Fault::ContentEncoding("gzip")],
+    ] {
+        let upstream = Registry::start().await;
+        let image = image(1).put(&upstream, "library/alpine", "latest");
+        upstream.on(Match::get("/manifests/"), faults.clone());
+        let mirror = TestMirror::of(&upstream).await;
+        for _ in 0..2 {
+            let answer = refused(mirror.get(&image.tag_path("latest")).await, 502, "UNAVAILABLE");
+            assert_eq!(answer.header("docker-content-digest"), None, "{faults:?}");
+        }
+        assert!(upstream.count("GET", "/manifests/") <= 6, "{faults:?}: {:#?}", upstream.requests());
+        upstream.heal();
+        mirror.clock().advance(Duration::from_secs(5));
+        let answer = mirror.get(&image.tag_path("latest")).await.expect(200);
+        assert_eq!(answer.body, image.manifest, "{faults:?}");
+        // Nothing else has been kept, in memory or on the disk.
+        mirror.kept(&image.digest).await;
+        let stopped = mirror.stop().await;
+        assert_eq!(files(&stopped.cache_dir().join("blobs")).len(), 1, "{faults:?}");
+        assert_eq!(files(&stopped.cache_dir().join("partial")).len(), 0, "{faults:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_digest_of_what_a_tag_points_to_is_that_of_its_bytes_whatever_the_upstream_calls_it() {
+    let upstream = Registry::start().await;
+    let image = Image::new(1).put(&upstream, "library/alpine", "latest");
+    let lie = digest_of(b"something else");
+    let headers = [("docker-content-digest", &*lie), ("content-type", "application/vnd.oci.image.manifest.v1+json")];
+    upstream.on(Match::get("/manifests/latest"), Fault::answer(200, &headers, image.manifest.clone()));
+    let mirror = TestMirror::of(&upstream).await;
+    let answer = mirror.get(&image.tag_path("latest")).await.expect(200);
+    assert_eq!(answer.header("docker-content-digest"), Some(&*image.digest));
+    refused(mirror.get(&format!("/v2/library/alpine/manifests/{lie}")).await, 404, "MANIFEST_UNKNOWN");
+    assert_eq!(mirror.get(&image.manifest_path()).await.expect(200).header("cache-status"), Some("larder; hit"));
 }
 
 #[tokio::test]

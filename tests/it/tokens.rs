@@ -226,7 +226,7 @@ async fn a_token_service_that_limits_the_rate_is_left_alone_for_as_long_as_it_sa
     let mirror = TestMirror::of(&upstream).await;
     let layer = image.blob_path(&image.layers[0]);
     for _ in 0..3 {
-        mirror.get(&layer).await.expect(503);
+        mirror.get(&layer).await.expect(429);
         let answer = mirror.get(&image.tag_path("latest")).await.expect(429);
         assert_eq!(answer.error_code().as_deref(), Some("TOOMANYREQUESTS"));
     }
@@ -244,7 +244,7 @@ async fn an_upstream_whose_base_limits_the_rate_is_left_alone_for_as_long_as_it_
     upstream.on(Match::get("/v2/").times(1), Fault::answer(429, &[("retry-after", "120")], ""));
     let mirror = TestMirror::of(&upstream).await;
     for _ in 0..3 {
-        mirror.get(&path(&digest)).await.expect(503);
+        mirror.get(&path(&digest)).await.expect(429);
     }
     assert_eq!(upstream.requests().len(), 2, "the 401 without a word and the 429: {:#?}", upstream.requests());
     mirror.clock().advance(Duration::from_secs(121));

@@ -38,6 +38,7 @@ use std::time::Duration;
 mod cache;
 mod client;
 mod images;
+mod log;
 // It makes disks fail, which an optimized larder does not let one do. Benches, which are optimized, use the program itself;
 // and those who log in are people of the tests.
 #[cfg(debug_assertions)]
@@ -55,6 +56,7 @@ pub use self::cache::{assert_booked, assert_sound, files, reboot};
 pub use self::{
     client::{Answer, Client, Streaming, get, get_with, head, raw, stream},
     images::{Content, Image, MultiArch, PutImage, PutIndex, digest_of, noise, sha512_of},
+    log::Log,
     process::{Ended, Process},
     raw::{Closed, Raw},
     registry::{

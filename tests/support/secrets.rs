@@ -13,7 +13,7 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
 
-use super::Answer;
+use super::{Answer, log};
 
 pub const CANARY: &str = "canary";
 
@@ -77,7 +77,7 @@ pub(super) fn tell() {
     assert!(leaks.is_empty() || std::thread::panicking(), "a secret got out:\n{}", leaks.join("\n"));
 }
 
-/// Sees to it that what larder logs in this process is searched.
+/// Sees to it that what larder logs in this process is searched, and remembered.
 pub(super) fn search_log() {
     static STARTED: Once = Once::new();
     STARTED.call_once(|| {
@@ -91,6 +91,7 @@ pub(super) fn search_log() {
 impl io::Write for Log {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         search("the log", line);
+        log::remember(line);
         Ok(line.len())
     }
 

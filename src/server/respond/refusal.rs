@@ -85,7 +85,7 @@ pub(in crate::server) fn refusal(refusal: &Refusal, kind: Kind, wait: impl Fn(Ti
         Refusal::InvalidName(_) => (StatusCode::BAD_REQUEST, ErrorCode::NameInvalid),
         Refusal::LogIn(_) | Refusal::WrongLogin(_) => (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized),
         // Whether a login is right is not known as long as nobody can be asked.
-        Refusal::Upstream(Error::Unavailable { .. } | Error::Offline) if kind == Kind::Login => {
+        Refusal::Upstream(Error::Unavailable { .. } | Error::Offline | Error::RateLimited { .. }) if kind == Kind::Login => {
             (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
         }
         Refusal::UnknownUpstream(_)
@@ -93,10 +93,6 @@ pub(in crate::server) fn refusal(refusal: &Refusal, kind: Kind, wait: impl Fn(Ti
         | Refusal::Upstream(Error::NotFound | Error::Unsupported(_) | Error::Offline) => (StatusCode::NOT_FOUND, unknown),
         Refusal::NotAllowed(_) | Refusal::Elsewhere(_) | Refusal::Upstream(Error::Denied) => {
             (StatusCode::FORBIDDEN, ErrorCode::Denied)
-        }
-        // podman sleeps through 429 instead of failing over, and for a blob and a login it has nowhere to go.
-        Refusal::Upstream(Error::RateLimited { .. }) if matches!(kind, Kind::Blob | Kind::Login) => {
-            (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
         }
         Refusal::TooManyLogins { .. } | Refusal::Upstream(Error::RateLimited { .. }) => {
             (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyRequests)
@@ -107,7 +103,7 @@ pub(in crate::server) fn refusal(refusal: &Refusal, kind: Kind, wait: impl Fn(Ti
         }
         // Passed on by each on the way round, and repeated by no client.
         Refusal::Upstream(Error::Loop) => (StatusCode::LOOP_DETECTED, ErrorCode::Unavailable),
-        Refusal::Upstream(Error::QuotaSpent { .. } | Error::Busy) | Refusal::Interrupted => {
+        Refusal::Upstream(Error::QuotaSpent { .. } | Error::Busy | Error::NoSocket(_)) | Refusal::Interrupted => {
             (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
         }
     };
@@ -116,7 +112,7 @@ pub(in crate::server) fn refusal(refusal: &Refusal, kind: Kind, wait: impl Fn(Ti
         Refusal::TooManyLogins { until } | Refusal::Upstream(Error::RateLimited { until } | Error::QuotaSpent { until }) => {
             Some(wait(*until).min(LONGEST_RETRY_AFTER))
         }
-        Refusal::Interrupted | Refusal::Upstream(Error::Busy) => Some(Duration::from_secs(1)),
+        Refusal::Interrupted | Refusal::Upstream(Error::Busy | Error::NoSocket(_)) => Some(Duration::from_secs(1)),
         _ => None,
     };
     retry_after.iter().for_each(|after| set(&mut response, header::RETRY_AFTER, &after.as_secs().max(1).to_string()));

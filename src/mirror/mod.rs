@@ -7,6 +7,7 @@ mod blob;
 mod body;
 mod fill;
 mod freshness;
+mod held_off;
 mod keep;
 mod lists;
 mod logins;
@@ -34,6 +35,7 @@ use crate::store::{Kind, Store};
 use crate::upstream::{self, CacheStatus};
 
 use fill::Fills;
+use held_off::HeldOff;
 use logins::Logins;
 use rights::{Asker, Rights};
 
@@ -74,8 +76,7 @@ struct Inner {
     /// Repositories whose upstream could not be asked for a proof.
     unasked: moka::sync::Cache<Asker, proofs::Unasked>,
     tags: Flights<(Asker, Tag), Result<tags::Checked, Refusal>>,
-    /// Tags whose upstream failed: not asked again before then.
-    waits: moka::sync::Cache<(Asker, Tag), tags::Wait>,
+    held_off: HeldOff,
     /// Tags that were asked for since their upstream last was.
     asked: moka::sync::Cache<(Repository, Tag), tags::Asked>,
     /// What is not there, and until when that is believed.
@@ -190,7 +191,7 @@ impl Mirror {
             proofs: Flights::default(),
             unasked: moka::sync::Cache::new(REMEMBERED),
             tags: Flights::default(),
-            waits: moka::sync::Cache::new(REMEMBERED),
+            held_off: HeldOff::new(),
             asked: moka::sync::Cache::new(REMEMBERED),
             missing: moka::sync::Cache::builder()
                 .max_capacity(MISSING_BYTES)

@@ -26,7 +26,7 @@ pub(super) struct Unasked {
 }
 
 /// For how long an upstream that could not be asked is left alone with such questions.
-const WAIT: Duration = Duration::from_secs(5);
+const WAIT: Duration = Duration::from_secs(3);
 
 // === impl Mirror ===
 
@@ -62,13 +62,17 @@ impl Mirror {
             return self.ask_for_proof(origin, digest, kind).await.map(Proven::Now);
         };
         let now = self.0.clock.now();
+        // Where nobody is asked it costs nothing to try.
+        let in_vain = origin.ask().is_in_vain();
         let why = match self.0.unasked.get(&origin.asker()).filter(|unasked| now < unasked.until) {
             Some(unasked) => unasked.why,
             None => match self.in_time(self.ask_for_proof(origin, digest, kind)).await {
                 Ok(cache_status) => return Ok(Proven::Now(cache_status)),
                 Err(Refusal::Upstream(error)) if error.is_definitive() => return Err(error.into()),
                 Err(why) => {
-                    self.0.unasked.insert(origin.asker(), Unasked { until: now + WAIT, why: why.clone() });
+                    if !in_vain {
+                        self.0.unasked.insert(origin.asker(), Unasked { until: now + WAIT, why: why.clone() });
+                    }
                     why
                 }
             },

@@ -1,7 +1,6 @@
 //! Tags: how fresh is fresh, and what is served when the upstream cannot say.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::clock::Timestamp;
 use crate::oci::{Digest, Reference, Tag};
@@ -10,7 +9,6 @@ use crate::upstream;
 
 use super::freshness::Age;
 use super::manifest::{Manifest, Verified};
-use super::rights::Asker;
 use super::{Mirror, Origin, Refusal, Served, Thing};
 
 /// What the upstream said of a tag.
@@ -30,15 +28,6 @@ pub struct Refreshed {
     pub moved: bool,
 }
 
-/// The upstream failed when it was asked for a tag.
-#[derive(Debug, Clone)]
-pub(super) struct Wait {
-    failures: u32,
-    /// It is not asked again before.
-    until: Timestamp,
-    why: Refusal,
-}
-
 /// Someone asked for a tag since the upstream last did.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Asked {
@@ -47,9 +36,6 @@ pub(super) struct Asked {
     /// It has been asked again, ahead of time.
     ahead: bool,
 }
-
-const SHORTEST_WAIT: Duration = Duration::from_secs(5);
-const LONGEST_WAIT: Duration = Duration::from_mins(5);
 
 // === impl Mirror ===
 
@@ -142,7 +128,7 @@ impl Mirror {
             None => self.0.asked.insert(key, Asked { checked, ahead: false }),
             Some(Asked { ahead: false, .. }) if age == Age::Aging => {
                 let flight = (origin.asker(), tag.clone());
-                if self.wait(&flight).is_none() {
+                if self.0.held_off.check(&flight, self.0.clock.now(), true).is_none() {
                     self.0.asked.insert(key, Asked { checked, ahead: true });
                     let work = || self.clone().check_tag_and_note(origin.clone(), tag.clone(), Some(record.clone()));
                     self.0.tags.start(flight, work);
@@ -171,25 +157,33 @@ impl Mirror {
     async fn check_tag(&self, origin: &Origin, tag: &Tag, seen: Option<&TagRecord>) -> Result<Checked, Refusal> {
         self.check_missing(origin, Thing::Tag(tag.clone()))?;
         let key = (origin.asker(), tag.clone());
-        if let Some(wait) = self.wait(&key) {
-            return Err(wait.why);
+        if let Some(why) = self.0.held_off.check(&key, self.0.clock.now(), seen.is_some()) {
+            return Err(why);
         }
         let work = || self.clone().check_tag_and_note(origin.clone(), tag.clone(), seen.cloned());
         self.0.tags.join(key, work).await?
     }
 
     async fn check_tag_and_note(self, origin: Origin, tag: Tag, seen: Option<TagRecord>) -> Result<Checked, Refusal> {
+        // Where nobody is asked it costs nothing to try.
+        let in_vain = origin.ask().is_in_vain();
         let checked = self.check_tag_now(&origin, &tag, seen.as_ref()).await;
-        let key = (origin.asker(), tag);
+        let (key, now) = ((origin.asker(), tag), self.0.clock.now());
         match &checked {
-            Ok(_) => self.0.waits.invalidate(&key),
-            Err(Refusal::Upstream(error)) if error.is_definitive() => self.forget_tag(&origin, &key.1, error),
+            Ok(_) => self.0.held_off.answered(&key, now),
+            Err(Refusal::Upstream(error)) if error.is_definitive() => {
+                self.0.held_off.answered(&key, now);
+                self.forget_tag(&origin, &key.1, error);
+            }
             // A loop is one of the way that this request has come; another may come by another.
             Err(
-                Refusal::Upstream(upstream::Error::Offline | upstream::Error::Loop | upstream::Error::Busy)
+                Refusal::Upstream(
+                    upstream::Error::Offline | upstream::Error::Loop | upstream::Error::Busy | upstream::Error::NoSocket(_),
+                )
                 | Refusal::Interrupted,
             ) => {}
-            Err(why) => self.hold_off(key, why),
+            Err(why) if !in_vain => self.0.held_off.failed(key, now, why),
+            Err(_) => {}
         }
         checked
     }
@@ -218,6 +212,7 @@ impl Mirror {
                         }),
                         other => other,
                     })?;
+                    tracing::info!(repository = %origin.repository, %tag, from = %record.digest, to = %digest, "a tag has moved");
                     self.point(origin, tag, &digest);
                     return Ok(Checked::Moved(verified));
                 }
@@ -253,23 +248,5 @@ impl Mirror {
             self.0.store.remove_tag(&origin.repository, tag);
         }
         self.note_failure(origin, Thing::Tag(tag.clone()), error);
-    }
-
-    /// The upstream has failed, and is left alone for a while.
-    fn wait(&self, key: &(Asker, Tag)) -> Option<Wait> {
-        self.0.waits.get(key).filter(|wait| self.0.clock.now() < wait.until)
-    }
-
-    /// After a failure the upstream is left alone: for as long as it says, or longer each time if there is an old answer.
-    fn hold_off(&self, key: (Asker, Tag), why: &Refusal) {
-        let failures = self.0.waits.get(&key).map_or(0, |wait| wait.failures.saturating_add(1));
-        let doubled = if self.0.store.tag(&key.0.repository, &key.1).is_some() { failures.min(6) } else { 0 };
-        let now = self.0.clock.now();
-        let until = match why {
-            // It keeps to that itself; asked now and then, it may know better, as when another account is free.
-            Refusal::Upstream(upstream::Error::RateLimited { until }) => (*until).min(now + LONGEST_WAIT),
-            _ => now + (SHORTEST_WAIT * (1 << doubled)).min(LONGEST_WAIT),
-        };
-        self.0.waits.insert(key, Wait { failures, until, why: why.clone() });
     }
 }

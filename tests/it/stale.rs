@@ -45,16 +45,59 @@ async fn a_tag_whose_upstream_fails_is_served_stale_and_the_upstream_left_alone_
             assert_stale(mirror.get(TAG).await, &image);
         }
         assert_eq!(upstream.requests().len(), 1, "one HEAD, and then none: {:#?}", upstream.requests());
-        mirror.clock().advance(Duration::from_secs(5));
+        for _ in 0..2 {
+            mirror.clock().advance(Duration::from_secs(1));
+            assert_stale(mirror.get(TAG).await, &image);
+        }
+        assert_eq!(upstream.requests().len(), 1, "{:#?}", upstream.requests());
+        mirror.clock().advance(Duration::from_hours(1));
         assert_stale(mirror.get(TAG).await, &image);
         assert_eq!(upstream.requests().len(), 2, "after a while it is asked again");
-        mirror.clock().advance(Duration::from_secs(5));
-        assert_stale(mirror.get(TAG).await, &image);
-        assert_eq!(upstream.requests().len(), 2, "and then less often");
 
         upstream.heal();
         mirror.clock().advance(Duration::from_secs(5));
         assert_fresh(mirror.get(TAG).await, &image);
+    }
+}
+
+/// After an hour of trouble a tag was asked for every five minutes, and so long it was old after the trouble was over.
+#[tokio::test]
+async fn an_upstream_in_trouble_is_asked_little_however_many_tags_are_old_and_all_are_fresh_five_seconds_after_its_end() {
+    const TAGS: usize = 30;
+    for fault in [Some(Fault::status(500)), Some(Fault::status(503)), None] {
+        let upstream = Registry::start().await;
+        let mirror = TestMirror::builder().upstream("docker.io", &upstream).set("mirror.revalidate_wait = \"1m\"").start().await;
+        let image = Image::new(1).put(&upstream, "library/app", "0");
+        let tags: Vec<_> = (0..TAGS).map(|tag| image.tag_path(&tag.to_string())).collect();
+        for (tag, path) in tags.iter().enumerate() {
+            upstream.tag("library/app", &tag.to_string(), &image.digest);
+            mirror.get(path).await.expect(200);
+        }
+        mirror.clock().advance(MINUTE);
+        upstream.forget_requests();
+        match &fault {
+            Some(fault) => upstream.on(Match::any("/manifests/"), fault.clone()),
+            None => upstream.stop().await,
+        }
+        for path in &tags {
+            assert_stale(mirror.get(path).await, &image);
+        }
+        let once = upstream.requests().len();
+        assert!(once <= TAGS, "{fault:?}: {once}");
+        for _ in 0..10 {
+            mirror.clock().advance(Duration::from_secs(3));
+            for path in &tags {
+                assert_stale(mirror.get(path).await, &image);
+            }
+        }
+        let probes = upstream.requests().len() - once;
+        assert!(fault.is_none() || (5..=20).contains(&probes), "{fault:?}: {probes} in half a minute");
+        upstream.heal();
+        upstream.restart().await;
+        mirror.clock().advance(Duration::from_secs(5));
+        for path in &tags {
+            assert_fresh(mirror.get(path).await, &image);
+        }
     }
 }
 

@@ -145,7 +145,11 @@ impl Mirror {
     /// # Errors
     /// See [`Refusal`].
     pub async fn blob_size(&self, origin: &Origin, digest: &Digest) -> Result<BlobSize, Refusal> {
-        let held = self.0.store.size(digest);
+        // Opened for a look at its size: what GET would find gone or cut is not promised.
+        let held = match self.0.store.get_unverified(digest).await {
+            Ok(blob) => blob.map(|blob| blob.size()),
+            Err(_) => self.0.store.size(digest),
+        };
         let proof = self.proof(origin, digest, Kind::Blob);
         if let (Some(size), Some(proof)) = (held, &proof) {
             let size = if size == proof.size {
@@ -154,7 +158,6 @@ impl Mirror {
                 // One of them is wrong: the upstream's word, or what a stop has left of the file.
                 self.blob(origin, digest).await?.verified_size().await
             };
-            self.0.store.touch(digest);
             let served = if origin.is_offline() { Served::Offline } else { Served::Hit };
             return Ok(BlobSize { served, size });
         }

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::clock::Timestamp;
 
-/// The disk failed when something was to be kept, and nothing has been kept since.
+/// The disk failed when something was to be kept, and nothing has been kept since; or it does not let itself be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trouble {
     /// What was tried last, and what came of it.

@@ -294,10 +294,12 @@ impl Store {
         self.0.reads.patience()
     }
 
-    /// What is wrong with the disk, if what is missing goes past the cache because of it.
+    /// What is wrong with the disk, if what is missing, or even what is there, goes past the cache because of it.
     #[must_use]
     pub fn trouble(&self) -> Option<Trouble> {
-        self.0.health.trouble()
+        let unread =
+            |hangs: Duration| Trouble { why: "read: the disk does not answer".into(), since: self.0.clock.now() - hangs };
+        self.0.health.trouble().or_else(|| self.0.reads.hangs_for().map(unread))
     }
 
     /// Finds out whether a disk that failed does its work again, so that nobody's pull has to. Due every few seconds.
@@ -308,7 +310,7 @@ impl Store {
         if self.0.records.are_lost() {
             self.0.compact_records();
         }
-        if self.trouble().is_some() {
+        if self.0.health.trouble().is_some() {
             let store = Arc::clone(&self.0);
             let _ = self.0.writes.soon(move || store.probe()).await;
         }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
@@ -39,6 +39,8 @@ struct Jobs {
     closed: bool,
     /// Jobs that a client has given up waiting for and that have not ended yet. While there are any, the disk is taken to hang.
     overdue: usize,
+    /// Since when there are.
+    overdue_since: Option<Instant>,
 }
 
 /// More threads than a disk needs to be kept busy, few enough to be nothing.
@@ -132,7 +134,12 @@ impl Pool {
 
     /// True while a job does not end that a client has waited for too long.
     pub(super) fn hangs(&self) -> bool {
-        self.shared().lock().overdue > 0
+        self.hangs_for().is_some()
+    }
+
+    /// For how long that has been so.
+    pub(super) fn hangs_for(&self) -> Option<Duration> {
+        self.shared().lock().overdue_since.map(|since| since.elapsed())
     }
 
     pub(super) fn patience(&self) -> Duration {
@@ -168,6 +175,7 @@ impl Pool {
         if wait.0.compare_exchange(WAITED_FOR, GIVEN_UP, Ordering::AcqRel, Ordering::Acquire).is_ok() {
             jobs.overdue += 1;
             if jobs.overdue == 1 {
+                jobs.overdue_since = Some(Instant::now());
                 tracing::error!(disk = self.shared().name, patience = ?self.shared().patience, "the disk does not answer in time; requests go past it");
             }
         }
@@ -195,6 +203,7 @@ impl Drop for Ends {
         if self.wait.0.swap(ENDED, Ordering::AcqRel) == GIVEN_UP {
             jobs.overdue -= 1;
             if jobs.overdue == 0 {
+                jobs.overdue_since = None;
                 tracing::warn!(disk = self.pool.shared().name, "the disk answers again");
             }
         }

@@ -13,7 +13,7 @@ use futures_util::future::join_all;
 use larder::store::{Operation, faults};
 use rustix::io::Errno;
 
-use crate::support::{Client, Fault, Image, Match, PATIENCE, Registry, TestMirror, noise, stream};
+use crate::support::{Client, Fault, Image, Log, Match, PATIENCE, Registry, TestMirror, noise, stream};
 
 const REPOSITORY: &str = "library/app";
 
@@ -399,10 +399,11 @@ async fn whatever_happens_to_a_file_while_larder_is_stopped_clients_get_right_by
     table.harm(&stopped.cache_dir());
     let mirror = stopped.start().await;
     assert_eq!(table.pull(&mirror).await, 12);
-    assert_eq!(quarantined(&mirror).await, 10, "what cannot be opened is replaced in its place");
+    assert_eq!(quarantined(&mirror).await, 15, "what cannot be opened is replaced in its place");
     mirror.clock().advance(Duration::from_hours(15 * 24));
     let scrubbed = mirror.scrub().await;
-    assert_eq!((scrubbed.right, scrubbed.damaged, scrubbed.skipped), (12, 6, 0), "those whose size was asked for");
+    let of_each = (scrubbed.right, scrubbed.damaged, scrubbed.skipped);
+    assert_eq!(of_each, (12, 1, 0), "of those whose size was asked for the one that cannot be opened");
     accounts_are_right(&mirror).await;
 
     let (table, mirror) = Table::of(&INSIDE).await;
@@ -428,6 +429,26 @@ async fn whatever_an_unclean_stop_does_to_a_file_its_first_reader_gets_right_byt
         mirror.scrub().await;
         assert_eq!(mirror.scrub().await, larder::store::Scrubbed::default(), "all is verified");
         accounts_are_right(&mirror).await;
+    }
+}
+
+/// HEAD told the size that the index had, of a file that was not there any more, and GET then had nothing to give.
+#[tokio::test]
+async fn without_an_upstream_head_promises_nothing_of_a_file_that_is_gone_or_cut() {
+    let log = Log::from_here();
+    for damage in ["cut to nothing", "cut by one byte", "one byte longer", "gone", "a directory"] {
+        let upstream = Registry::start().await;
+        let mirror = TestMirror::of(&upstream).await;
+        let blob = noise(20, SIZE);
+        let digest = cached(&upstream, &mirror, &blob).await;
+        let stopped = mirror.stop().await.set("mirror.offline = true");
+        harm(&stopped.cache_dir(), &digest, damage);
+        let mirror = stopped.start().await;
+        mirror.head(&path(&digest)).await.expect(404);
+        mirror.get(&path(&digest)).await.expect(404);
+        assert!(!mirror.holds(&digest), "{damage}");
+        assert_eq!(mirror.metric("larder_quarantined_total"), 1, "{damage}");
+        log.will_say(&["ERROR", &digest, "a cached blob is damaged"]).await;
     }
 }
 

@@ -52,6 +52,28 @@ async fn a_full_disk_is_told_with_its_reason_and_larder_is_still_ready() {
 }
 
 #[tokio::test]
+async fn a_disk_that_does_not_let_itself_be_read_is_told_with_its_reason_until_it_does() {
+    let upstream = Registry::start().await;
+    let blob = noise(2, 300_000);
+    let digest = upstream.put_blob("library/alpine", blob.clone());
+    let path = format!("/v2/library/alpine/blobs/{digest}");
+    let mirror = TestMirror::builder().upstream("docker.io", &upstream).set("cache.patience = \"200ms\"").start().await;
+    assert!(mirror.get(&path).await.expect(200).body == blob);
+    mirror.kept(&digest).await;
+    let reads = |operation| matches!(operation, Operation::Read | Operation::ReadCached);
+    mirror.faults().each(move |operation, _| reads(operation), DiskFault::Hang);
+    assert!(mirror.get(&path).await.expect(200).body == blob, "the upstream has it as well");
+    let said = says(&mirror, "degraded").await;
+    assert!(said["disk"]["why"].as_str().unwrap().starts_with("read: "), "{said}");
+    assert!(said["disk"]["since"].as_str().is_some_and(|since| since.ends_with('Z')), "{said}");
+    assert_eq!(mirror.metric("larder_cache_state"), 1);
+    mirror.faults().heal();
+    let said = says(&mirror, "ok").await;
+    assert!(said["disk"].is_null(), "{said}");
+    assert_eq!(mirror.metric("larder_cache_state"), 0);
+}
+
+#[tokio::test]
 async fn upstreams_that_do_not_answer_are_named() {
     let upstream = Registry::start().await;
     let mirror = TestMirror::of(&upstream).await;

@@ -3,6 +3,7 @@
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
@@ -32,7 +33,11 @@ impl Serve {
         tell_of_panics();
         let wanted = config.server.max_connections;
         allow_many_files(&mut config);
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| error.to_string())?;
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        runtime.enable_all().max_blocking_threads(BLOCKING_THREADS).thread_keep_alive(FOR_EVER);
+        let runtime = runtime.build().map_err(|error| error.to_string())?;
+        // One to resolve names with is there also when later there are no threads to be had.
+        runtime.spawn_blocking(|| {});
         let outcome = runtime.block_on(serve(config, wanted));
         // A hung disk or a resolver that does not answer must not hold the process.
         runtime.shutdown_background();
@@ -73,6 +78,10 @@ async fn serve(config: Config, wanted_connections: usize) -> Result<ExitCode, St
     tracing::warn!(connections, fills, "stopped before these had ended");
     Ok(ExitCode::FAILURE)
 }
+
+/// For names that are being resolved and helpers that are asked for credentials: a few, however long they take.
+const BLOCKING_THREADS: usize = 128;
+const FOR_EVER: Duration = Duration::from_hours(24 * 365);
 
 /// Sockets that listen, the log, what the runtime needs.
 const FILES_OF_OUR_OWN: u64 = 32;

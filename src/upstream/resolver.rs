@@ -19,8 +19,10 @@ pub(super) struct Resolver(Arc<Shared>);
 
 struct Shared {
     known: moka::sync::Cache<String, Known>,
-    /// One question for each name, however many wait: one that hangs holds a thread.
-    asking: Flights<String, Result<Vec<IpAddr>, String>>,
+    /// When each name was last asked about, but by those who joined.
+    asked: moka::sync::Cache<String, Timestamp>,
+    /// One question for each name and moment, however many wait: one that hangs holds a thread.
+    asking: Flights<(String, Timestamp), Result<Vec<IpAddr>, String>>,
     /// How long an answer is waited for.
     patience: Duration,
     clock: Clock,
@@ -44,6 +46,9 @@ pub(super) struct Guarded {
 
 /// For so long names lead where they led.
 const REMEMBERED: Duration = Duration::from_mins(10);
+/// One that takes longer has perhaps got lost, and the next would be answered: the system's own resolver waits for ten seconds
+/// and more.
+const LONG: Duration = Duration::from_secs(2);
 /// After a question in vain.
 const WAIT: Duration = Duration::from_secs(5);
 const NAMES: u64 = 1000;
@@ -53,8 +58,8 @@ const NAMES: u64 = 1000;
 impl Resolver {
     /// `connect_timeout`: of which resolving takes half at most, so that what is remembered can still be used.
     pub(super) fn new(connect_timeout: Duration, clock: Clock, counts: Counts) -> Self {
-        let (known, asking) = (moka::sync::Cache::new(NAMES), Flights::default());
-        Self(Arc::new(Shared { known, asking, patience: connect_timeout / 2, clock, counts }))
+        let (known, asked, asking) = (moka::sync::Cache::new(NAMES), moka::sync::Cache::new(NAMES), Flights::default());
+        Self(Arc::new(Shared { known, asked, asking, patience: connect_timeout / 2, clock, counts }))
     }
 
     /// The addresses of a name.
@@ -74,13 +79,15 @@ impl Resolver {
     where
         F: Future<Output = Result<Vec<IpAddr>, String>> + Send + 'static,
     {
-        let Shared { known, asking, patience, clock, counts } = &*self.0;
+        let Shared { known, asked, asking, patience, clock, counts } = &*self.0;
         let now = clock.now();
         let old = known.get(host).filter(|old| now.since(old.seen) < REMEMBERED);
         if let Some(old) = old.as_ref().filter(|old| now < old.wait) {
             return Ok(old.addresses.clone());
         }
-        let why = match tokio::time::timeout(*patience, asking.join(host.to_owned(), ask)).await {
+        let at = asked.get(host).filter(|at| now.since(*at) < LONG).unwrap_or(now);
+        asked.insert(host.to_owned(), at);
+        let why = match tokio::time::timeout(*patience, asking.join((host.to_owned(), at), ask)).await {
             Ok(Ok(Ok(addresses))) if !addresses.is_empty() => {
                 known.insert(host.to_owned(), Known { addresses: addresses.clone(), seen: now, wait: now });
                 return Ok(addresses);
@@ -139,6 +146,7 @@ mod tests {
     use crate::metrics::Metrics;
 
     const ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+    const OTHER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::BROADCAST);
     const MINUTE: Duration = Duration::from_mins(1);
 
     fn resolver() -> (Resolver, Clock) {
@@ -183,9 +191,16 @@ mod tests {
         assert!(began.elapsed() >= resolver.0.patience);
         let unasked = || -> std::future::Ready<_> { panic!("it is asked although it has just hung") };
         assert_eq!(resolver.answered("registry.example", unasked).await, Ok(vec![ADDRESS]));
-        clock.advance(WAIT);
-        assert_eq!(resolver.answered("registry.example", unasked).await, Ok(vec![ADDRESS]), "the old question is still open");
         assert!(resolver.answered("other.example", pending).await.unwrap_err().contains("in time"));
+        assert!(
+            resolver.answered("other.example", unasked).await.unwrap_err().contains("in time"),
+            "that question is still open"
+        );
+        // A resolver that is back answers whoever asks, and not what was asked before.
+        clock.advance(WAIT);
+        for name in ["registry.example", "other.example"] {
+            assert_eq!(resolver.answered(name, || ready(Ok(vec![OTHER]))).await, Ok(vec![OTHER]));
+        }
     }
 
     #[tokio::test]

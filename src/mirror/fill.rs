@@ -264,10 +264,11 @@ impl Mirror {
         if anew {
             // Before the bytes are gone: who was given none of them waits for the others.
             fill.head.send_replace(Head::Waiting);
-        } else {
-            self.0.metrics.fill_ended("mismatch");
         }
         writer.discard().await;
+        if !anew {
+            self.0.metrics.fill_ended("mismatch");
+        }
         anew
     }
 }

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use bytes::Bytes;
 use futures_util::future::join_all;
 
-use crate::support::{Client, Fault, Match, Registry, TestMirror, noise};
+use crate::support::{Client, Fault, Log, Match, Registry, TestMirror, noise};
 
 const REPOSITORY: &str = "library/app";
 
@@ -155,6 +155,7 @@ async fn a_blob_without_a_length_comes_whole_and_is_kept() {
 
 #[tokio::test]
 async fn a_transfer_that_breaks_off_once_goes_on_where_it_was_and_no_client_notices() {
+    let log = Log::from_here();
     let upstream = Registry::start().await;
     let blob = noise(7, 4_000_000);
     let digest = upstream.put_blob(REPOSITORY, blob.clone());
@@ -165,6 +166,9 @@ async fn a_transfer_that_breaks_off_once_goes_on_where_it_was_and_no_client_noti
         assert_eq!(answer.expect(200).body, blob);
     }
     assert_eq!(ranges(&upstream, &digest), [None, Some("bytes=1600000-".to_owned())]);
+    assert_eq!(mirror.metric("larder_fill_resumes_total"), 1);
+    assert_eq!(log.says(&["INFO", &digest, "a transfer broke", "at=1600000"]), 1);
+    assert_eq!(log.says(&["WARN", &digest]) + log.says(&["ERROR", &digest]), 0, "nothing is wrong");
 }
 
 #[tokio::test]
@@ -239,6 +243,7 @@ async fn an_upstream_that_falls_silent_is_asked_for_the_rest() {
 /// What a client gets of a blob whose upstream sends 40 % and then fails like this whenever it is asked for more; and that
 /// the next attempt, when it is well again, goes on from there.
 async fn stays_dead(fault: Fault) {
+    let log = Log::from_here();
     let upstream = Registry::start().await;
     let blob = noise(12, 500_000);
     let digest = upstream.put_blob(REPOSITORY, blob.clone());
@@ -251,6 +256,8 @@ async fn stays_dead(fault: Fault) {
     let rest = short.rest().await;
     assert!(!rest.complete);
     assert_eq!(rest.body.len(), 0, "no byte that did not come");
+    log.will_say(&["ERROR", &digest, "at=200000", "a fill is given up"]).await;
+    mirror.metric_is("larder_fills_total{outcome=\"given_up\"}", 1).await;
 
     upstream.heal();
     upstream.forget_requests();

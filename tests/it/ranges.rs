@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use futures_util::future::join;
 
-use crate::support::{Answer, Client, Fault, Match, Registry, TestMirror, noise, raw};
+use crate::support::{Answer, Client, Fault, Log, Match, Registry, TestMirror, noise, raw};
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
@@ -321,6 +321,71 @@ async fn a_range_to_the_end_that_is_itself_wrong_does_not_end_cleanly() {
     let (end, whole) = join(end.rest(), whole.rest()).await;
     assert!(!end.complete && end.body.len() <= LARGE - TAIL - FAR, "{}", end.body.len());
     assert!(whole.complete && whole.body == blob.bytes, "the fill has nothing to do with it");
+}
+
+/// One who asks for many parts at once of a blob that is not here yet, over an upstream that breaks off, falls silent or starts
+/// over meanwhile.
+#[tokio::test]
+async fn many_ranges_of_a_cold_blob_are_exact_whatever_befalls_the_fill() {
+    let (cut, near) = (700_000, "bytes=0-99,650000-750000,699999-700000,100-100,-20000,5-5");
+    let far = format!("{near},{FAR}-{},{}-{}", FAR + 200_000, FAR + 50, FAR + 60);
+    let once = |fault: Fault| vec![(Match::get("/blobs/").times(1), vec![fault])];
+    let anew = |fault: Fault| (Match::get("/blobs/").ranged(), vec![fault]);
+    let twice = |fault: Fault| (Match::get("/blobs/").ranged().times(2), vec![fault]);
+    for (rules, large) in [
+        (once(Fault::Cut { after: cut }), true),
+        (once(Fault::Reset { after: cut }), false),
+        (once(Fault::Stall { after: cut }), false),
+        (once(Fault::Cut { after: 0 }), false),
+        (vec![(Match::get("/blobs/").times(1), vec![Fault::NoLength, Fault::Cut { after: cut }])], false),
+        // Again and again.
+        (vec![(Match::get("/blobs/"), vec![Fault::Cut { after: 2 * cut }])], false),
+        ([once(Fault::Cut { after: cut }), vec![anew(Fault::IgnoreRange)]].concat(), false),
+        // Who asks for what is far ahead is met by it as well.
+        ([once(Fault::Cut { after: cut }), vec![twice(Fault::status(503))]].concat(), true),
+    ] {
+        let sizes = [(2 * MIB, near), (LARGE, &*far)];
+        for (size, ranges) in sizes.into_iter().take(if large { 2 } else { 1 }) {
+            let blob = Blob::of(size).await;
+            let mirror = TestMirror::builder()
+                .upstream("docker.io", &blob.upstream)
+                .set("upstream.\"docker.io\".idle_timeout = \"300ms\"")
+                .start()
+                .await;
+            rules.iter().for_each(|(which, faults)| blob.upstream.on(which.clone(), faults.clone()));
+            let cold = mirror.get_with(&blob.path, &[("range", ranges)]).await.expect(206);
+            for (range, bytes) in parts(&cold) {
+                let (first, rest) = range.trim_start_matches("bytes ").split_once('-').unwrap();
+                let last: usize = rest.split_once('/').unwrap().0.parse().unwrap();
+                assert!(bytes == blob.bytes.slice(first.parse().unwrap()..=last), "{range} of {rules:?}");
+            }
+            assert!(mirror.get(&blob.path).await.expect(200).body == blob.bytes, "{rules:?}");
+            mirror.kept(&blob.digest).await;
+            let warm = mirror.get_with(&blob.path, &[("range", ranges)]).await.expect(206);
+            assert!(warm.body == cold.body, "{rules:?}: {} bytes, then {}", cold.body.len(), warm.body.len());
+        }
+    }
+}
+
+#[tokio::test]
+async fn many_ranges_of_a_blob_that_never_comes_whole_end_short_and_have_no_byte_that_is_not_its_own() {
+    let log = Log::from_here();
+    for fault in [Fault::status(503), Fault::status(404), Fault::Cut { after: 0 }] {
+        let blob = Blob::of(2 * MIB).await;
+        blob.upstream.on(Match::get(&blob.digest).times(1), Fault::Cut { after: 700_000 });
+        blob.upstream.on(Match::get(&blob.digest), fault.clone());
+        let mirror = TestMirror::of(&blob.upstream).await;
+        let ranges = [("range", "bytes=0-99,600000-800000,5-5")];
+        let cold = mirror.get_with(&blob.path, &ranges).await;
+        assert!(cold.status == 206 && !cold.complete, "{fault:?}: {}", cold.status);
+        blob.upstream.heal();
+        mirror.clock().advance(std::time::Duration::from_secs(5));
+        let warm = mirror.get_with(&blob.path, &ranges).await.expect(206);
+        // What came is the beginning of what should have come, with the first part and what there was of the second.
+        assert!(warm.body.starts_with(&cold.body) && cold.body.len() > 100_000, "{fault:?}: {}", cold.body.len());
+        assert!(parts(&warm)[1].1 == blob.bytes.slice(600_000..=800_000));
+        log.will_say(&["ERROR", &blob.digest, "a fill is given up"]).await;
+    }
 }
 
 /// First `bytes=0-`, then an open range for each further chunk, of which only the chunk is read.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::time::timeout;
 
-use crate::support::{Auth, Blobs, Fault, Match, PATIENCE, Registry, Setup, TestMirror, noise};
+use crate::support::{Auth, Blobs, Fault, Log, Match, PATIENCE, Registry, Setup, TestMirror, digest_of, noise};
 
 const REPOSITORY: &str = "library/app";
 const SIZE: usize = 500_000;
@@ -138,6 +138,7 @@ async fn a_part_of_which_nothing_is_said_is_no_answer_and_is_asked_for_again() {
 /// The bytes that are passed over were not compared: the mistake showed only at the end, after everything had been fetched.
 #[tokio::test]
 async fn where_the_blob_now_begins_otherwise_its_readers_end_short_and_who_has_nothing_yet_gets_the_right_one() {
+    let log = Log::from_here();
     let (upstream, blob, digest) = with_blob(SIZE).await;
     // What comes first is not the blob; what comes after it is.
     upstream
@@ -161,6 +162,7 @@ async fn where_the_blob_now_begins_otherwise_its_readers_end_short_and_who_has_n
     held(&mirror, &digest).await;
     assert_eq!(ranges(&upstream, &digest), ["all", "bytes=200000-", "all"]);
     assert_eq!(mirror.metric("larder_resume_mismatches_total"), 1);
+    log.will_say(&["ERROR", &digest, &format!("found={}", digest_of(&given)), "other bytes than the digest promises"]).await;
     assert_eq!(mirror.get(&url).await.expect(200).body, blob);
     assert_eq!(fs::read_dir(mirror.cache_dir().join("partial")).unwrap().count(), 0);
 }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt as _};
 
-use crate::support::{Auth, Blobs, Client, Fault, Image, Match, PutImage, Registry, Setup, TestMirror, digest_of, noise};
+use crate::support::{Auth, Blobs, Client, Fault, Image, Log, Match, PutImage, Registry, Setup, TestMirror, digest_of, noise};
 
 const REPOSITORY: &str = "library/app";
 const TOKEN: Auth = Auth::Bearer { user: None, expires_in: Some(300) };
@@ -161,10 +161,11 @@ fn check_disk(cache: &Path, name: &str) {
     assert_eq!(fs::read_dir(cache.join("partial")).unwrap().count(), 0, "{name}: something is left on its way");
 }
 
-async fn check(row: Row) {
-    let name = row.name();
+/// `seed`: its own, so that what the log says of it can be told from what it says of others.
+async fn check(seed: u64, row: Row) {
+    let (name, log) = (row.name(), Log::from_here());
     let upstream = Registry::with(Setup { auth: TOKEN, blobs: Blobs::REDIRECTED, ..Setup::default() }).await;
-    let image = Image::new(1).layers(&[LAYER]).put(&upstream, REPOSITORY, "latest");
+    let image = Image::new(seed).layers(&[LAYER]).put(&upstream, REPOSITORY, "latest");
     upstream.on(row.which(&image), row.faults.clone());
     let mirror = TestMirror::builder()
         .upstream("docker.io", &upstream)
@@ -200,6 +201,14 @@ async fn check(row: Row) {
         let total: usize = right(&image).into_iter().map(Bytes::len).sum();
         assert!(upstream.bytes_sent() <= 2 * total as u64 + 10_000, "{name}: {} bytes", upstream.bytes_sent());
     }
+    if row.always && matches!(row.faults[..], [Fault::Corrupt { .. }]) {
+        let digest = match row.place {
+            Place::Config => &image.config.digest,
+            Place::Layer => &image.layers[0].digest,
+            _ => &image.digest,
+        };
+        log.will_say(&["ERROR", &format!("digest={digest} found=sha256:")]).await;
+    }
     let gets = upstream.count("GET", "/manifests/");
     assert!(gets <= 3 * (CLIENTS + 1), "{name}: {gets} GETs of a manifest");
 
@@ -219,8 +228,8 @@ async fn whatever_goes_wrong_at_whatever_place_of_a_pull_no_client_gets_a_wrong_
     let rows = rows();
     let number = rows.len();
     assert!(number > 150, "only {number} rows");
-    let all = stream::iter(rows).for_each_concurrent(BESIDE, |row| async {
-        tokio::spawn(check(row)).await.unwrap();
+    let all = stream::iter(rows.into_iter().zip(1..)).for_each_concurrent(BESIDE, |(row, seed)| async move {
+        tokio::spawn(check(seed, row)).await.unwrap();
     });
     all.await;
 }

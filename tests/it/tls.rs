@@ -1,6 +1,6 @@
 //! Upstreams that speak TLS, and those that should not be believed.
 
-use crate::support::{Authority, Fault, Image, Match, Registry, TestMirror, TlsFront};
+use crate::support::{Authority, Fault, Image, Log, Match, Registry, TestMirror, TlsFront};
 
 async fn mirror_of(front: &TlsFront, trusted: &Authority) -> TestMirror {
     let mirror = TestMirror::builder();
@@ -33,8 +33,11 @@ async fn nobody_is_believed_without_a_good_certificate() {
         ("that has expired", authority.front("localhost", true, upstream.address()).await),
     ] {
         let mirror = mirror_of(&front, &authority).await;
+        let log = Log::from_here();
         let answer = mirror.get(&image.tag_path("latest")).await;
         assert_eq!(answer.status, 502, "a certificate {what}");
+        let host = front.url().replace("https://", "");
+        assert_eq!(log.says(&["WARN", &host, "invalid peer certificate: "]), 1, "a certificate {what}");
     }
     assert_eq!(upstream.requests().len(), 0);
 }

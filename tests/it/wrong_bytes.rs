@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use tokio::time::timeout;
 
-use crate::support::{Fault, Match, PATIENCE, Registry, StoppedMirror, TestMirror, noise};
+use crate::support::{Fault, Log, Match, PATIENCE, Registry, StoppedMirror, TestMirror, digest_of, noise};
 
 const REPOSITORY: &str = "library/app";
 
@@ -42,6 +42,7 @@ const MISMATCHES: &str = "larder_digest_mismatches_total{upstream=\"docker.io\"}
 
 #[tokio::test]
 async fn a_small_blob_that_comes_wrong_comes_right_from_the_next_address_and_no_client_notices() {
+    let log = Log::from_here();
     for wrong in [Fault::Corrupt { at: 5 }, Fault::WrongBody(noise(2, 9_999)), Fault::WrongBody(noise(2, 10_001))] {
         let (first, second, blob, digest) = pair(10_000).await;
         first.on(Match::get(&digest), wrong.clone());
@@ -53,6 +54,9 @@ async fn a_small_blob_that_comes_wrong_comes_right_from_the_next_address_and_no_
         assert_eq!((first.requests().len(), second.requests().len()), (1, 1), "{wrong:?}");
         assert_eq!(mirror.metric(MISMATCHES), 1, "{wrong:?}");
         held(&mirror, &digest).await;
+        if let Fault::WrongBody(bytes) = &wrong {
+            log.will_say(&["ERROR", &digest, &format!("found={}", digest_of(bytes)), "upstream=docker.io"]).await;
+        }
     }
 }
 

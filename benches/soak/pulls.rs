@@ -1,13 +1,13 @@
 //! The clients: whole images, ranges, HEADs, those who leave, those who read slowly, herds.
 
-use std::{rc::Rc, sync::Arc, time::Duration};
+use std::{rc::Rc, time::Duration};
 
 use futures_util::future::join_all;
 use http::Method;
 use tokio::time::{sleep, timeout};
 
 use crate::{
-    support::{Content, PutImage},
+    support::{self, Content, PutImage},
     world::{Dice, Place, World, is_liar},
 };
 
@@ -42,7 +42,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 /// Pulls one thing after the other until the world stops.
 pub(crate) async fn client(world: Rc<World>, n: u64) {
     let mut dice = world.dice(n);
-    let http = if n % 3 == 2 { build(reqwest::ClientBuilder::http2_prior_knowledge) } else { build(one_by_one) };
+    let http = if n % 3 == 2 { support::http(reqwest::ClientBuilder::http2_prior_knowledge) } else { support::http(one_by_one) };
     while !world.is_stopping() {
         let Some(larder) = world.larder() else {
             sleep(Duration::from_millis(10)).await;
@@ -74,7 +74,7 @@ pub(crate) async fn client(world: Rc<World>, n: u64) {
 
 /// Everything, with the upstream in health: nothing may be missing now.
 pub(crate) async fn all(world: &World) {
-    let (http, larder) = (build(one_by_one), world.larder().expect("it runs"));
+    let (http, larder) = (support::http(one_by_one), world.larder().expect("it runs"));
     for image in &world.images {
         for blob in image.blobs() {
             well(world, &http, larder, Wish::blob(image, blob)).await;
@@ -211,18 +211,6 @@ fn no_answer(world: &World, larder: Place, path: &str, error: &reqwest::Error) {
 /// A connection for each request, so that each error is larder's own.
 fn one_by_one(builder: reqwest::ClientBuilder) -> reqwest::ClientBuilder {
     builder.http1_only().pool_max_idle_per_host(0)
-}
-
-fn build(protocol: impl FnOnce(reqwest::ClientBuilder) -> reqwest::ClientBuilder) -> reqwest::Client {
-    // Never used, as all is cleartext here.
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let tls = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("ring speaks the default protocol versions")
-        .with_root_certificates(rustls::RootCertStore::empty())
-        .with_no_client_auth();
-    let builder = reqwest::Client::builder().tls_backend_preconfigured(tls).no_proxy().retry(reqwest::retry::never());
-    protocol(builder).build().expect("a client")
 }
 
 // === impl Wish ===

@@ -57,6 +57,8 @@ struct Slope {
     first: f64,
     last: f64,
     an_hour: f64,
+    /// The standard error of it, as far as what comes and goes makes it uncertain.
+    error: f64,
 }
 
 /// Those that tell of something that is under way, by the beginning of their names.
@@ -69,6 +71,8 @@ const RETURNING: [&str; 5] = [
 ];
 /// Memory is spent in the first moments of a life, on buffers and on what is remembered of each repository.
 const WARM_UP: f64 = 0.25;
+/// Of the time, for the error of a slope.
+const PARTS: usize = 12;
 const RETURNS_WITHIN: Duration = Duration::from_secs(10);
 
 // === impl Watch ===
@@ -104,14 +108,16 @@ impl Watch {
         let length = self.begun.elapsed();
         let warm: Vec<Sample> =
             self.seen.into_iter().filter(|sample| sample.at.as_secs_f64() > length.as_secs_f64() * WARM_UP).collect();
-        let slope = |of: fn(&Sample) -> f64| Slope::of(warm.iter().map(|sample| (sample.at.as_secs_f64(), of(sample))));
+        let slope = |of: fn(&Sample) -> f64| {
+            let points: Vec<_> = warm.iter().map(|sample| (sample.at.as_secs_f64(), of(sample))).collect();
+            Slope::of(&points)
+        };
         let memory = slope(|sample| sample.memory as f64 / MIB);
         let descriptors = slope(|sample| sample.descriptors as f64);
         let threads = slope(|sample| sample.threads as f64);
-        // What a leak would come to in so short a time is less than what comes and goes.
-        world.hold(memory.last - memory.first < 32.0, || format!("memory grows: {memory}"));
-        world.hold(descriptors.last - descriptors.first < 50.0, || format!("descriptors grow: {descriptors}"));
-        world.hold(threads.last - threads.first < 16.0, || format!("threads grow: {threads}"));
+        world.hold(memory.growth() < 8.0, || format!("memory grows: {memory}"));
+        world.hold(descriptors.growth() < 25.0, || format!("descriptors grow: {descriptors}"));
+        world.hold(threads.growth() < 8.0, || format!("threads grow: {threads}"));
         let shown = RETURNING.map(|name| format!("{name} {} -> {}", self.first.get(name), last.get(name)));
         let gauges = format!(
             "{}, descriptors {} -> {}, threads {} -> {}",
@@ -153,22 +159,36 @@ impl Gauges {
 // === impl Slope ===
 
 impl Slope {
-    fn of(points: impl Iterator<Item = (f64, f64)> + Clone) -> Self {
-        let n = points.clone().count().max(1) as f64;
-        let (sum_x, sum_y) = points.clone().fold((0.0, 0.0), |(x, y), point| (x + point.0, y + point.1));
-        let (x, y) = (sum_x / n, sum_y / n);
-        let (above, below) = points
-            .clone()
-            .fold((0.0, 0.0), |(above, below), point| (above + (point.0 - x) * (point.1 - y), below + (point.0 - x).powi(2)));
+    /// `points`: when, in seconds, and what.
+    fn of(points: &[(f64, f64)]) -> Self {
+        // Samples that are close to each other say the same; means over a part of the time say something of their own.
+        let parts: Vec<(f64, f64)> = points.chunks(points.len().div_ceil(PARTS).max(1)).map(mean).collect();
+        let (x, y) = mean(&parts);
+        let (above, below) = parts
+            .iter()
+            .fold((0.0, 0.0), |(above, below), part| (above + (part.0 - x) * (part.1 - y), below + (part.0 - x).powi(2)));
         let a_second = if below > 0.0 { above / below } else { 0.0 };
-        let at = |point: Option<(f64, f64)>| point.map_or(y, |point| y + (point.0 - x) * a_second);
-        Self { first: at(points.clone().next()), last: at(points.last()), an_hour: a_second * 3_600.0 }
+        let at = |point: Option<&(f64, f64)>| point.map_or(y, |point| y + (point.0 - x) * a_second);
+        let off: f64 = parts.iter().map(|part| (part.1 - at(Some(part))).powi(2)).sum();
+        let error = (off / (parts.len() as f64 - 2.0).max(1.0) / below.max(1.0)).sqrt();
+        Self { first: at(points.first()), last: at(points.last()), an_hour: a_second * 3_600.0, error: error * 3_600.0 }
     }
+
+    /// What is sure of it, in the time that was looked at: the rest may be what comes and goes.
+    fn growth(&self) -> f64 {
+        if self.an_hour > 2.0 * self.error { (self.last - self.first) * (1.0 - 2.0 * self.error / self.an_hour) } else { 0.0 }
+    }
+}
+
+fn mean(points: &[(f64, f64)]) -> (f64, f64) {
+    let n = points.len().max(1) as f64;
+    let (x, y) = points.iter().fold((0.0, 0.0), |(x, y), point| (x + point.0, y + point.1));
+    (x / n, y / n)
 }
 
 impl fmt::Display for Slope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.1} -> {:.1}, {:+.1} an hour", self.first, self.last, self.an_hour)
+        write!(f, "{:.1} -> {:.1}, {:+.1} (± {:.1}) an hour", self.first, self.last, self.an_hour, self.error)
     }
 }
 

@@ -66,6 +66,24 @@ pub async fn stream(url: impl AsRef<str>) -> Streaming {
     Client::h1().stream(url).await
 }
 
+/// What such a client stands on, for who looks at what comes himself.
+pub fn http(protocol: impl FnOnce(reqwest::ClientBuilder) -> reqwest::ClientBuilder) -> reqwest::Client {
+    // Never used, as all is cleartext here. Given so that reqwest neither asks for a provider of the
+    // whole process nor reads the system's certificates.
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("ring speaks the default protocol versions")
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    let builder = reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
+        .no_proxy()
+        .redirect(redirect::Policy::none())
+        .retry(reqwest::retry::never());
+    protocol(builder).build().expect("a client")
+}
+
 /// Sends these very bytes and returns all that comes until the other side closes, with FIN or RST. It
 /// waits for that and panics in the end, so ask for `Connection: close`.
 pub async fn raw(address: SocketAddr, bytes: impl AsRef<[u8]>) -> Vec<u8> {
@@ -118,20 +136,7 @@ impl Client {
     }
 
     fn build(protocol: impl FnOnce(reqwest::ClientBuilder) -> reqwest::ClientBuilder) -> Self {
-        // Never used, as all is cleartext here. Given so that reqwest neither asks for a provider of the
-        // whole process nor reads the system's certificates.
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("ring speaks the default protocol versions")
-            .with_root_certificates(rustls::RootCertStore::empty())
-            .with_no_client_auth();
-        let builder = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls)
-            .no_proxy()
-            .redirect(redirect::Policy::none())
-            .retry(reqwest::retry::never());
-        Self { http: protocol(builder).build().expect("a client") }
+        Self { http: http(protocol) }
     }
 
     pub async fn get(&self, url: impl AsRef<str>) -> Answer {

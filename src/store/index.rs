@@ -55,8 +55,9 @@ impl Shared {
         let Some(entries) = self.disk.read(NAME).ok().and_then(|bytes| read(std::str::from_utf8(&bytes).ok()?)) else {
             return false;
         };
+        let now = self.clock.now();
         let mut books = lock(&self.books);
-        entries.iter().for_each(|entry| books.lru.restore(entry));
+        entries.into_iter().for_each(|entry| books.lru.restore(&entry.before(now)));
         books.known = true;
         true
     }
@@ -88,6 +89,8 @@ impl Shared {
             });
         }
         entries.sort_by_key(|entry| entry.used);
+        let now = self.clock.now();
+        let entries: Vec<Snapshot> = entries.into_iter().map(|entry| entry.before(now)).collect();
         {
             let mut books = lock(&self.books);
             entries.iter().for_each(|entry| books.lru.restore(entry));
@@ -113,12 +116,13 @@ impl Shared {
 
     /// Counts the partial files. What may have lost bytes with the machine is removed: nobody could tell.
     pub(super) fn count_partials(&self, rebooted: bool) -> std::io::Result<()> {
+        let now = self.clock.now();
         for found in self.disk.partials()? {
             if rebooted {
                 self.disk.remove_partial(&found.digest)?;
             } else {
-                let partial =
-                    Partial { charge: charge(found.size).max(found.taken), since: found.modified.into(), open: Weak::new() };
+                let since = Timestamp::from(found.modified).min(now);
+                let partial = Partial { charge: charge(found.size).max(found.taken), since, open: Weak::new() };
                 lock(&self.books).add_partial(found.digest, partial);
             }
         }

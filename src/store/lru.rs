@@ -81,6 +81,16 @@ pub(super) struct Snapshot {
 
 const NONE: u32 = u32::MAX;
 
+// === impl Snapshot ===
+
+impl Snapshot {
+    /// With no date after `now`: that was written by a clock that was wrong, and would be believed until it comes.
+    pub(super) fn before(self, now: Timestamp) -> Self {
+        let [first_used, used, verified] = [self.first_used, self.used, self.verified].map(|date| date.min(now));
+        Self { first_used, used, verified, ..self }
+    }
+}
+
 // === impl Lru ===
 
 impl Lru {

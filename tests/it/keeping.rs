@@ -334,6 +334,30 @@ async fn space_that_a_killed_larder_had_set_aside_counts() {
     assert_eq!(mirror.used(), 0);
 }
 
+/// A machine whose clock was wrong: what carries a date of the future was in nobody's way until that had come.
+#[tokio::test]
+async fn what_was_left_in_the_future_goes_like_everything_else() {
+    let upstream = Registry::start().await;
+    let image = Image::new(1).layers(&[20 * MIB]).put(&upstream, "library/alpine", "latest");
+    let layer = &image.layers[0];
+    upstream.on(Match::get(&layer.digest).times(1), Fault::Gate { after: 18 * MIB });
+    let mirror = small(&upstream).start().await;
+    let mut reading = mirror.stream(&image.blob_path(layer)).await;
+    reading.take(17 * MIB).await;
+    drop(reading);
+    let stopped = mirror.stop().await;
+    let partial = files(&stopped.cache_dir().join("partial"));
+    assert_eq!(partial.len(), 1);
+    let future = std::time::SystemTime::now() + Duration::from_hours(24 * 400);
+    fs::File::options().write(true).open(&partial[0]).unwrap().set_modified(future).unwrap();
+    upstream.release();
+    let mirror = stopped.start().await;
+    let other = Image::new(2).layers(&[20 * MIB]).put(&upstream, "library/other", "latest");
+    pull(&mirror, &other, "latest").await;
+    assert!(held(&mirror, &other.layers[0].digest), "the partial file made room for it");
+    assert_eq!(files(&mirror.cache_dir().join("partial")).len(), 0);
+}
+
 #[tokio::test]
 async fn partial_files_that_nobody_goes_on_with_are_swept_after_an_hour() {
     let upstream = Registry::start().await;

@@ -46,6 +46,7 @@ mod reaching;
 mod refusals;
 mod registries;
 mod resuming;
+mod returning;
 mod rights;
 mod secrets;
 mod serving;

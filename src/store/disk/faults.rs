@@ -288,7 +288,10 @@ impl State {
                     }
                 }
             }
-            Operation::SyncDir if well => self.loose.retain(|loose| loose.to.parent() != Some(path)),
+            // Where either end of a rename is on the disk, it cannot be undone any more.
+            Operation::SyncDir if well => {
+                self.loose.retain(|loose| loose.to.parent() != Some(path) && loose.from.parent() != Some(path));
+            }
             Operation::Remove if well => {
                 self.unsynced.remove(path);
                 self.synced.remove(path);

@@ -73,7 +73,7 @@ impl Client {
             Ok::<_, String>(client)
         };
         let build = |builder: reqwest::ClientBuilder| builder.build().map_err(|error| error.to_string());
-        let resolver = Resolver::new(options.connect_timeout, clock.clone(), counts.clone());
+        let resolver = Resolver::new(options, clock.clone(), counts.clone());
         let guarded = Arc::new(Guarded { resolver: resolver.clone(), guard: guard.clone() });
         let own = builder(tls::config(options, trusted)?)?;
         let own = if public_only { own.dns_resolver(Arc::clone(&guarded)) } else { own.dns_resolver(Arc::new(resolver)) };
@@ -125,17 +125,32 @@ impl Client {
 
     /// One request, no redirect. To the upstream's own origin, or guarded to elsewhere.
     pub(super) async fn get(&self, url: &Url, headers: HeaderMap) -> Result<Response, Error> {
-        self.send(Method::GET, url, headers, None).await
+        self.send(Method::GET, url, self.is_own(url), headers, None).await
     }
 
     /// Likewise, with a form.
     pub(super) async fn post(&self, url: &Url, mut headers: HeaderMap, form: String) -> Result<Response, Error> {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
-        self.send(Method::POST, url, headers, Some(form)).await
+        self.send(Method::POST, url, self.is_own(url), headers, Some(form)).await
     }
 
-    async fn send(&self, method: Method, url: &Url, headers: HeaderMap, body: Option<String>) -> Result<Response, Error> {
-        let own = url.origin() == self.upstream.origin();
+    fn is_own(&self, url: &Url) -> bool {
+        url.origin() == self.upstream.origin()
+    }
+
+    /// `own`: it is asked as the upstream, and sees the client certificate.
+    async fn send(
+        &self,
+        method: Method,
+        url: &Url,
+        own: bool,
+        headers: HeaderMap,
+        body: Option<String>,
+    ) -> Result<Response, Error> {
+        // It would be shown as a credential.
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(Error::unavailable("it names an address with a user in it"));
+        }
         if !own || self.public_only {
             self.guard.check(&self.upstream, url).map_err(|refused| Error::unavailable(refused.to_string()))?;
         }
@@ -199,16 +214,17 @@ impl Client {
         }
     }
 
-    /// A request that follows redirects. `Authorization` goes to the upstream's own origin only.
+    /// A request that follows redirects. `Authorization` goes to the upstream's own origin only, and no longer once the way has
+    /// led elsewhere: who is there does not choose what is asked in larder's name.
     pub(super) async fn follow(&self, method: &Method, url: Url, headers: &HeaderMap) -> Result<Followed, Error> {
-        let mut at = url;
+        let (mut at, mut own) = (url, true);
         for _ in 0..=HOPS {
             let mut sent = headers.clone();
-            let own = at.origin() == self.upstream.origin();
+            own &= self.is_own(&at);
             if !own {
                 sent.remove(header::AUTHORIZATION);
             }
-            let response = self.send(method.clone(), &at, sent, None).await?;
+            let response = self.send(method.clone(), &at, own, sent, None).await?;
             let Some(next) = redirect(&at, &response)? else { return Ok(Followed { response, own }) };
             at = next;
         }
@@ -219,7 +235,7 @@ impl Client {
 /// The answer at the end of a chain of redirects.
 pub(super) struct Followed {
     pub(super) response: Response,
-    /// It came from the upstream itself.
+    /// It came from the upstream itself, and not by way of another.
     pub(super) own: bool,
 }
 

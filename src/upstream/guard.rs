@@ -16,7 +16,7 @@ pub(super) struct Guard {
     own_host: Arc<str>,
     /// The operator's proxies, which are where they are as well.
     proxies: Arc<[String]>,
-    /// The operator trusts the upstream to name hosts on the inside.
+    /// The operator trusts the upstream to name hosts on the inside. That does not make a registry of a metadata service.
     allow_private: bool,
 }
 
@@ -67,7 +67,12 @@ impl Guard {
     }
 
     fn permits(&self, address: IpAddr, host: &str) -> bool {
-        self.allow_private || *host == *self.own_host || is_public(address)
+        *host == *self.own_host
+            || match Reach::of(address) {
+                Reach::Public => true,
+                Reach::Private => self.allow_private,
+                Reach::Never => false,
+            }
     }
 
     /// The upstream's own host, if it has one.
@@ -93,46 +98,68 @@ fn proxy_host(value: &str) -> Option<String> {
     url?.host_str().map(str::to_ascii_lowercase)
 }
 
-/// True for addresses of the open internet: not loopback, private, shared, link-local, reserved, multicast.
-pub(super) fn is_public(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(v4) => is_public_v4(v4),
-        IpAddr::V6(v6) => is_public_v6(v6),
-    }
+/// From where an address can be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    Public,
+    /// On the inside: of this machine, or of its network.
+    Private,
+    /// No registry is there: of this link alone, of many, of none, or what tells a cloud's machine its own secrets.
+    Never,
 }
 
-fn is_public_v4(v4: Ipv4Addr) -> bool {
-    let [a, b, c, _] = v4.octets();
-    let shared = a == 100 && (64..128).contains(&b); // RFC 6598
-    let protocol = (a, b, c) == (192, 0, 0); // RFC 6890
-    let benchmark = a == 198 && (18..20).contains(&b); // RFC 2544
-    let relay = (a, b, c) == (192, 88, 99); // RFC 7526
-    !(a == 0
-        || a >= 240
-        || v4.is_loopback()
-        || v4.is_private()
-        || v4.is_link_local()
-        || v4.is_multicast()
-        || v4.is_documentation()
-        || shared
-        || protocol
-        || benchmark
-        || relay)
-}
+/// Where clouds tell a machine its secrets, as far as that is not link-local.
+const METADATA: [IpAddr; 5] = [
+    IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),                  // Alibaba
+    IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),                    // Azure
+    IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),                      // Oracle
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)), // Amazon
+    IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),  // Google
+];
 
-fn is_public_v6(v6: Ipv6Addr) -> bool {
-    if let Some(v4) = v6.to_ipv4_mapped() {
-        return is_public_v4(v4);
-    }
-    match v6.segments() {
-        // NAT64 (RFC 6052) and 6to4 (RFC 3056) lead to an IPv4 address.
-        [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => {
-            let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
-            is_public_v4(Ipv4Addr::new(a, b, c, d))
+// === impl Reach ===
+
+impl Reach {
+    fn of(address: IpAddr) -> Self {
+        match address {
+            address if METADATA.contains(&address) => Self::Never,
+            IpAddr::V4(v4) => Self::of_v4(v4),
+            IpAddr::V6(v6) => Self::of_v6(v6),
         }
-        [0x2001, 0xdb8 | 0, ..] => false,
-        // Global unicast is 2000::/3; all else is local, reserved or multicast.
-        [first, ..] => first & 0xe000 == 0x2000,
+    }
+
+    fn of_v4(v4: Ipv4Addr) -> Self {
+        let [a, b, c, _] = v4.octets();
+        let shared = a == 100 && (64..128).contains(&b); // RFC 6598
+        let protocol = (a, b, c) == (192, 0, 0); // RFC 6890
+        let benchmark = a == 198 && (18..20).contains(&b); // RFC 2544
+        let relay = (a, b, c) == (192, 88, 99); // RFC 7526
+        if a == 0 || a >= 240 || v4.is_link_local() || v4.is_multicast() {
+            return Self::Never;
+        }
+        let private = v4.is_loopback() || v4.is_private() || v4.is_documentation() || shared || protocol || benchmark || relay;
+        if private { Self::Private } else { Self::Public }
+    }
+
+    fn of_v6(v6: Ipv6Addr) -> Self {
+        let embedded = |high: u16, low: u16| {
+            let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
+            Self::of(Ipv4Addr::new(a, b, c, d).into())
+        };
+        match v6.segments() {
+            // IPv4-mapped (RFC 4291), NAT64 (RFC 6052) and 6to4 (RFC 3056) lead to an IPv4 address.
+            [0, 0, 0, 0, 0, 0xffff, high, low]
+            | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
+            | [0x2002, high, low, ..]
+            // ISATAP (RFC 5214) as well.
+            | [0x2000..=0x3fff, _, _, _, 0 | 0x200, 0x5efe, high, low] => embedded(high, low),
+            [0, 0, 0, 0, 0, 0, 0, 1] | [0xfc00..=0xfdff, ..] => Self::Private,
+            // IETF protocol assignments, Teredo among them (RFC 4380), and documentation (RFC 3849, RFC 9637).
+            [0x2001, 0..=0x1ff | 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => Self::Never,
+            // Global unicast is 2000::/3; all else is local, reserved or multicast.
+            [0x2000..=0x3fff, ..] => Self::Public,
+            _ => Self::Never,
+        }
     }
 }
 
@@ -172,11 +199,70 @@ mod tests {
             "[64:ff9b::7f00:1]",
             "[2002:7f00:1::]",
             "[2001:db8::1]",
+            "0177.0.0.1",
+            "127.0.0.1.",
+            "0X7F.1",
+            "%31%32%37.0.0.1",
+            "127\u{3002}0\u{3002}0\u{3002}1",
+            "\u{ff11}\u{ff12}\u{ff17}.0.0.1",
+            "1\u{b2}7.1",
+            "0",
+            "240.0.0.1",
+            "168.63.129.16",
+            "100.100.100.200",
+            "192.0.0.192",
+            "192.88.99.1",
+            "[::127.0.0.1]",
+            "[::ffff:0:127.0.0.1]",
+            "[0:0:0:0:0:ffff:7f00:0001]",
+            "[64:ff9b::a9fe:a9fe]",
+            "[64:ff9b:1::7f00:1]",
+            "[2002:a9fe:a9fe::1]",
+            "[2001:0:5ef5:79fb::80ff:fffe]",
+            "[2606:4700::5efe:10.0.0.1]",
+            "[2606:4700::200:5efe:169.254.169.254]",
+            "[fd00:ec2::254]",
+            "[fd20:ce::254]",
+            "[fec0::1]",
+            "[3fff::1]",
+            "[4000::1]",
         ] {
             assert!(guard.check(&upstream, &url(&format!("https://{host}/x"))).is_err(), "{host}");
         }
-        for host in ["93.184.215.14", "[2606:4700::1111]", "cdn.example"] {
+        for host in ["93.184.215.14", "[2606:4700::1111]", "cdn.example", "[64:ff9b::5db8:d70e]", "[::ffff:93.184.215.14]"] {
             assert!(guard.check(&upstream, &url(&format!("https://{host}/x"))).is_ok(), "{host}");
+        }
+        for host in ["[fe80::1%25eth0]", "[fe80::1%eth0]", "127.0.0.1:80:80", "1.2.3.4.5", "256.256.256.256", "127.0.0.0x", "a b"]
+        {
+            let host: Result<Url, _> = format!("https://{host}/x").parse();
+            assert!(host.is_err(), "{host:?} is a host");
+        }
+    }
+
+    #[test]
+    fn an_operator_lets_an_upstream_name_the_inside_and_no_metadata_service() {
+        let upstream = url("https://registry.example");
+        let guard = Guard::new(&upstream, true, "none").unwrap();
+        for (host, passes) in [
+            ("127.0.0.1", true),
+            ("10.0.0.1", true),
+            ("100.64.0.1", true),
+            ("[::1]", true),
+            ("[fd00::1]", true),
+            ("[::ffff:10.0.0.1]", true),
+            ("169.254.169.254", false),
+            ("[::ffff:169.254.169.254]", false),
+            ("[fe80::a9fe:a9fe]", false),
+            ("168.63.129.16", false),
+            ("100.100.100.200", false),
+            ("[::ffff:100.100.100.200]", false),
+            ("[fd00:ec2::254]", false),
+            ("0.0.0.0", false),
+            ("[::]", false),
+            ("224.0.0.1", false),
+            ("[ff02::1]", false),
+        ] {
+            assert_eq!(guard.check(&upstream, &url(&format!("https://{host}/x"))).is_ok(), passes, "{host}");
         }
     }
 

@@ -19,6 +19,8 @@ mod guard;
 mod headers;
 mod hop;
 mod in_turn;
+#[cfg(debug_assertions)]
+mod names;
 mod options;
 mod pace;
 mod pause;
@@ -57,6 +59,8 @@ pub use cache_status::CacheStatus;
 pub use credentials::AccountOptions;
 pub use error::Error;
 pub use hop::{Astray, Hop};
+#[cfg(debug_assertions)]
+pub use names::Names;
 pub use options::{AuthMode, DOCKER_HUB, Options, WELL_KNOWN};
 pub use pause::pause;
 pub use public_url::PublicUrl;
@@ -229,9 +233,11 @@ impl Upstream {
 }
 
 fn parse(option: &str, text: &str) -> Result<Url, String> {
-    let url: Url = text.parse().map_err(|error| format!("{option} {text:?} is no URL: {error}"))?;
+    // What is before an @ may be a password, and is not told again.
+    let shown = text.rsplit('@').next().unwrap_or_default();
+    let url: Url = text.parse().map_err(|error| format!("{option} {shown:?} is no URL: {error}"))?;
     if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
-        return Err(format!("{option} {text:?} must begin with https:// or http://"));
+        return Err(format!("{option} {shown:?} must begin with https:// or http://"));
     }
     if !url.username().is_empty() || url.password().is_some() || url.query().is_some() || url.fragment().is_some() {
         return Err(format!("{option} must be without user, query and fragment; give username and password_file"));

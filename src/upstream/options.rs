@@ -47,7 +47,8 @@ pub struct Options {
     /// More accounts. For a repository the one whose pattern says most about it is used; of several that say as much, the next
     /// when the budget of one is used up.
     pub account: Vec<AccountOptions>,
-    /// Hosts besides the upstream that may see the credentials: token services, fallbacks.
+    /// Hosts besides the upstream that may see the credentials, with the port unless it is the scheme's own: token services,
+    /// fallbacks.
     pub token_hosts: Vec<String>,
     /// A file of certificates (PEM) to trust beside the system's.
     pub ca_file: PathBuf,
@@ -56,7 +57,8 @@ pub struct Options {
     pub client_key_file: PathBuf,
     /// The proxy on the way to the upstream. Empty: as the environment says; `none`: none.
     pub proxy: String,
-    /// The upstream may name private addresses: in redirects, and as its token service.
+    /// The upstream may name private addresses: in redirects, and as its token service. Those of this link, and those at which
+    /// clouds tell a machine its secrets, it may not.
     pub allow_private: bool,
     /// For how long a tag of this upstream is fresh; 0s: as `mirror.tag_ttl` says.
     #[serde(with = "humantime_serde")]
@@ -86,6 +88,10 @@ pub struct Options {
     /// A client named it, not the operator: only public addresses are dialled, its own too. No option in the file.
     #[serde(skip)]
     pub public_only: bool,
+    /// Where names lead in tests. No option in the file.
+    #[cfg(debug_assertions)]
+    #[serde(skip)]
+    pub names: super::Names,
 }
 
 /// Whose credentials an upstream is shown.
@@ -134,6 +140,8 @@ impl Default for Options {
             min_rate: ByteSize::kib(1),
             max_transfers: 64,
             public_only: false,
+            #[cfg(debug_assertions)]
+            names: super::Names::default(),
         }
     }
 }

@@ -12,6 +12,9 @@ use crate::flight::Flights;
 
 use super::counts::Counts;
 use super::guard::{Guard, Refused};
+#[cfg(debug_assertions)]
+use super::names::Names;
+use super::options::Options;
 
 /// Remembers what names led to. Clones share it.
 #[derive(Clone)]
@@ -27,6 +30,8 @@ struct Shared {
     patience: Duration,
     clock: Clock,
     counts: Counts,
+    #[cfg(debug_assertions)]
+    names: Names,
 }
 
 /// Where a name led.
@@ -56,10 +61,18 @@ const NAMES: u64 = 1000;
 // === impl Resolver ===
 
 impl Resolver {
-    /// `connect_timeout`: of which resolving takes half at most, so that what is remembered can still be used.
-    pub(super) fn new(connect_timeout: Duration, clock: Clock, counts: Counts) -> Self {
-        let (known, asked, asking) = (moka::sync::Cache::new(NAMES), moka::sync::Cache::new(NAMES), Flights::default());
-        Self(Arc::new(Shared { known, asked, asking, patience: connect_timeout / 2, clock, counts }))
+    pub(super) fn new(options: &Options, clock: Clock, counts: Counts) -> Self {
+        Self(Arc::new(Shared {
+            known: moka::sync::Cache::new(NAMES),
+            asked: moka::sync::Cache::new(NAMES),
+            asking: Flights::default(),
+            // Half of the time that there is, so that what is remembered can still be used.
+            patience: options.connect_timeout / 2,
+            clock,
+            counts,
+            #[cfg(debug_assertions)]
+            names: options.names.clone(),
+        }))
     }
 
     /// The addresses of a name.
@@ -68,7 +81,13 @@ impl Resolver {
     /// When they cannot be had, nor are remembered.
     pub(super) async fn lookup(&self, host: &str) -> Result<Vec<IpAddr>, io::Error> {
         let asked = host.to_owned();
+        #[cfg(debug_assertions)]
+        let planned = self.0.names.answer(host);
         let answer = || async move {
+            #[cfg(debug_assertions)]
+            if let Some(addresses) = planned {
+                return Ok(addresses);
+            }
             let found = tokio::net::lookup_host((asked, 0)).await.map_err(|error| error.to_string())?;
             Ok(found.map(|address| address.ip()).collect())
         };
@@ -79,7 +98,7 @@ impl Resolver {
     where
         F: Future<Output = Result<Vec<IpAddr>, String>> + Send + 'static,
     {
-        let Shared { known, asked, asking, patience, clock, counts } = &*self.0;
+        let Shared { known, asked, asking, patience, clock, counts, .. } = &*self.0;
         let now = clock.now();
         let old = known.get(host).filter(|old| now.since(old.seen) < REMEMBERED);
         if let Some(old) = old.as_ref().filter(|old| now < old.wait) {
@@ -103,18 +122,25 @@ impl Resolver {
         known.insert(host.to_owned(), Known { wait: clock.now() + WAIT, ..old.clone() });
         Ok(old.addresses)
     }
+
+    /// The addresses that are then dialled, and no others. The port is that of the URL.
+    fn dialled(&self, host: &str, addresses: Vec<IpAddr>) -> Addrs {
+        #[cfg(debug_assertions)]
+        self.0.names.dial(host, &addresses);
+        #[cfg(not(debug_assertions))]
+        let _ = (self, host);
+        Box::new(addresses.into_iter().map(|address| SocketAddr::new(address, 0)))
+    }
 }
 
 impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
         let resolver = self.clone();
-        Box::pin(async move { Ok(dialled(resolver.lookup(name.as_str()).await?)) })
+        Box::pin(async move {
+            let addresses = resolver.lookup(name.as_str()).await?;
+            Ok(resolver.dialled(name.as_str(), addresses))
+        })
     }
-}
-
-/// The port is that of the URL.
-fn dialled(addresses: Vec<IpAddr>) -> Addrs {
-    Box::new(addresses.into_iter().map(|address| SocketAddr::new(address, 0)))
 }
 
 // === impl Guarded ===
@@ -133,7 +159,7 @@ impl Resolve for Guarded {
             if addresses.is_empty() {
                 return Err(Refused::Private(host.into()).into());
             }
-            Ok(dialled(addresses))
+            Ok(resolver.dialled(host, addresses))
         })
     }
 }
@@ -151,7 +177,11 @@ mod tests {
 
     fn resolver() -> (Resolver, Clock) {
         let clock = Clock::system();
-        (Resolver::new(Duration::from_millis(40), clock.clone(), counts(&Metrics::new())), clock)
+        (Resolver::new(&options(Duration::from_millis(40)), clock.clone(), counts(&Metrics::new())), clock)
+    }
+
+    fn options(connect_timeout: Duration) -> Options {
+        Options { connect_timeout, ..Options::default() }
     }
 
     fn counts(metrics: &Metrics) -> Counts {
@@ -169,7 +199,7 @@ mod tests {
     #[tokio::test]
     async fn while_a_name_cannot_be_resolved_it_leads_where_it_led_for_ten_minutes() {
         let (metrics, clock) = (Metrics::new(), Clock::system());
-        let resolver = Resolver::new(Duration::from_secs(5), clock.clone(), counts(&metrics));
+        let resolver = Resolver::new(&options(Duration::from_secs(5)), clock.clone(), counts(&metrics));
         assert_eq!(fails(&resolver).await, Err("no such name".into()), "nothing is known yet");
         assert_eq!(found(&resolver).await, Ok(vec![ADDRESS]));
         for _ in 0..9 {
@@ -218,7 +248,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_name_that_resolves_to_the_inside_is_refused() {
-        let resolver = Resolver::new(Duration::from_secs(20), Clock::system(), counts(&Metrics::new()));
+        let resolver = Resolver::new(&options(Duration::from_secs(20)), Clock::system(), counts(&Metrics::new()));
         let localhost = |guard| Guarded { resolver: resolver.clone(), guard }.resolve("localhost".parse().unwrap());
         let guard = |upstream: &str| Guard::new(&upstream.parse().unwrap(), false, "none").unwrap();
         assert!(localhost(guard("https://registry.example")).await.is_err());

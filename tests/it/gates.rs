@@ -5,7 +5,7 @@ use crate::support::{Image, Like, PutImage, Registry, StoppedMirror, TestMirror,
 const HOST: &str = "hub.mirror.test";
 
 async fn hub() -> Registry {
-    Registry::with(Like::DockerHub.setup().login("alice", "x")).await
+    Registry::with(Like::DockerHub.setup().login("alice", "canary-x")).await
 }
 
 fn before(registry: &Registry) -> StoppedMirror {
@@ -27,7 +27,7 @@ async fn by_every_other_way_it_is_refused_and_nobody_is_challenged() {
     let public = Image::new(2).put(&open, "o/x", "latest");
     let mirror =
         before(&upstream).upstream("quay.io", &open).set("upstream.\"quay.io\".hosts = [\"quay.mirror.test\"]").start().await;
-    let alice = User::login(&mirror, HOST, "alice", "x").await;
+    let alice = User::login(&mirror, HOST, "alice", "canary-x").await;
     alice.get(&image.tag_path("latest")).await.expect(200);
     upstream.forget_requests();
     let shown = alice.authorization.clone().unwrap();
@@ -67,7 +67,7 @@ async fn what_it_serves_is_for_one_client_and_no_cache_on_the_way_keeps_it() {
     let upstream = hub().await;
     let image = private(&upstream);
     let mirror = before(&upstream).start().await;
-    let alice = User::login(&mirror, HOST, "alice", "x").await;
+    let alice = User::login(&mirror, HOST, "alice", "canary-x").await;
     let paths =
         [image.tag_path("latest"), image.manifest_path(), image.blob_path(&image.layers[0]), "/v2/team-a/app/tags/list".into()];
     for path in &paths {

@@ -91,18 +91,18 @@ async fn docker_hub_counts_gets_of_manifests_by_account_and_hides_what_is_missin
 
 #[tokio::test]
 async fn docker_hub_knows_its_users_apart() {
-    let registry = Registry::with(Like::DockerHub.setup().login("bob", "b").login("eve", "e")).await;
+    let registry = Registry::with(Like::DockerHub.setup().login("bob", "canary-b").login("eve", "canary-e")).await;
     MultiArch::new(1).put(&registry, REPOSITORY, "latest");
     registry.restrict(REPOSITORY, &["bob"]);
     let realm = format!("{}/token?service=registry.docker.io&scope=repository:{REPOSITORY}:pull", registry.token_url());
-    for (user, password, status) in [("bob", "b", 200), ("eve", "e", 401)] {
+    for (user, password, status) in [("bob", "canary-b", 200), ("eve", "canary-e", 401)] {
         let login = basic(user, password);
         let answer = get_with(&realm, &[("authorization", &login)]).await.expect(200).json();
         let bearer = format!("Bearer {}", answer["token"].as_str().unwrap());
         let url = format!("{}/v2/{REPOSITORY}/manifests/latest", registry.url());
         get_with(url, &[("authorization", &bearer)]).await.expect(status);
     }
-    get_with(&realm, &[("authorization", &basic("bob", "e"))]).await.expect(401);
+    get_with(&realm, &[("authorization", &basic("bob", "canary-e"))]).await.expect(401);
     assert_eq!((registry.budget("bob"), registry.budget("eve")), (99, 100));
     assert_eq!(registry.tokens("bob", "repository:team/app:pull"), 1);
 }

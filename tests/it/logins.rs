@@ -292,12 +292,12 @@ async fn who_tries_out_passwords_is_slowed_and_who_is_known_is_not() {
 async fn logins_that_are_right_are_no_tries() {
     let upstream = Registry::with((0..40).fold(Like::DockerHub.setup(), |setup, n| {
         let name: &'static str = format!("user-{n}").leak();
-        setup.login(name, "x")
+        setup.login(name, "canary-x")
     }))
     .await;
     let mirror = before(&upstream).start().await;
     for n in 0..40 {
-        User::login(&mirror, HOST, &format!("user-{n}"), "x").await;
+        User::login(&mirror, HOST, &format!("user-{n}"), "canary-x").await;
     }
 }
 

@@ -8,6 +8,7 @@ mod support;
 mod access;
 mod accounts;
 mod admin;
+mod attacks;
 mod breaking;
 mod budget;
 mod credentials;

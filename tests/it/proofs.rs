@@ -10,11 +10,11 @@ use crate::support::{Answer, Auth, Fault, Image, Match, PutImage, Registry, Setu
 const HOUR: Duration = Duration::from_hours(1);
 
 async fn private() -> Registry {
-    Registry::with(Setup { auth: Auth::Basic { user: "bob", password: "secret" }, ..Setup::default() }).await
+    Registry::with(Setup { auth: Auth::Basic { user: "bob", password: "canary-secret" }, ..Setup::default() }).await
 }
 
 fn logged_in(upstream: &Registry) -> StoppedMirror {
-    TestMirror::builder().upstream("docker.io", upstream).login("docker.io", "bob", "secret")
+    TestMirror::builder().upstream("docker.io", upstream).login("docker.io", "bob", "canary-secret")
 }
 
 fn image(upstream: &Registry) -> PutImage {

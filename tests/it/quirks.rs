@@ -96,10 +96,10 @@ async fn a_repository_that_docker_hub_does_not_have_is_missing_and_costs_one_tok
 /// ghcr.io says so already where it gives tokens. That is no fault of larder's user.
 #[tokio::test]
 async fn a_repository_that_ghcr_gives_no_token_for_is_denied() {
-    let registry = Registry::with(Like::Ghcr.setup().login("bob", "b").login("eve", "e")).await;
+    let registry = Registry::with(Like::Ghcr.setup().login("bob", "canary-b").login("eve", "canary-e")).await;
     let image = Image::new(1).layers(&[1_000]).put(&registry, "team/app", "latest");
     registry.restrict("team/app", &["bob"]);
-    for (login, status) in [(Some(("bob", "b")), 200), (Some(("eve", "e")), 403), (None, 403)] {
+    for (login, status) in [(Some(("bob", "canary-b")), 200), (Some(("eve", "canary-e")), 403), (None, 403)] {
         let mirror = TestMirror::builder().upstream("ghcr.io", &registry).set("mirror.default_upstream = \"ghcr.io\"");
         let mirror = match login {
             Some((user, password)) => mirror.login("ghcr.io", user, password).start().await,

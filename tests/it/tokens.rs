@@ -66,7 +66,7 @@ async fn a_registry_that_wants_a_password_gets_it() {
 
 #[tokio::test]
 async fn a_wrong_password_is_larders_trouble_and_is_told_to_nobody() {
-    let auth = Auth::Basic { user: USER, password: "another" };
+    let auth = Auth::Basic { user: USER, password: "canary-of-another" };
     let upstream = Registry::with(Setup { auth, ..Setup::default() }).await;
     let digest = upstream.put_blob(REPOSITORY, noise(4, 1000));
     let mirror = TestMirror::builder().upstream("docker.io", &upstream).login("docker.io", USER, PASSWORD).start().await;

@@ -14,6 +14,7 @@ use larder::{
     mirror::Warmed,
     oci::{ImageName, Repository},
     store::{Scrubbed, Trouble, faults::Faults},
+    upstream::Names,
 };
 use tempfile::TempDir;
 use toml::{Table, Value};
@@ -35,6 +36,7 @@ pub struct StoppedMirror {
     config: Table,
     clock: Clock,
     faults: Faults,
+    names: Names,
 }
 
 /// Searches what larder has written for secrets, before it goes.
@@ -98,6 +100,11 @@ impl TestMirror {
     /// What goes wrong with its disk, until it is stopped.
     pub fn faults(&self) -> &Faults {
         &self.stopped.faults
+    }
+
+    /// Where names lead it, and which it has dialled.
+    pub fn names(&self) -> &Names {
+        &self.stopped.names
     }
 
     /// Whether a blob has been committed to the cache.
@@ -193,6 +200,7 @@ impl TestMirror {
 
     /// Ends it as [`stop`](Self::stop) does, and tells what had to be cut off.
     pub async fn drain(self) -> (StoppedMirror, Drained) {
+        secrets::search("the metrics", self.app.mirror().metrics().page().as_bytes());
         let drained = self.app.stop().await;
         (StoppedMirror { faults: Faults::default(), ..self.stopped }, drained)
     }
@@ -205,7 +213,8 @@ impl StoppedMirror {
         let dir = tempfile::tempdir().expect("a temporary directory");
         secrets::search_log();
         let searched = Searched(dir.path().join("cache"));
-        let stopped = Self { _searched: searched, dir, config: Table::new(), clock: Clock::system(), faults: Faults::default() };
+        let (clock, faults, names) = (Clock::system(), Faults::default(), Names::default());
+        let stopped = Self { _searched: searched, dir, config: Table::new(), clock, faults, names };
         let cache_dir = Value::from(stopped.cache_dir().to_str().expect("a path of text"));
         stopped
             .set("server.listen = \"127.0.0.1:0\"")
@@ -223,6 +232,7 @@ impl StoppedMirror {
 
     /// Gives credentials to the upstream of that name, the password in a file.
     pub fn login(self, name: &str, user: &str, password: &str) -> Self {
+        secrets::assert_marked(password);
         let file = self.dir.path().join(format!("password-{name}"));
         fs::write(&file, password).expect("a file in the temporary directory");
         let file = Value::from(file.to_str().expect("a path of text"));
@@ -266,6 +276,11 @@ impl StoppedMirror {
         self.dir.path()
     }
 
+    /// Where names lead it, in place of where the system says.
+    pub fn names(&self) -> &Names {
+        &self.names
+    }
+
     /// What goes wrong with its disk from its start on.
     pub fn faults(&self) -> &Faults {
         &self.faults
@@ -283,6 +298,7 @@ impl StoppedMirror {
         let config = match Config::from_toml(&self.config.to_string()) {
             Ok(mut config) => {
                 config.cache.faults = self.faults.clone();
+                config.upstream.values_mut().for_each(|options| options.names = self.names.clone());
                 config
             }
             Err(error) => return Err((told(&error), self)),

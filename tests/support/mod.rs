@@ -47,6 +47,7 @@ mod process;
 mod raw;
 mod registry;
 mod secrets;
+mod tap;
 mod tls;
 #[cfg(debug_assertions)]
 mod user;
@@ -64,6 +65,7 @@ pub use self::{
         Recorded, Redirect, Registry, Scope, Setup, Target, TokenHost, TokenService, UnacceptedIndex,
     },
     secrets::{CANARY, has_secret},
+    tap::Tap,
     tls::{Authority, TlsFront},
 };
 #[cfg(debug_assertions)]

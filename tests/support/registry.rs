@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use super::{
     PATIENCE,
     images::{digest_of, noise},
+    secrets,
 };
 
 use self::{
@@ -80,6 +81,7 @@ impl Registry {
         let [front, storage, token, backend] = [(); 4].map(|()| Port::reserve());
         let addresses =
             Addresses { front: front.address(), storage: storage.address(), token: token.address(), backend: backend.address() };
+        setup.passwords().into_iter().for_each(secrets::assert_marked);
         let shared = Shared::new(setup, addresses);
         let registry = Self { shared: Arc::new(shared), front, storage, token, backend };
         registry.restart().await;

@@ -39,6 +39,11 @@ pub fn has_secret(text: &[u8]) -> bool {
     text.contains(CANARY) || text.split(|c| !is_base64(c)).filter(|word| word.len() >= CANARY.len()).any(in_base64)
 }
 
+/// A secret that could not be found would be no secret to look for.
+pub(super) fn assert_marked(secret: &str) {
+    assert!(secret.contains(CANARY), "{secret:?} is a secret of a test and does not hold the word {CANARY}");
+}
+
 /// Notes a leak, if there is one.
 pub(super) fn search(what: &str, text: &[u8]) {
     if has_secret(text) {

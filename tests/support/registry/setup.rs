@@ -220,6 +220,16 @@ impl Setup {
         service.logins.push((user, password));
         self
     }
+
+    /// What users show.
+    pub(super) fn passwords(&self) -> Vec<&'static str> {
+        match &self.auth {
+            Auth::None => Vec::new(),
+            Auth::Basic { password, .. } => vec![*password],
+            Auth::Bearer { user, .. } => user.iter().map(|(_, password)| *password).collect(),
+            Auth::Tokens(service) => service.logins.iter().map(|(_, password)| *password).collect(),
+        }
+    }
 }
 
 // === impl Auth ===

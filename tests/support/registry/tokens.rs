@@ -163,7 +163,7 @@ impl Tokens {
         let now = self.clock.now().unix_millis() / 1000;
         let header = json!({ "alg": "RS256", "typ": "JWT", "kid": "scripted" });
         let claims = json!({
-            "iss": service.service, "aud": service.service, "sub": request.account, "jti": number.to_string(),
+            "iss": service.service, "aud": service.service, "sub": request.account, "jti": format!("canary-{number}"),
             "iat": now, "nbf": now, "exp": now + seconds, "access": scopes,
         });
         let [header, claims] = [header, claims].map(|part| URL_SAFE_NO_PAD.encode(part.to_string()));

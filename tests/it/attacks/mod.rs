@@ -1,0 +1,3 @@
+//! What clients, registries and other users of the machine may try, and what comes of it, by subject.
+
+mod urls;

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use crate::config::Config;
 
@@ -41,6 +42,10 @@ struct Configured {
 /// Runs the command that the process was started with.
 #[must_use]
 pub fn run() -> ExitCode {
+    // No core file of it, nor another process of the same user, is to show the secrets that it holds.
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        eprintln!("larder: its memory cannot be kept from core files: {error}");
+    }
     // Whatever makes a TLS connection without saying by which implementation uses this one.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let outcome = match Cli::parse().command {

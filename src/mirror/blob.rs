@@ -10,7 +10,7 @@ use crate::upstream;
 
 use super::body::{ByteStream, Reading};
 use super::fill::{Interest, Joined};
-use super::proofs::Proven;
+use super::proofs::{By, Proven};
 use super::{Mirror, Origin, Refusal, Served, Thing};
 
 /// A blob that can be read, whole or in parts.
@@ -72,12 +72,15 @@ impl Mirror {
         };
         'find: loop {
             let mut proven = self.proof(origin, digest, Kind::Blob).is_some();
-            if !unreadable && (self.0.store.size(digest).is_some() || proven) {
-                let mut served = if origin.is_offline() { Served::Offline } else { Served::Hit };
-                if !proven {
-                    served = self.prove(origin, digest, Kind::Blob).await?.served();
-                    proven = true;
-                }
+            // What is here is not for it: it is fetched as if it were not.
+            let mut foreign = !proven && !origin.is_taken_at_its_word();
+            let mut served = if origin.is_offline() { Served::Offline } else { Served::Hit };
+            if !unreadable && !foreign && !proven && self.0.store.size(digest).is_some() {
+                let said = self.prove(origin, digest, Kind::Blob, By::Get).await?;
+                foreign = matches!(said, Proven::Now(_)) && self.old_proof(origin, digest, Kind::Blob).is_none();
+                (served, proven) = (said.served(), true);
+            }
+            if !unreadable && !foreign && proven {
                 match self.0.store.get(digest).await {
                     Ok(Some(Held::Verified(cached))) => return Ok(blob(served, Source::Cache(cached))),
                     Ok(Some(Held::Doubtful(growth))) => {
@@ -94,7 +97,7 @@ impl Mirror {
                 }
             }
             self.check_missing(origin, Thing::Blob(digest.clone()))?;
-            let (interest, started) = match self.join_fill(origin, digest, unreadable) {
+            let (interest, started) = match self.join_fill(origin, digest, unreadable || foreign) {
                 Joined::Fill { interest, started } => (interest, started),
                 Joined::Cached => continue,
                 Joined::Ending(landed) => {
@@ -105,7 +108,7 @@ impl Mirror {
             let own = interest.origin().asker() == origin.asker();
             if interest.origin().repository != origin.repository && !proven {
                 // The bytes come by another repository; the right to them does not.
-                self.prove(origin, digest, Kind::Blob).await?;
+                self.prove(origin, digest, Kind::Blob, By::Get).await?;
             }
             match interest.begun().await {
                 Ok(Some(mut begun)) => {
@@ -145,12 +148,12 @@ impl Mirror {
     /// # Errors
     /// See [`Refusal`].
     pub async fn blob_size(&self, origin: &Origin, digest: &Digest) -> Result<BlobSize, Refusal> {
-        // Opened for a look at its size: what GET would find gone or cut is not promised.
-        let held = match self.0.store.get_unverified(digest).await {
-            Ok(blob) => blob.map(|blob| blob.size()),
-            Err(_) => self.0.store.size(digest),
-        };
         let proof = self.proof(origin, digest, Kind::Blob);
+        let held = match &proof {
+            Some(_) => self.held_size(digest).await,
+            // To look at the file takes time, and before there is a proof nothing is to tell that it is there.
+            None => self.0.store.size(digest).filter(|_| origin.is_taken_at_its_word()),
+        };
         if let (Some(size), Some(proof)) = (held, &proof) {
             let size = if size == proof.size {
                 Some(size)
@@ -168,12 +171,22 @@ impl Mirror {
         if let Some(proof) = proof {
             return Ok(BlobSize { served: Served::Hit, size: Some(proof.size) });
         }
-        let served = match self.prove(origin, digest, Kind::Blob).await? {
-            Proven::Now(cache_status) if held.is_none() => Served::Miss(cache_status),
-            proven => proven.served(),
+        let proven = self.prove(origin, digest, Kind::Blob, By::Head).await?;
+        let held = if held.is_some() { self.held_size(digest).await } else { None };
+        let known = self.old_proof(origin, digest, Kind::Blob).map(|proof| proof.size);
+        let (served, size) = match proven {
+            Proven::Now(said) if held.is_none() || known.is_none() => (Served::Miss(said.cache_status), said.size),
+            proven => (proven.served(), held.or(known)),
         };
-        let size = held.or_else(|| self.old_proof(origin, digest, Kind::Blob).map(|proof| proof.size));
         Ok(BlobSize { served, size })
+    }
+
+    /// The size of a file that is here, by a look at it: what GET would find gone or cut is not promised.
+    async fn held_size(&self, digest: &Digest) -> Option<u64> {
+        match self.0.store.get_unverified(digest).await {
+            Ok(blob) => blob.map(|blob| blob.size()),
+            Err(_) => self.0.store.size(digest),
+        }
     }
 }
 

@@ -138,6 +138,10 @@ impl Mirror {
 
     /// Asks for the blob, from where an earlier fill stopped, and tells those who wait how large it is.
     async fn begin_fill(&self, fill: &Arc<Fill>, writer: &mut BlobWriter) -> Result<Body, upstream::Error> {
+        // What others have brought is not for who only says that it has it.
+        if !fill.origin.is_taken_at_its_word() && writer.accepted() > 0 {
+            writer.restart().await;
+        }
         // The last byte is asked for again: the upstream's answer to it proves that the repository has the blob.
         let start = writer.accepted().saturating_sub(1);
         let mut span = (start > 0).then_some(Span { start, end: None });
@@ -171,7 +175,7 @@ impl Mirror {
             tries += 1;
         };
         if let Some(size) = size {
-            self.set_proof(&fill.origin.repository, &fill.digest, size, None);
+            self.note_begun(&fill.origin, &fill.digest, size);
             writer.expect(size).await;
         }
         let bypass = writer.bypassed().map(ToString::to_string);

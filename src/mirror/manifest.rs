@@ -8,7 +8,7 @@ use crate::oci::{self, Accept, Digest, Reference};
 use crate::store::{Bypass, Damage, Finished, Kind, Proof, ReadError};
 use crate::upstream::{CacheStatus, ManifestAnswer};
 
-use super::proofs::Proven;
+use super::proofs::{By, Proven};
 use super::{Mirror, Origin, Refusal, Served, Thing};
 
 /// A manifest as it is served.
@@ -60,8 +60,8 @@ impl Mirror {
             return Ok(manifest);
         }
         // The bytes may be here by another repository; the right to them is not.
-        if self.0.store.size(digest).is_some() {
-            let proven = self.prove(origin, digest, Kind::Manifest).await?;
+        if self.0.store.size(digest).is_some() && origin.is_taken_at_its_word() {
+            let proven = self.prove(origin, digest, Kind::Manifest, By::Get).await?;
             let proof = match proven {
                 Proven::Now(_) => self.proof(origin, digest, Kind::Manifest),
                 Proven::Before(_) => self.old_proof(origin, digest, Kind::Manifest),

@@ -72,7 +72,7 @@ struct Inner {
     hot: moka::sync::Cache<Digest, Bytes>,
     // What an upstream says, and above all that it says no, is for the one as whom it was asked.
     manifests: Flights<(Asker, Digest), Result<Arc<manifest::Verified>, Refusal>>,
-    proofs: Flights<(Asker, Digest, Kind), Result<Option<CacheStatus>, Refusal>>,
+    proofs: Flights<(Asker, Digest, Kind), Result<proofs::Said, Refusal>>,
     /// Repositories whose upstream could not be asked for a proof.
     unasked: moka::sync::Cache<Asker, proofs::Unasked>,
     tags: Flights<(Asker, Tag), Result<tags::Checked, Refusal>>,

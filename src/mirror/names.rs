@@ -201,6 +201,12 @@ impl Origin {
         self.registry.public_url.is_none()
     }
 
+    /// Whether the upstream need only say that a repository holds something. A registry that anyone may have named could be
+    /// anyone's, and would say so of whatever others have brought here: it has to show the bytes.
+    pub(super) fn is_taken_at_its_word(&self) -> bool {
+        !self.registry.anyones
+    }
+
     pub(super) fn is_offline(&self) -> bool {
         self.upstream().is_offline()
     }

@@ -11,10 +11,28 @@ use super::{Mirror, Origin, Refusal, Served, Thing};
 
 /// A repository holds a digest.
 pub(super) enum Proven {
-    /// The upstream says so, and this of its cache.
-    Now(Option<CacheStatus>),
+    /// The upstream says so, and this of it.
+    Now(Said),
     /// It once said so and cannot be asked now, for this reason.
     Before(String),
+}
+
+/// What an upstream says of something that it has.
+#[derive(Clone)]
+pub(super) struct Said {
+    /// In bytes.
+    pub(super) size: Option<u64>,
+    pub(super) cache_status: Option<CacheStatus>,
+}
+
+/// How an upstream is asked for a proof where there has been none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum By {
+    /// As costs it least.
+    Head,
+    /// A client wants the thing itself. It is asked for as what is not here would be, with one question that is as soon answered:
+    /// a no must not tell by its time that the bytes are here.
+    Get,
 }
 
 /// The upstream of a repository could not be asked for a proof.
@@ -57,17 +75,17 @@ impl Mirror {
 
     /// Asks the upstream whether the repository holds a digest, once for all who wait. Where it has said so before, it is not
     /// waited for long, and its trouble is not the client's.
-    pub(super) async fn prove(&self, origin: &Origin, digest: &Digest, kind: Kind) -> Result<Proven, Refusal> {
+    pub(super) async fn prove(&self, origin: &Origin, digest: &Digest, kind: Kind, by: By) -> Result<Proven, Refusal> {
         let Some(old) = self.old_proof(origin, digest, kind) else {
-            return self.ask_for_proof(origin, digest, kind).await.map(Proven::Now);
+            return self.ask_for_proof(origin, digest, kind, by).await.map(Proven::Now);
         };
         let now = self.0.clock.now();
         // Where nobody is asked it costs nothing to try.
         let in_vain = origin.ask().is_in_vain();
         let why = match self.0.unasked.get(&origin.asker()).filter(|unasked| now < unasked.until) {
             Some(unasked) => unasked.why,
-            None => match self.in_time(self.ask_for_proof(origin, digest, kind)).await {
-                Ok(cache_status) => return Ok(Proven::Now(cache_status)),
+            None => match self.in_time(self.ask_for_proof(origin, digest, kind, By::Head)).await {
+                Ok(said) => return Ok(Proven::Now(said)),
                 Err(Refusal::Upstream(error)) if error.is_definitive() => return Err(error.into()),
                 Err(why) => {
                     if !in_vain {
@@ -92,7 +110,7 @@ impl Mirror {
         })
     }
 
-    async fn ask_for_proof(&self, origin: &Origin, digest: &Digest, kind: Kind) -> Result<Option<CacheStatus>, Refusal> {
+    async fn ask_for_proof(&self, origin: &Origin, digest: &Digest, kind: Kind, by: By) -> Result<Said, Refusal> {
         let thing = match kind {
             Kind::Blob => Thing::Blob(digest.clone()),
             Kind::Manifest => Thing::Manifest(digest.clone()),
@@ -102,12 +120,20 @@ impl Mirror {
         let (mirror, origin, digest) = (self.clone(), origin.clone(), digest.clone());
         let proven = self.0.proofs.join(key, || async move {
             let held = mirror.0.store.size(&digest);
-            let answer = match kind {
-                Kind::Blob => origin.ask().head_blob(&digest).await,
-                Kind::Manifest => origin.ask().head_manifest(&Reference::Digest(digest.clone())).await,
+            let answer = match (kind, by) {
+                (Kind::Blob, By::Head) => origin.ask().head_blob(&digest).await,
+                (Kind::Blob, By::Get) => origin.ask().first_byte(&digest).await,
+                (Kind::Manifest, _) => origin.ask().head_manifest(&Reference::Digest(digest.clone())).await,
             };
             let found = answer.inspect_err(|error| mirror.note_failure(&origin, thing, error))?;
-            match (kind, held.or(found.size), found.content_type.filter(|text| oci::is_manifest_type(text))) {
+            let said = Said { size: found.size, cache_status: found.cache_status };
+            // It speaks of something else, as a login page does: that has to be seen.
+            let other =
+                found.digest.is_some_and(|told| told != digest) || (held.is_some() && said.size.is_some() && held != said.size);
+            if other || !origin.is_taken_at_its_word() {
+                return Ok(said);
+            }
+            match (kind, held.or(said.size), found.content_type.filter(|text| oci::is_manifest_type(text))) {
                 (Kind::Blob, Some(size), _) => mirror.set_proof(&origin.repository, &digest, size, None),
                 (Kind::Manifest, Some(size), Some(media_type)) => {
                     mirror.set_proof(&origin.repository, &digest, size, Some(media_type));
@@ -115,9 +141,17 @@ impl Mirror {
                 // Without its type it cannot be served: it must be fetched.
                 _ => {}
             }
-            Ok(found.cache_status)
+            Ok(said)
         });
         proven.await?
+    }
+
+    /// The upstream has begun to send a blob, which proves that the repository holds it, unless it is of another size than the
+    /// one that is here.
+    pub(super) fn note_begun(&self, origin: &Origin, digest: &Digest, size: u64) {
+        if origin.is_taken_at_its_word() && self.0.store.size(digest).is_none_or(|held| held == size) {
+            self.set_proof(&origin.repository, digest, size, None);
+        }
     }
 }
 

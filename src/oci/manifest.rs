@@ -69,6 +69,15 @@ struct Document {
     blobs: Option<Vec<Descriptor>>,
 }
 
+// === impl BadManifest ===
+
+impl BadManifest {
+    /// What is wrong may quote what is there, which is the upstream's and may be long.
+    fn not_json(error: &serde_json::Error) -> Self {
+        Self::NotJson(error.to_string().chars().filter(|c| !c.is_control()).take(200).collect())
+    }
+}
+
 // === impl Manifest ===
 
 impl Manifest {
@@ -78,7 +87,7 @@ impl Manifest {
     /// What is no manifest (a login page, an error under a manifest's type), or claims to be two things at once, which different clients would read
     /// differently (CVE-2021-41190).
     pub fn parse(content_type: Option<&str>, bytes: &[u8]) -> Result<Self, BadManifest> {
-        let document: Document = serde_json::from_slice(bytes).map_err(|error| BadManifest::NotJson(error.to_string()))?;
+        let document: Document = serde_json::from_slice(bytes).map_err(|error| BadManifest::not_json(&error))?;
         if document.manifests.is_some() && (document.layers.is_some() || document.config.is_some()) {
             return Err(BadManifest::TwoKinds);
         }
@@ -127,7 +136,10 @@ impl Document {
             !matches!(value.as_str(), "" | "text/plain" | "application/octet-stream" | "application/json" | "binary/octet-stream")
         });
         match (header, &self.media_type) {
-            (Some(header), Some(body)) if header != *body => Err(BadManifest::TypeConflict { header, body: body.clone() }),
+            (Some(header), Some(body)) if header != *body => {
+                let shown = |text: &str| if is_token(text) { text.to_owned() } else { "no media type at all".into() };
+                Err(BadManifest::TypeConflict { header: shown(&header), body: shown(body) })
+            }
             (Some(header), _) if is_token(&header) && !header.starts_with("text/html") => Ok(header),
             (None, Some(body)) if is_token(body) => Ok(body.clone()),
             (None, None) if self.manifests.is_some() => Ok(INDEX_TYPE.into()),
@@ -154,7 +166,7 @@ pub fn is_manifest_type(media_type: &str) -> bool {
 /// # Errors
 /// When `index` is no index.
 pub fn filter_referrers(index: &[u8], artifact_type: &str) -> Result<Vec<u8>, BadManifest> {
-    let not_json = |error: serde_json::Error| BadManifest::NotJson(error.to_string());
+    let not_json = |error: serde_json::Error| BadManifest::not_json(&error);
     let mut document: Value = serde_json::from_slice(index).map_err(not_json)?;
     let manifests = document.get_mut("manifests").and_then(Value::as_array_mut).ok_or(BadManifest::NoType)?;
     manifests.retain(|descriptor| descriptor["artifactType"] == json!(artifact_type));
@@ -168,13 +180,13 @@ pub fn filter_referrers(index: &[u8], artifact_type: &str) -> Result<Vec<u8>, Ba
 pub fn merge_indexes(pages: &[Bytes]) -> Result<Vec<u8>, BadManifest> {
     let mut merged: Option<Value> = None;
     for page in pages {
-        let mut page: Value = serde_json::from_slice(page).map_err(|error| BadManifest::NotJson(error.to_string()))?;
+        let mut page: Value = serde_json::from_slice(page).map_err(|error| BadManifest::not_json(&error))?;
         let descriptors =
             page.get_mut("manifests").and_then(Value::as_array_mut).map(std::mem::take).ok_or(BadManifest::NoType)?;
         let merged = merged.get_or_insert(page);
         merged["manifests"].as_array_mut().ok_or(BadManifest::NoType)?.extend(descriptors);
     }
-    serde_json::to_vec(&merged).map_err(|error| BadManifest::NotJson(error.to_string()))
+    serde_json::to_vec(&merged).map_err(|error| BadManifest::not_json(&error))
 }
 
 #[cfg(test)]

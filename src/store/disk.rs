@@ -20,12 +20,12 @@ mod gate;
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind, Read as _};
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, OFlags};
 
 use crate::metrics::Metrics;
 use crate::oci::Digest;
@@ -94,6 +94,7 @@ impl Disk {
         let gate = Arc::new(Gate::new(metrics));
         let unusable = |error| OpenError::Unusable { dir: root.into(), error };
         gate.create_dirs(root).map_err(unusable)?;
+        check_owner(root, &fs::metadata(root).map_err(unusable)?).map_err(unusable)?;
         let empty = gate.is_empty(root).map_err(unusable)?;
         match gate.read(&root.join("layout")).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()) {
             Ok(found) if found == LAYOUT => {}
@@ -109,8 +110,9 @@ impl Disk {
             disk.replace("layout", LAYOUT.as_bytes()).map_err(unusable)?;
         }
         for dir in ["blobs", "partial"] {
-            disk.gate.create_dirs(&root.join(dir)).map_err(unusable)?;
+            disk.gate.create_own_dirs(&root.join(dir)).map_err(unusable)?;
         }
+        disk.refuse_links().map_err(unusable)?;
         let clean = match disk.gate.remove(&root.join("clean")) {
             Ok(()) => {
                 disk.gate.sync_dir(root).map_err(unusable)?;
@@ -122,11 +124,30 @@ impl Disk {
         Ok(Opened { disk, new: empty, clean, rebooted })
     }
 
+    /// Blobs are nowhere but here. Of what larder makes itself none is a symbolic link, and nobody else has been able to make
+    /// one since.
+    fn refuse_links(&self) -> io::Result<()> {
+        let mut dirs = vec![self.root.join("blobs")];
+        for depth in 0..2 {
+            for dir in std::mem::take(&mut dirs) {
+                for entry in self.gate.list(&dir)? {
+                    if entry.file_type()?.is_symlink() {
+                        return Err(link(&entry.path()));
+                    }
+                    if depth == 0 && entry.file_type()?.is_dir() {
+                        dirs.push(entry.path());
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
     // --- blobs ---
 
     pub(super) fn open_blob(&self, digest: &Digest) -> io::Result<File> {
         let path = self.blob(digest);
-        let file = self.gate.pass(Operation::Open, &path, || fs::File::open(&path))?;
+        let file = self.gate.pass(Operation::Open, &path, || plain().read(true).open(&path))?;
         Ok(File::new(file, path, &self.gate))
     }
 
@@ -166,16 +187,12 @@ impl Disk {
     /// The file in which the bytes of `digest` gather, with what is in it already.
     pub(super) fn open_partial(&self, digest: &Digest) -> io::Result<(File, u64)> {
         let path = self.partial(digest);
-        let options = || {
-            let mut options = OpenOptions::new();
-            options.read(true).write(true).create(true).truncate(false).mode(0o600);
-            options
-        };
-        let open = || self.gate.pass(Operation::Create, &path, || options().open(&path));
+        let options = || plain().read(true).write(true).create(true).truncate(false).open(&path);
+        let open = || self.gate.pass(Operation::Create, &path, options);
         let file = match open() {
             // The directory was removed under our feet.
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                self.gate.create_dirs(&self.root.join("partial"))?;
+                self.gate.create_own_dirs(&self.root.join("partial"))?;
                 open()?
             }
             other => other?,
@@ -213,8 +230,8 @@ impl Disk {
     pub(super) fn publish(&self, digest: &Digest) -> io::Result<()> {
         let (from, to) = (self.partial(digest), self.blob(digest));
         let shard = to.parent().unwrap_or(&self.root);
-        if !shard.is_dir() {
-            self.gate.create_dirs(shard)?;
+        if !fs::symlink_metadata(shard).is_ok_and(|meta| meta.is_dir()) {
+            self.gate.create_own_dirs(shard)?;
             for dir in shard.ancestors().skip(1).take(3) {
                 self.gate.sync_dir(dir)?;
             }
@@ -240,7 +257,7 @@ impl Disk {
     pub(super) fn set_aside(&self, digest: &Digest) -> io::Result<Option<u64>> {
         let length = self.blob_length(digest)?;
         if length.is_some() {
-            self.gate.create_dirs(&self.root.join("quarantine"))?;
+            self.gate.create_own_dirs(&self.root.join("quarantine"))?;
             self.gate.rename(&self.blob(digest), &self.aside(digest))?;
         }
         Ok(length)
@@ -276,7 +293,7 @@ impl Disk {
     /// Replaces a small file atomically.
     pub(super) fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         let temporary = self.root.join(format!("{name}.new"));
-        let open = || OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary);
+        let open = || plain().write(true).create(true).truncate(true).open(&temporary);
         let file = self.gate.pass(Operation::Create, &temporary, open)?;
         File::new(file, temporary.clone(), &self.gate).append(bytes)?;
         self.gate.rename(&temporary, &self.root.join(name))?;
@@ -286,7 +303,7 @@ impl Disk {
     /// Writes and removes a small file, as keeping a blob would.
     pub(super) fn probe(&self) -> io::Result<()> {
         let path = self.root.join("probe");
-        let open = || OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
+        let open = || plain().write(true).create(true).truncate(true).open(&path);
         let file = self.gate.pass(Operation::Create, &path, open)?;
         let written = File::new(file, path.clone(), &self.gate).append(&[0; 4096]);
         written.and(self.gate.remove(&path))
@@ -295,7 +312,7 @@ impl Disk {
     /// Opens a log for appending and cuts off what a crash left behind its last whole line.
     pub(super) fn open_log(&self, name: &str, keep: u64) -> io::Result<File> {
         let path = self.root.join(name);
-        let open = || OpenOptions::new().append(true).create(true).mode(0o600).open(&path);
+        let open = || plain().append(true).create(true).open(&path);
         let file = self.gate.pass(Operation::Create, &path, open)?;
         let file = File::new(file, path, &self.gate);
         file.truncate(keep)?;
@@ -334,7 +351,7 @@ impl Gate {
     fn claim(&self, root: &Path) -> Result<Claimed, OpenError> {
         let unusable = |error| OpenError::Unusable { dir: root.into(), error };
         let path = root.join("lock");
-        let open = || OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let open = || plain().read(true).write(true).create(true).truncate(false).open(&path);
         let mut lock = self.pass(Operation::Create, &path, open).map_err(unusable)?;
         let mut holder = String::new();
         self.pass(Operation::Read, &path, || lock.read_to_string(&mut holder)).map_err(unusable)?;
@@ -362,7 +379,7 @@ impl Gate {
 
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        let mut file = self.pass(Operation::Open, path, || fs::File::open(path))?;
+        let mut file = self.pass(Operation::Open, path, || plain().read(true).open(path))?;
         self.pass(Operation::Read, path, || file.read_to_end(&mut bytes))?;
         Ok(bytes)
     }
@@ -377,13 +394,14 @@ impl Gate {
 
     /// Only the owner may look: what is cached may be private.
     fn create_dirs(&self, dir: &Path) -> io::Result<()> {
-        self.pass(Operation::MakeDir, dir, || fs::DirBuilder::new().recursive(true).mode(0o700).create(dir))?;
-        let meta = fs::metadata(dir)?;
-        // A directory that all may write to could be filled by anyone with what we would serve.
-        if meta.permissions().mode() & 0o002 != 0 {
-            return Err(io::Error::new(ErrorKind::PermissionDenied, format!("{} is writable by everyone", dir.display())));
-        }
-        Ok(())
+        self.pass(Operation::MakeDir, dir, || fs::DirBuilder::new().recursive(true).mode(0o700).create(dir))
+    }
+
+    /// Likewise below the root, where nothing leads elsewhere.
+    fn create_own_dirs(&self, dir: &Path) -> io::Result<()> {
+        self.create_dirs(dir)?;
+        let meta = fs::symlink_metadata(dir)?;
+        if meta.is_symlink() { Err(link(dir)) } else { check_owner(dir, &meta) }
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<fs::DirEntry>> {
@@ -399,6 +417,30 @@ impl Gate {
         }
         Ok(dirs)
     }
+}
+
+/// A directory to which others may write could be filled by them with what we would serve. Root is nobody else.
+fn check_owner(dir: &Path, meta: &fs::Metadata) -> io::Result<()> {
+    let (owner, we) = (meta.uid(), rustix::process::geteuid().as_raw());
+    let why = if meta.mode() & 0o002 != 0 {
+        "is writable by everyone".to_owned()
+    } else if owner != we && owner != 0 {
+        format!("belongs to user {owner}, and larder runs as user {we}")
+    } else {
+        return Ok(());
+    };
+    Err(io::Error::new(ErrorKind::PermissionDenied, format!("{} {why}", dir.display())))
+}
+
+fn link(path: &Path) -> io::Error {
+    io::Error::new(ErrorKind::NotADirectory, format!("{} is a symbolic link, and larder follows none there", path.display()))
+}
+
+/// How files are opened, so that only the owner may read them, and never what a symbolic link leads to.
+fn plain() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.mode(0o600).custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
+    options
 }
 
 fn ignore_missing(result: io::Result<()>) -> io::Result<()> {

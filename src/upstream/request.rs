@@ -188,14 +188,23 @@ impl Asking<'_> {
                 _ => {}
             }
         }
-        let first = match self.blob(digest, Some(Span { start: 0, end: Some(1) })).await {
+        let found = self.first_byte(digest).await?;
+        // Who gives the blob and refuses its HEAD does so with every blob.
+        refuses_head.store(refused, Ordering::Relaxed);
+        Ok(found)
+    }
+
+    /// Asks whether there is a blob by its first byte alone: that is refused as the whole of it would be, and no later.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn first_byte(&self, digest: &Digest) -> Result<Found, Error> {
+        let BlobAnswer { size, cache_status, .. } = match self.part(digest, Some(Span { start: 0, end: Some(1) })).await {
             // Another part is no answer, and does not say that there is nothing.
             Err(Error::Unsupported(206)) => return Err(Error::unavailable("it sends another part than was asked for")),
             first => first?,
         };
-        // Who gives the blob and refuses its HEAD does so with every blob.
-        refuses_head.store(refused, Ordering::Relaxed);
-        Ok(Found { digest: None, size: first.size, content_type: None, cache_status: first.cache_status })
+        Ok(Found { digest: None, size, content_type: None, cache_status })
     }
 
     /// Asks for the bytes of a blob, all of them or a span.
@@ -203,6 +212,11 @@ impl Asking<'_> {
     /// # Errors
     /// See [`Error`]. With 206 and 416 it says that it does not have that span.
     pub async fn blob(&self, digest: &Digest, span: Option<Span>) -> Result<BlobAnswer, Error> {
+        self.upstream.quota.admit(self.upstream.clock.now())?;
+        self.part(digest, span).await
+    }
+
+    async fn part(&self, digest: &Digest, span: Option<Span>) -> Result<BlobAnswer, Error> {
         let path = format!("{}/blobs/{digest}", self.repository);
         let mut headers = HeaderMap::new();
         if let Some(Span { start, end }) = span {
@@ -212,7 +226,6 @@ impl Asking<'_> {
             };
             headers.insert(header::RANGE, HeaderValue::try_from(range).map_err(|error| Error::unavailable(error.to_string()))?);
         }
-        self.upstream.quota.admit(self.upstream.clock.now())?;
         let question = Question { blob: Some(digest), ..self.question(Purpose::Blob, Method::GET, path, headers) };
         let Answered { response, endpoint, place, .. } = self.upstream.send(question).await?;
         // Bytes that were compressed on the way are not those that the digest is over.

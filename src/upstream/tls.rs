@@ -7,6 +7,7 @@ use rustls::RootCertStore;
 use rustls::pki_types::pem::{Error, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
+use super::credentials::warn_of_readers;
 use super::options::Options;
 
 /// Trusts what the system trusts, and `ca_file` where one is given. `trusted`: for who may see the client
@@ -35,6 +36,7 @@ pub(super) fn config(options: &Options, trusted: bool) -> Result<rustls::ClientC
     if !trusted {
         return Ok(builder.with_no_client_auth());
     }
+    warn_of_readers("client_key_file", &options.client_key_file);
     builder.with_client_auth_cert(chain, key).map_err(|error| format!("client_cert_file does not fit client_key_file: {error}"))
 }
 

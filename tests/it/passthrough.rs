@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 
 use crate::support::{
-    Answer, Auth, Fault, Image, Like, Manifests, Match, Missing, PutImage, Registry, Setup, StoppedMirror, TestMirror,
+    Answer, Auth, Fault, Image, Like, Manifests, Match, Missing, PutImage, Recorded, Registry, Setup, StoppedMirror, TestMirror,
     TokenService, User, noise,
 };
 
@@ -60,10 +60,10 @@ fn paths(image: &PutImage) -> Vec<String> {
     image.blobs().map(|blob| image.blob_path(blob)).chain(manifests).chain(lists).collect()
 }
 
-/// How often this user's token was shown to get the bytes.
+/// How often this user's token was shown to get the bytes. The first alone only proves that they are there.
 fn fetched(upstream: &Registry, user: &str, path: &str) -> usize {
-    let requests = upstream.requests();
-    requests.iter().filter(|seen| seen.account == user && seen.method == "GET" && seen.path == path).count()
+    let gets = |seen: &&Recorded| seen.method == "GET" && seen.range() != Some("bytes=0-0");
+    upstream.requests().iter().filter(gets).filter(|seen| seen.account == user && seen.path == path).count()
 }
 
 fn told(answer: &Answer) -> (u16, String, Option<&str>) {

@@ -82,7 +82,7 @@ async fn any_public_registry_is_an_upstream_where_the_operator_says_so() {
 // === a registry of anyone's ===
 
 /// Docker Hub, and one registry that stands for all those that clients may name: in truth they are on the internet.
-async fn open_to(dir: &Path, hub: &Registry, other: &Registry) -> Mirror {
+pub(crate) async fn open_to(dir: &Path, hub: &Registry, other: &Registry) -> Mirror {
     let (clock, options) = (Clock::system(), mirror::Options { orphan_fills: 0, ..mirror::Options::default() });
     let make = {
         let (clock, options) = (clock.clone(), options.clone());
@@ -105,12 +105,12 @@ async fn open_to(dir: &Path, hub: &Registry, other: &Registry) -> Mirror {
     Mirror::new(options, store, registries, clock, Metrics::new())
 }
 
-async fn blob(mirror: &Mirror, image: &str, digest: &str) -> Blob {
+pub(crate) async fn blob(mirror: &Mirror, image: &str, digest: &str) -> Blob {
     let origin = mirror.registries().resolve(&image.parse().unwrap()).unwrap();
     mirror.blob(&origin, &digest.parse().unwrap()).await.unwrap()
 }
 
-async fn read(blob: &Blob) -> Option<Vec<u8>> {
+pub(crate) async fn read(blob: &Blob) -> Option<Vec<u8>> {
     let chunks: Vec<Bytes> = blob.read_all(&Pieces::default()).try_collect().await.ok()?;
     Some(chunks.concat())
 }

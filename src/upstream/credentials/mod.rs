@@ -34,6 +34,7 @@ use state::{Cause, Failure, Held, State};
 
 pub(super) use expiry::jwt_expiry;
 pub use options::AccountOptions;
+pub(super) use source::warn_of_readers;
 
 /// A user and a password. It has no `Debug`, so that it cannot get into a log.
 #[derive(Clone, PartialEq, Eq)]
@@ -92,6 +93,7 @@ impl Credentials {
     fn with(options: &AccountOptions, name: &str, url: &Url, clock: Clock, runner: Runner) -> Result<Option<Self>, String> {
         let Some(source) = Source::new(options)? else { return Ok(None) };
         let registry = Registry::new(name, url);
+        source.warn_of_readers();
         let held = match source.read(&registry)? {
             says @ Says::Is(_) => Some(Arc::new(Held::read(says, state::reread_at(&source, clock.now())))),
             // It is asked when someone wants to know.

@@ -1,5 +1,6 @@
 //! What an account's options name as the source of its credentials.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use super::docker_config::{self, Registry};
@@ -75,6 +76,15 @@ impl Source {
         }
     }
 
+    /// Says so if others than larder can read what it holds.
+    pub(super) fn warn_of_readers(&self) {
+        match self {
+            Self::PasswordFile { path, .. } => warn_of_readers("password_file", path),
+            Self::DockerConfig(path) => warn_of_readers("docker_config", path),
+            Self::Fixed(_) | Self::Helper(_) => {}
+        }
+    }
+
     /// A word for logs and metrics.
     pub(super) fn label(&self) -> String {
         match self {
@@ -109,6 +119,14 @@ impl Source {
                 docker_config::says(&text("docker_config", path)?, registry).map_err(wrong)
             }
         }
+    }
+}
+
+/// Says so if every user of this machine can read a file that holds a secret. It is used all the same: in a container, where
+/// secrets are often mounted so, there is no other user.
+pub(in crate::upstream) fn warn_of_readers(option: &str, path: &Path) {
+    if std::fs::metadata(path).is_ok_and(|meta| meta.mode() & 0o004 != 0) {
+        tracing::warn!("{option} {} can be read by every user of this machine; chmod 600 keeps it to its owner", path.display());
     }
 }
 

@@ -1,3 +1,6 @@
 //! What clients, registries and other users of the machine may try, and what comes of it, by subject.
 
+mod access;
+mod content;
+mod host;
 mod urls;

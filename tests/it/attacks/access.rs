@@ -1,0 +1,257 @@
+//! What a client may have of a cache that others have filled: what its own repository holds, and no sign of the rest.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::Method;
+
+use crate::public::{blob, open_to, read};
+use crate::support::{Answer, Client, Fault, Image, Match, PATIENCE, PutImage, Registry, TestMirror, noise};
+
+/// What the registry was asked: by which method, for what, in whose name.
+fn asked(registry: &Registry) -> Vec<String> {
+    registry.requests().iter().map(|request| format!("{} {}", request.method, request.path)).collect()
+}
+
+/// All that a client can tell one answer from another by, but its time.
+fn seen(answer: &Answer) -> (u16, Vec<(String, String)>, Bytes) {
+    let headers = answer.headers.iter().filter(|(name, _)| *name != "date");
+    let text = |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    (answer.status, headers.map(|(name, value)| (name.to_string(), text(value))).collect(), answer.body.clone())
+}
+
+/// A larder that holds an image of one repository, and one that holds nothing.
+async fn full_and_empty(registry: &Registry, image: &PutImage) -> [TestMirror; 2] {
+    let [full, empty] = [TestMirror::of(registry).await, TestMirror::of(registry).await];
+    for path in [image.manifest_path(), image.blob_path(&image.layers[0])] {
+        full.get(&path).await.expect(200);
+    }
+    for digest in [&image.digest, &image.layers[0].digest] {
+        full.kept(digest).await;
+    }
+    [full, empty]
+}
+
+fn elsewhere(image: &PutImage) -> [String; 2] {
+    [image.manifest_path(), image.blob_path(&image.layers[0])].map(|path| path.replace("/team/one/", "/team/two/"))
+}
+
+// === a repository that does not hold what is here ===
+
+#[tokio::test]
+async fn what_is_here_and_not_ones_own_looks_exactly_like_what_is_not_here() {
+    for code in [404, 403, 401, 410, 405, 400, 500, 503, 429] {
+        let registry = Registry::start().await;
+        let image = Image::new(1).layers(&[300_000]).put(&registry, "team/one", "latest");
+        let [full, empty] = full_and_empty(&registry, &image).await;
+        registry.on(Match::any("/team/two/"), Fault::status(code));
+        for (path, method) in elsewhere(&image).iter().flat_map(|path| [(path, Method::GET), (path, Method::HEAD)]) {
+            let mut outcomes = Vec::new();
+            for mirror in [&full, &empty] {
+                registry.forget_requests();
+                let answer = Client::h1().request(method.clone(), mirror.url(path), &[]).await;
+                outcomes.push((seen(&answer), asked(&registry).len(), asked(&registry).last().cloned()));
+                // What is remembered of a no, and of an upstream that is left alone.
+                mirror.clock().advance(Duration::from_mins(20));
+            }
+            let [(full_seen, full_asked, full_last), (empty_seen, empty_asked, empty_last)] = &outcomes[..] else { panic!() };
+            assert_eq!(full_seen, empty_seen, "{code} to {method} {path}");
+            // A manifest is asked for by HEAD in place of GET, and so no later.
+            if path.contains("/blobs/") && code < 429 {
+                assert_eq!((full_asked, full_last), (empty_asked, empty_last), "{code} to {method} {path}");
+            } else if matches!(code, 401 | 403 | 404) {
+                assert_eq!(full_asked, empty_asked, "{code} to {method} {path}");
+            }
+        }
+    }
+}
+
+/// A blob that was here was asked for by HEAD and then by GET, and one that was not by GET alone: twice the time.
+#[tokio::test]
+async fn a_no_takes_as_long_for_what_is_here_as_for_what_is_not() {
+    const LATENCY: Duration = Duration::from_millis(200);
+    let registry = Registry::start().await;
+    let image = Image::new(2).layers(&[300_000]).put(&registry, "team/one", "latest");
+    let [full, empty] = full_and_empty(&registry, &image).await;
+    registry.on(Match::any("/team/two/"), vec![Fault::Latency(LATENCY), Fault::status(404)]);
+    for path in elsewhere(&image) {
+        for mirror in [&full, &empty] {
+            let begun = Instant::now();
+            mirror.get(&path).await.expect(404);
+            let took = begun.elapsed();
+            assert!((LATENCY..LATENCY * 2).contains(&took), "{path}: {took:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_no_is_at_once_and_no_other_repository_revives_the_right() {
+    let registry = Registry::start().await;
+    let (one, two) = (
+        Image::new(3).layers(&[40_000]).put(&registry, "team/one", "latest"),
+        Image::new(3).layers(&[40_000]).put(&registry, "team/two", "latest"),
+    );
+    let mirror = TestMirror::builder()
+        .upstream("docker.io", &registry)
+        .login("docker.io", "bob", "canary-of-bob")
+        .set("mirror.proof_ttl = \"1h\"")
+        .start()
+        .await;
+    let paths = |image: &PutImage| [image.manifest_path(), image.blob_path(&image.layers[0])];
+    for path in paths(&one).iter().chain(&paths(&two)) {
+        mirror.get(path).await.expect(200);
+    }
+    for code in [404, 403] {
+        registry.heal();
+        mirror.clock().advance(Duration::from_hours(2));
+        for path in paths(&one) {
+            mirror.get(&path).await.expect(200);
+        }
+        registry.on(Match::any("/team/one/"), Fault::status(code));
+        mirror.clock().advance(Duration::from_hours(2));
+        for path in paths(&one) {
+            mirror.get(&path).await.expect(code);
+        }
+        for path in paths(&two) {
+            mirror.get(&path).await.expect(200);
+        }
+        mirror.clock().advance(Duration::from_mins(1));
+        for path in paths(&one) {
+            registry.forget_requests();
+            mirror.get(&path).await.expect(code);
+            mirror.head(&path).await.expect(code);
+            assert!(!registry.requests().is_empty(), "{path}: it is asked about again");
+        }
+    }
+}
+
+// === a registry of anyone's ===
+
+/// It says yes to everything, and has nothing: what others have brought here is not its to give.
+#[tokio::test]
+async fn a_registry_of_anyones_gets_nothing_for_its_word() {
+    let (hub, evil) = (Registry::start().await, Registry::start().await);
+    let bytes = noise(4, 300_000);
+    let digest = hub.put_blob("library/app", bytes.clone());
+    let dir = tempfile::tempdir().unwrap();
+    let mirror = open_to(dir.path(), &hub, &evil).await;
+    assert_eq!(read(&blob(&mirror, "app", &digest).await).await.as_deref(), Some(&bytes[..]));
+    let manifest = Image::new(5).put(&hub, "library/app", "latest");
+    let get_manifest = async |image: &str, digest: &str| {
+        let origin = mirror.registries().resolve(&image.parse().unwrap()).unwrap();
+        let found = mirror.manifest(&origin, &digest.parse().unwrap(), &larder::oci::Accept::anything()).await;
+        found.map(|manifest| manifest.bytes)
+    };
+    assert_eq!(get_manifest("app", &manifest.digest).await.unwrap(), manifest.manifest);
+
+    // HEAD says that it is there, of the right size and type; and a GET begins to, and never goes on.
+    evil.put_blob("x", bytes.clone());
+    evil.put_manifest("x", None, manifest.media_type, manifest.manifest.clone());
+    evil.on(Match::get(&digest), Fault::Stall { after: 1 });
+    evil.on(Match::get(&manifest.digest), Fault::WrongBody("{}".into()));
+    let origin = mirror.registries().resolve(&"evil.example/x".parse().unwrap()).unwrap();
+    let parsed = digest.parse().unwrap();
+    for _ in 0..2 {
+        assert_eq!(mirror.blob_size(&origin, &parsed).await.unwrap().size, Some(300_000), "so it says itself");
+        let blob = mirror.blob(&origin, &parsed).await.unwrap();
+        let waited = tokio::time::timeout(Duration::from_millis(300), read(&blob)).await;
+        assert!(waited.is_err(), "it got what it has not shown");
+        assert!(get_manifest("evil.example/x", &manifest.digest).await.is_err());
+    }
+    // Who can show it gets it, from then on out of the cache.
+    evil.heal();
+    evil.release();
+    let shown = async {
+        loop {
+            if let Ok(blob) = mirror.blob(&origin, &parsed).await
+                && read(&blob).await.as_deref() == Some(&bytes[..])
+            {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, shown).await.expect("it is shown");
+    let gets = evil.count("GET", &digest);
+    assert_eq!(read(&blob(&mirror, "evil.example/x", &digest).await).await.as_deref(), Some(&bytes[..]));
+    assert_eq!(evil.count("GET", &digest), gets);
+    assert_eq!(get_manifest("evil.example/x", &manifest.digest).await.unwrap(), manifest.manifest);
+}
+
+/// Likewise of what is not yet whole.
+#[tokio::test]
+async fn a_registry_of_anyones_does_not_go_on_from_what_another_has_left() {
+    let (hub, evil) = (Registry::start().await, Registry::start().await);
+    let bytes = noise(6, 3 << 20);
+    let digest = hub.put_blob("library/app", bytes.clone());
+    let dir = tempfile::tempdir().unwrap();
+    let mirror = open_to(dir.path(), &hub, &evil).await;
+    hub.on(Match::get(&digest), Fault::Stall { after: 2 << 20 });
+    let partial = blob(&mirror, "app", &digest).await;
+    let mut beginning = partial.read(0, 1 << 20, &larder::mirror::Pieces::default());
+    while let Some(chunk) = futures_util::StreamExt::next(&mut beginning).await {
+        chunk.unwrap();
+    }
+    drop((beginning, partial));
+    // Nobody wants it any more, and no fill goes on for nobody.
+    let stopped = async {
+        while hub.held_now() > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, stopped).await.expect("the fill stops");
+    evil.on(
+        Match::get(&digest),
+        Fault::answer(206, &[("content-range", &format!("bytes 2097151-{}/{}", bytes.len() - 1, bytes.len()))], "x"),
+    );
+    let origin = mirror.registries().resolve(&"evil.example/x".parse().unwrap()).unwrap();
+    let answer = mirror.blob(&origin, &digest.parse().unwrap()).await;
+    let got = match &answer {
+        Ok(blob) => read(blob).await.unwrap_or_default(),
+        Err(_) => Vec::new(),
+    };
+    assert!(got.is_empty(), "{} bytes that it has not sent", got.len());
+    let ranges: Vec<_> = evil.requests().iter().filter_map(|request| request.range().map(String::from)).collect();
+    assert!(ranges.is_empty(), "{ranges:?}");
+}
+
+// === what changes something ===
+
+#[tokio::test]
+async fn whatever_is_not_a_get_or_a_head_is_405_before_anything_is_looked_at() {
+    let registry = Registry::start().await;
+    let image = Image::new(7).layers(&[1000]).put(&registry, "team/one", "latest");
+    let mirror = TestMirror::of(&registry).await;
+    mirror.get(&image.blob_path(&image.layers[0])).await.expect(200);
+    mirror.kept(&image.layers[0].digest).await;
+    registry.forget_requests();
+    let client = Client::h1();
+    let mut bodies = Vec::new();
+    for method in ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND", "MKCOL", "PURGE", "get", "X"] {
+        for path in [
+            image.blob_path(&image.layers[0]),
+            image.tag_path("latest"),
+            "/v2/".into(),
+            "/v2/team/one/blobs/uploads/?mount=x&from=y".into(),
+            "/v2/team/one/blobs/uploads/1".into(),
+            "/v2/NO%00NAME/manifests/-".into(),
+            "/token".into(),
+            "/api/refresh?image=app".into(),
+            "/".into(),
+        ] {
+            let method = Method::from_bytes(method.as_bytes()).unwrap();
+            let answer = client.request(method.clone(), mirror.url(&path), &[("x-larder", "1")]).await.expect(405);
+            assert_eq!(answer.header("allow"), Some("GET, HEAD"), "{method} {path}");
+            bodies.push(answer.body);
+        }
+    }
+    bodies.dedup();
+    assert_eq!(bodies.len(), 1, "{bodies:?}");
+    // Nor is there another way to say it.
+    for header in ["x-http-method-override", "x-http-method", "x-method-override"] {
+        client.request(Method::GET, mirror.url(&image.blob_path(&image.layers[0])), &[(header, "DELETE")]).await.expect(200);
+        client.request(Method::POST, mirror.url(&image.tag_path("latest")), &[(header, "GET")]).await.expect(405);
+    }
+    assert!(registry.requests().is_empty(), "{:#?}", registry.requests());
+    assert!(mirror.holds(&image.layers[0].digest));
+}

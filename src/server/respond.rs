@@ -23,11 +23,16 @@ pub(super) use refusal::{astray, invalid, no_place, not_found, overloaded, panic
 pub(super) enum Kind {
     Manifest,
     Blob,
+    /// A blob, for a client that sleeps when it is told of a rate limit, and asks another registry when it is told of overload.
+    BlobOrSleep,
     Tags,
     Referrers,
     /// A client that says who it is.
     Login,
 }
+
+/// Those that are built on containers/image, which before it asks another registry sleeps through every 429 it gets.
+const SLEEPERS: [&str; 6] = ["containers/", "libpod/", "podman/", "buildah/", "skopeo/", "cri-o/"];
 
 const DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -252,6 +257,14 @@ pub(super) fn keep_private(response: &mut Response<Body>) {
     let caching = response.headers().get(header::CACHE_CONTROL).and_then(|value| value.to_str().ok());
     let caching = caching.map_or("private".into(), |caching| format!("private, {caching}"));
     set(response, header::CACHE_CONTROL, &caching);
+}
+
+/// A blob as this client wants to be told of it.
+pub(super) fn blob_for(headers: &HeaderMap) -> Kind {
+    let agent = headers.get(header::USER_AGENT).map(HeaderValue::as_bytes).unwrap_or_default();
+    let sleeps =
+        SLEEPERS.iter().any(|name| agent.get(..name.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(name.as_bytes())));
+    if sleeps { Kind::BlobOrSleep } else { Kind::Blob }
 }
 
 /// What every answer has. HEAD is the same without the body.

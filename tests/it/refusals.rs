@@ -277,6 +277,12 @@ async fn a_limit_met_on_a_blob_is_answered_here_until_it_lapses_and_hits_go_on()
         let answer = refused(mirror.get(&layer).await, 429, "TOOMANYREQUESTS");
         assert_eq!(answer.header("retry-after"), Some("10"), "no more, as podman sleeps for as long as it is told");
     }
+    // podman would sleep through each 429; from 503 it goes on to the next registry at once.
+    for agent in
+        ["containers/5.36.0 (github.com/containers/image)", "Buildah/1.39.0", "cri-o/1.33.0 go/go1.24 os/linux arch/amd64"]
+    {
+        refused(mirror.get_with(&layer, &[("user-agent", agent)]).await, 503, "UNAVAILABLE");
+    }
     assert_eq!(upstream.requests().len(), 1, "{:#?}", upstream.requests());
     for path in [&image.tag_path("latest"), &cached] {
         mirror.get(path).await.expect(200);

@@ -76,7 +76,7 @@ pub(in crate::server) fn panicked() -> Response<Body> {
 pub(in crate::server) fn refusal(refusal: &Refusal, kind: Kind, wait: impl Fn(Timestamp) -> Duration) -> Response<Body> {
     use upstream::Error;
     let unknown = match kind {
-        Kind::Blob => ErrorCode::BlobUnknown,
+        Kind::Blob | Kind::BlobOrSleep => ErrorCode::BlobUnknown,
         // NAME_UNKNOWN makes podman fail where it looks for a signature that need not be there; oras where for referrers.
         Kind::Manifest | Kind::Referrers => ErrorCode::ManifestUnknown,
         Kind::Tags | Kind::Login => ErrorCode::NameUnknown,
@@ -86,6 +86,9 @@ pub(in crate::server) fn refusal(refusal: &Refusal, kind: Kind, wait: impl Fn(Ti
         Refusal::LogIn(_) | Refusal::WrongLogin(_) => (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized),
         // Whether a login is right is not known as long as nobody can be asked.
         Refusal::Upstream(Error::Unavailable { .. } | Error::Offline | Error::RateLimited { .. }) if kind == Kind::Login => {
+            (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
+        }
+        Refusal::Upstream(Error::RateLimited { .. }) if kind == Kind::BlobOrSleep => {
             (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
         }
         Refusal::UnknownUpstream(_)

@@ -62,9 +62,10 @@ impl World {
         }
     }
 
-    /// Before its end, which then does not come.
+    /// Before its end, which then does not come. What was begun with wrong bytes outlives the trouble: nobody can tell before
+    /// all is there.
     fn may_be_wrong(&self, digest: &str) -> bool {
-        self.ails.corrupt || self.flipped.contains(digest)
+        self.ever_corrupt || self.flipped.contains(digest)
     }
 
     /// Asks, and returns the answer, if there is one at all: with a disk that fails there need not be.

@@ -221,7 +221,7 @@ impl Books {
         self.leaving += charge;
         self.dirty = true;
         if let Some(open) = self.open.remove(digest).and_then(|open| open.upgrade()) {
-            self.recent.retain(|recent| !Arc::ptr_eq(&open, recent));
+            self.forget(&open);
         }
         Some(charge)
     }

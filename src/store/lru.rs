@@ -1,10 +1,13 @@
 //! What is in the cache, how large it is, and what goes first.
 
-use std::collections::HashMap;
+mod entries;
+
 use std::time::Duration;
 
 use crate::clock::Timestamp;
 use crate::oci::Digest;
+
+use entries::{Entries, Entry, List, NONE, Place};
 
 /// The entries of the cache in order of use, image by image.
 ///
@@ -14,50 +17,13 @@ use crate::oci::Digest;
 ///
 /// Pure bookkeeping, about 200 bytes an entry; whoever calls it does the I/O.
 #[derive(Default)]
-pub(super) struct Lru {
-    slots: HashMap<Digest, u32>,
-    entries: Vec<Entry>,
-    free: Vec<u32>,
-    once: List,
-    again: List,
-}
+pub(super) struct Lru(Entries);
 
 /// How much later a second use must be to count as one: the requests of one pull are one use.
 const AGAIN: Duration = Duration::from_mins(10);
 
 /// At most this part of all bytes is protected, or nothing new could ever stay.
 const PROTECTED_SHARE: (u64, u64) = (4, 5);
-
-struct Entry {
-    digest: Digest,
-    size: u64,
-    first_used: Timestamp,
-    used: Timestamp,
-    /// When its bytes were last known to be right; 0: nobody knows.
-    verified: Timestamp,
-    place: Place,
-    previous: u32,
-    next: u32,
-    /// What this manifest names.
-    names: Box<[u32]>,
-    /// The manifests that name this.
-    named_by: Vec<u32>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Place {
-    /// Named by a manifest, but not in the cache.
-    Absent,
-    Once,
-    Again,
-}
-
-/// A doubly linked list through the entries, oldest first.
-struct List {
-    oldest: u32,
-    newest: u32,
-    bytes: u64,
-}
 
 /// File systems give space in blocks; a file of one byte takes a whole one.
 const BLOCK: u64 = 4096;
@@ -79,8 +45,6 @@ pub(super) struct Snapshot {
     pub(super) names: Vec<Digest>,
 }
 
-const NONE: u32 = u32::MAX;
-
 // === impl Snapshot ===
 
 impl Snapshot {
@@ -96,15 +60,15 @@ impl Snapshot {
 impl Lru {
     /// Bytes that all entries take of the disk.
     pub(super) fn bytes(&self) -> u64 {
-        self.once.bytes + self.again.bytes
+        self.0.once.bytes + self.0.again.bytes
     }
 
     pub(super) fn len(&self) -> usize {
-        self.slots.values().filter(|slot| self.entries[**slot as usize].place != Place::Absent).count()
+        self.0.once.len + self.0.again.len
     }
 
     pub(super) fn size(&self, digest: &Digest) -> Option<u64> {
-        let entry = &self.entries[*self.slots.get(digest)? as usize];
+        let entry = self.0.at(self.0.find(digest)?);
         (entry.place != Place::Absent).then_some(entry.size)
     }
 
@@ -114,51 +78,50 @@ impl Lru {
 
     /// When a blob was last verified, if it is in the cache and that is known.
     pub(super) fn verified(&self, digest: &Digest) -> Option<Timestamp> {
-        let entry = &self.entries[*self.slots.get(digest)? as usize];
+        let entry = self.0.at(self.0.find(digest)?);
         (entry.place != Place::Absent && entry.verified != Timestamp::default()).then_some(entry.verified)
     }
 
     pub(super) fn set_verified(&mut self, digest: &Digest, now: Timestamp) {
-        if let Some(slot) = self.slots.get(digest) {
-            self.entries[*slot as usize].verified = now;
+        if let Some(slot) = self.0.find(digest) {
+            self.0.at_mut(slot).verified = now;
         }
     }
 
     /// The blobs that were verified before `limit`, those first of which that is not known.
     pub(super) fn verified_before(&self, limit: Timestamp) -> Vec<Digest> {
-        let held = self.slots.values().map(|slot| self.entry(*slot)).filter(|entry| entry.place != Place::Absent);
-        let mut due: Vec<&Entry> = held.filter(|entry| entry.verified < limit).collect();
+        let mut due: Vec<&Entry> = self.0.held().filter(|entry| entry.verified < limit).collect();
         due.sort_by_key(|entry| (entry.verified, entry.used));
         due.into_iter().map(|entry| entry.digest.clone()).collect()
     }
 
     /// Adds a blob, used now, whose bytes are known to be right. Adding it again changes nothing.
     pub(super) fn insert(&mut self, digest: &Digest, size: u64, now: Timestamp) {
-        let slot = self.slot(digest);
-        if self.entry(slot).place != Place::Absent {
+        let slot = self.0.slot(digest);
+        if self.0.at(slot).place != Place::Absent {
             return;
         }
         // A new layer of a hot image is as hot as the image.
-        let hot = self.entry(slot).named_by.iter().any(|by| self.entry(*by).place == Place::Again);
-        let entry = self.entry_mut(slot);
+        let hot = self.0.at(slot).named_by.iter().any(|by| self.0.at(*by).place == Place::Again);
+        let entry = self.0.at_mut(slot);
         (entry.size, entry.first_used, entry.used, entry.verified) = (size, now, now, now);
-        self.push_newest(slot, if hot { Place::Again } else { Place::Once });
+        self.0.push_newest(slot, if hot { Place::Again } else { Place::Once });
         self.bound_protected();
     }
 
     /// Says what a manifest names, so that using it uses them. They need not be in the cache.
     pub(super) fn link(&mut self, manifest: &Digest, names: &[Digest]) {
-        let slot = self.slot(manifest);
-        if !self.entry(slot).names.is_empty() || names.is_empty() {
+        let slot = self.0.slot(manifest);
+        if !self.0.at(slot).names.is_empty() || names.is_empty() {
             return;
         }
-        let mut named: Vec<u32> = names.iter().filter(|name| *name != manifest).map(|name| self.slot(name)).collect();
+        let mut named: Vec<u32> = names.iter().filter(|name| *name != manifest).map(|name| self.0.slot(name)).collect();
         named.sort_unstable();
         named.dedup();
         for &name in &named {
-            self.entry_mut(name).named_by.push(slot);
+            self.0.at_mut(name).named_by.push(slot);
         }
-        self.entry_mut(slot).names = named.into();
+        self.0.at_mut(slot).names = named.into();
     }
 
     /// Uses a blob, and if it is a manifest, what it names. Returns the time of the use before, if it is in the cache.
@@ -167,11 +130,11 @@ impl Lru {
         const DEPTH: u8 = 4;
         /// However much an image names, a use of it must not take long.
         const MOST: u32 = 10_000;
-        let slot = *self.slots.get(digest)?;
-        if self.entry(slot).place == Place::Absent {
+        let slot = self.0.find(digest)?;
+        if self.0.at(slot).place == Place::Absent {
             return None;
         }
-        let before = self.entry(slot).used;
+        let before = self.0.at(slot).used;
         let mut left = MOST;
         self.touch_slot(slot, now, false, DEPTH, &mut left);
         self.bound_protected();
@@ -183,17 +146,17 @@ impl Lru {
             return;
         }
         *left -= 1;
-        let entry = self.entry_mut(slot);
+        let entry = self.0.at_mut(slot);
         let mut hot = hot;
         if entry.place != Place::Absent {
             hot |= entry.place == Place::Again || now.since(entry.first_used) >= AGAIN;
             entry.used = now;
-            self.unlink(slot);
-            self.push_newest(slot, if hot { Place::Again } else { Place::Once });
+            self.0.unlink(slot);
+            self.0.push_newest(slot, if hot { Place::Again } else { Place::Once });
         }
         if depth > 0 {
-            for i in 0..self.entry(slot).names.len() {
-                let name = self.entry(slot).names[i];
+            for i in 0..self.0.at(slot).names.len() {
+                let name = self.0.at(slot).names[i];
                 self.touch_slot(name, now, hot, depth - 1, left);
             }
         }
@@ -201,15 +164,15 @@ impl Lru {
 
     /// Takes out the entry that goes first, passing over those that `keep` wants kept.
     pub(super) fn pop(&mut self, keep: impl Fn(&Digest) -> bool) -> Option<(Digest, u64)> {
-        for oldest in [self.once.oldest, self.again.oldest] {
+        for oldest in [self.0.once.oldest, self.0.again.oldest] {
             let mut slot = oldest;
             while slot != NONE {
-                if !keep(&self.entry(slot).digest) {
-                    let (digest, size) = (self.entry(slot).digest.clone(), self.entry(slot).size);
+                if !keep(&self.0.at(slot).digest) {
+                    let (digest, size) = (self.0.at(slot).digest.clone(), self.0.at(slot).size);
                     self.remove(&digest);
                     return Some((digest, size));
                 }
-                slot = self.entry(slot).next;
+                slot = self.0.at(slot).next;
             }
         }
         None
@@ -217,19 +180,19 @@ impl Lru {
 
     /// Takes out one entry; returns its size.
     pub(super) fn remove(&mut self, digest: &Digest) -> Option<u64> {
-        let slot = *self.slots.get(digest)?;
-        if self.entry(slot).place == Place::Absent {
+        let slot = self.0.find(digest)?;
+        if self.0.at(slot).place == Place::Absent {
             return None;
         }
-        self.unlink(slot);
-        self.entry_mut(slot).place = Place::Absent;
-        let names = std::mem::take(&mut self.entry_mut(slot).names);
+        self.0.unlink(slot);
+        self.0.at_mut(slot).place = Place::Absent;
+        let names = std::mem::take(&mut self.0.at_mut(slot).names);
         for &name in &names {
-            self.entry_mut(name).named_by.retain(|by| *by != slot);
-            self.forget_if_unused(name);
+            self.0.at_mut(name).named_by.retain(|by| *by != slot);
+            self.0.forget_if_unused(name);
         }
-        let size = self.entry(slot).size;
-        self.forget_if_unused(slot);
+        let size = self.0.at(slot).size;
+        self.0.forget_if_unused(slot);
         Some(size)
     }
 
@@ -237,10 +200,10 @@ impl Lru {
     pub(super) fn snapshot(&self) -> impl Iterator<Item = Snapshot> + '_ {
         let walk = |list: &List| {
             let some = |slot| (slot != NONE).then_some(slot);
-            std::iter::successors(some(list.oldest), move |slot| some(self.entry(*slot).next))
+            std::iter::successors(some(list.oldest), move |slot| some(self.0.at(*slot).next))
         };
-        walk(&self.once).chain(walk(&self.again)).map(|slot| {
-            let entry = self.entry(slot);
+        walk(&self.0.once).chain(walk(&self.0.again)).map(|slot| {
+            let entry = self.0.at(slot);
             Snapshot {
                 digest: entry.digest.clone(),
                 size: entry.size,
@@ -248,19 +211,19 @@ impl Lru {
                 used: entry.used,
                 verified: entry.verified,
                 again: entry.place == Place::Again,
-                names: entry.names.iter().map(|name| self.entry(*name).digest.clone()).collect(),
+                names: entry.names.iter().map(|name| self.0.at(*name).digest.clone()).collect(),
             }
         })
     }
 
     /// Adds an entry of a snapshot as the newest of its segment.
     pub(super) fn restore(&mut self, snapshot: &Snapshot) {
-        let slot = self.slot(&snapshot.digest);
-        if self.entry(slot).place == Place::Absent {
-            let entry = self.entry_mut(slot);
+        let slot = self.0.slot(&snapshot.digest);
+        if self.0.at(slot).place == Place::Absent {
+            let entry = self.0.at_mut(slot);
             (entry.size, entry.first_used, entry.used) = (snapshot.size, snapshot.first_used, snapshot.used);
             entry.verified = snapshot.verified;
-            self.push_newest(slot, if snapshot.again { Place::Again } else { Place::Once });
+            self.0.push_newest(slot, if snapshot.again { Place::Again } else { Place::Once });
         }
         self.link(&snapshot.digest, &snapshot.names);
     }
@@ -268,104 +231,14 @@ impl Lru {
     /// When protected bytes are too many, the oldest of them must prove themselves anew. Their order stays.
     fn bound_protected(&mut self) {
         let (share, of) = PROTECTED_SHARE;
-        while self.again.bytes > self.bytes() / of * share && self.again.oldest != self.again.newest {
-            let slot = self.again.oldest;
-            self.unlink(slot);
+        while self.0.again.bytes > self.bytes() / of * share && self.0.again.oldest != self.0.again.newest {
+            let slot = self.0.again.oldest;
+            self.0.unlink(slot);
             // Its time begins again, or the next use would bring it straight back.
-            let entry = self.entry_mut(slot);
+            let entry = self.0.at_mut(slot);
             entry.first_used = entry.used;
-            self.push_newest(slot, Place::Once);
+            self.0.push_newest(slot, Place::Once);
         }
-    }
-
-    /// The slot of `digest`, made as absent where there is none.
-    fn slot(&mut self, digest: &Digest) -> u32 {
-        if let Some(slot) = self.slots.get(digest) {
-            return *slot;
-        }
-        let entry = Entry {
-            digest: digest.clone(),
-            size: 0,
-            first_used: Timestamp::default(),
-            used: Timestamp::default(),
-            verified: Timestamp::default(),
-            place: Place::Absent,
-            previous: NONE,
-            next: NONE,
-            names: Box::default(),
-            named_by: Vec::new(),
-        };
-        let slot = if let Some(slot) = self.free.pop() {
-            self.entries[slot as usize] = entry;
-            slot
-        } else {
-            self.entries.push(entry);
-            u32::try_from(self.entries.len() - 1).expect("fewer than 2^32 blobs")
-        };
-        self.slots.insert(digest.clone(), slot);
-        slot
-    }
-
-    fn forget_if_unused(&mut self, slot: u32) {
-        let entry = self.entry(slot);
-        if entry.place == Place::Absent && entry.named_by.is_empty() && entry.names.is_empty() {
-            let digest = entry.digest.clone();
-            self.slots.remove(&digest);
-            self.free.push(slot);
-        }
-    }
-
-    fn push_newest(&mut self, slot: u32, place: Place) {
-        let charge = charge(self.entry(slot).size);
-        let list = self.list(place);
-        let newest = list.newest;
-        list.newest = slot;
-        list.bytes += charge;
-        if newest == NONE {
-            list.oldest = slot;
-        } else {
-            self.entry_mut(newest).next = slot;
-        }
-        let entry = self.entry_mut(slot);
-        (entry.place, entry.previous, entry.next) = (place, newest, NONE);
-    }
-
-    /// Takes an entry out of its list; its place still tells which.
-    fn unlink(&mut self, slot: u32) {
-        let Entry { place, previous, next, size, .. } = *self.entry(slot);
-        if previous == NONE {
-            self.list(place).oldest = next;
-        } else {
-            self.entry_mut(previous).next = next;
-        }
-        if next == NONE {
-            self.list(place).newest = previous;
-        } else {
-            self.entry_mut(next).previous = previous;
-        }
-        self.list(place).bytes -= charge(size);
-    }
-
-    fn list(&mut self, place: Place) -> &mut List {
-        match place {
-            Place::Once => &mut self.once,
-            Place::Again => &mut self.again,
-            Place::Absent => unreachable!("an absent entry is in no list"),
-        }
-    }
-
-    fn entry(&self, slot: u32) -> &Entry {
-        &self.entries[slot as usize]
-    }
-
-    fn entry_mut(&mut self, slot: u32) -> &mut Entry {
-        &mut self.entries[slot as usize]
-    }
-}
-
-impl Default for List {
-    fn default() -> Self {
-        Self { oldest: NONE, newest: NONE, bytes: 0 }
     }
 }
 
@@ -394,7 +267,7 @@ mod tests {
         assert_eq!(lru.touch(&digest(1), at(4)), Some(at(1)));
         assert_eq!((lru.bytes(), lru.len()), (3 * BLOCK, 3));
         assert_eq!(pop_all(&mut lru), [digest(2), digest(3), digest(1)]);
-        assert_eq!((lru.bytes(), lru.len(), lru.slots.len()), (0, 0, 0));
+        assert_eq!((lru.bytes(), lru.len(), lru.0.slots.len()), (0, 0, 0));
     }
 
     #[test]
@@ -450,7 +323,7 @@ mod tests {
         for n in 0..10 {
             lru.touch(&digest(n), at(600 + u64::from(n)));
         }
-        assert_eq!((lru.once.bytes, lru.again.bytes), (2 * BLOCK, 8 * BLOCK));
+        assert_eq!((lru.0.once.bytes, lru.0.again.bytes), (2 * BLOCK, 8 * BLOCK));
         assert_eq!(pop_all(&mut lru)[..3], [digest(0), digest(1), digest(2)]);
     }
 

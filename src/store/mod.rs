@@ -18,6 +18,7 @@ mod records;
 mod room;
 #[cfg(all(test, feature = "schedules"))]
 pub(crate) mod schedules;
+mod upkeep;
 mod verify;
 mod writer;
 
@@ -33,7 +34,7 @@ use tokio_util::task::TaskTracker;
 use crate::clock::Clock;
 use crate::metrics::{CacheGauges, Metrics};
 use crate::oci::{Digest, Repository, Tag};
-use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::atomic::AtomicBool;
 use crate::sync::{Mutex, MutexGuard, timeout};
 
 use books::Books;
@@ -84,9 +85,6 @@ struct Shared {
     clock: Clock,
     metrics: Metrics,
 }
-
-/// A partial file that nobody goes on with is kept for this long.
-const PARTIAL_LIFE: Duration = Duration::from_hours(1);
 
 // === impl Store ===
 
@@ -301,40 +299,6 @@ impl Store {
             |hangs: Duration| Trouble { why: "read: the disk does not answer".into(), since: self.0.clock.now() - hangs };
         self.0.health.trouble().or_else(|| self.0.reads.hangs_for().map(unread))
     }
-
-    /// Finds out whether a disk that failed does its work again, so that nobody's pull has to. Due every few seconds.
-    pub async fn probe(&self) {
-        if !lock(&self.0.books).known {
-            self.0.count();
-        }
-        if self.0.records.are_lost() {
-            self.0.compact_records();
-        }
-        if self.0.health.trouble().is_some() {
-            let store = Arc::clone(&self.0);
-            let _ = self.0.writes.soon(move || store.probe()).await;
-        }
-    }
-
-    /// One round of upkeep, due once a minute: abandoned partial files, the floor under the free space, the index.
-    pub async fn upkeep(&self) {
-        let store = Arc::clone(&self.0);
-        let _ = self.0.writes.run(move || store.upkeep()).await;
-    }
-
-    /// Writes down what only memory knows. `quiet`: nothing writes any more, so that the next start can trust it.
-    pub async fn close(&self, quiet: bool) {
-        self.0.stopping.cancel();
-        self.0.tasks.close();
-        self.0.tasks.wait().await;
-        self.0.records.flush().await;
-        if self.0.records.are_lost() {
-            self.0.compact_records();
-            self.0.records.flush().await;
-        }
-        let store = Arc::clone(&self.0);
-        let _ = self.0.writes.run(move || store.write_index(quiet)).await;
-    }
 }
 
 // === impl Shared ===
@@ -395,68 +359,6 @@ impl Shared {
         tracing::error!(operation, %error, "the disk failed; the blob goes past the cache");
         self.health.failed(operation, error, self.clock.now());
         Bypass::Disk(format!("{operation}: {error}"))
-    }
-
-    /// Counts what is in the cache by looking at every file, unless that is being done.
-    fn count(self: &Arc<Self>) {
-        if self.counting.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let store = Arc::clone(self);
-        self.reads.start(move || {
-            if let Err(error) = pool::caught(|| store.count_by_walk()) {
-                tracing::error!(%error, "the cache could not be counted; nothing new is kept until it is");
-            }
-            store.counting.store(false, Ordering::Release);
-        });
-    }
-
-    fn probe(&self) {
-        let probed = self.disk.probe().and_then(|()| self.short_of(0));
-        match probed {
-            Ok(0) => self.health.well(),
-            Ok(short) => _ = self.evict(short),
-            Err(error) => self.health.failed("probe", &error, self.clock.now()),
-        }
-    }
-
-    fn compact_records(&self) {
-        if lock(&self.books).known {
-            self.records.compact(|digest| lock(&self.books).holds(digest));
-        }
-    }
-
-    fn upkeep(&self) {
-        let abandoned = lock(&self.books).idle_partials(self.clock.now() - PARTIAL_LIFE);
-        for digest in abandoned {
-            self.remove_partial(&digest);
-        }
-        match self.short_of(0) {
-            Ok(0) => {}
-            Ok(short) => {
-                self.evict(short);
-            }
-            Err(error) => tracing::error!(%error, "the free space cannot be told"),
-        }
-        self.compact_records();
-        self.write_index(false);
-    }
-
-    fn write_index(&self, clean: bool) {
-        let _indexing = lock(&self.indexing);
-        let text = {
-            let mut books = lock(&self.books);
-            if !books.known || !(books.changed() || clean) {
-                return;
-            }
-            index::write(books.lru.snapshot())
-        };
-        let clean = clean && !lock(&self.books).miscounted;
-        let written = self.disk.replace(index::NAME, text.as_bytes());
-        let written = written.and_then(|()| if clean { self.disk.replace("clean", b"") } else { Ok(()) });
-        if let Err(error) = written {
-            tracing::error!(%error, "the index could not be written; the next start looks at every file");
-        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Threads for blocking disk work, apart from everyone else's.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError};
@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use crate::sync::atomic::{AtomicU8, Ordering};
 use crate::sync::{Condvar, Mutex, MutexGuard, start_thread, timeout};
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -37,14 +36,18 @@ struct Jobs {
     threads: usize,
     /// No more will come.
     closed: bool,
-    /// Jobs that a client has given up waiting for and that have not ended yet. While there are any, the disk is taken to hang.
-    overdue: usize,
+    /// How many were begun that a client waits for; the next one has this number.
+    waits: u64,
+    /// Those of them that have not ended, as long as the client waits.
+    waited_for: HashSet<u64>,
+    /// Those that it has given up, and that have not ended yet. While there are any, the disk is taken to hang.
+    overdue: HashSet<u64>,
     /// Since when there are.
     overdue_since: Option<Instant>,
 }
 
 /// More threads than a disk needs to be kept busy, few enough to be nothing.
-const THREADS: usize = 16;
+pub(super) const THREADS: usize = 16;
 
 /// Why a job gives no result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,13 +56,6 @@ pub(super) enum Broken {
     /// The disk takes too long. The job goes on, or may never end.
     Hangs,
 }
-
-/// Whether someone still waits for a job.
-struct Wait(AtomicU8);
-
-const WAITED_FOR: u8 = 0;
-const GIVEN_UP: u8 = 1;
-const ENDED: u8 = 2;
 
 // === impl Broken ===
 
@@ -113,31 +109,30 @@ impl Pool {
         T: Send + 'static,
         F: FnOnce() -> T + Send + 'static,
     {
-        let wait = Arc::new(Wait(AtomicU8::new(WAITED_FOR)));
-        let hangs = self.hangs();
-        let running = (!hangs).then(|| {
-            let ends = Ends { pool: self.clone(), wait: Arc::clone(&wait) };
-            self.run(move || {
+        let running = self.wait().map(|wait| {
+            let ends = Ends { pool: self.clone(), wait };
+            let running = self.run(move || {
                 let _ends = ends;
                 job()
-            })
+            });
+            (running, wait)
         });
         let pool = self.clone();
         async move {
-            let Some(running) = running else { return Err(Broken::Hangs) };
+            let Some((running, wait)) = running else { return Err(Broken::Hangs) };
             timeout(pool.patience(), running).await.unwrap_or_else(|_| {
-                pool.give_up(&wait);
+                pool.give_up(wait);
                 Err(Broken::Hangs)
             })
         }
     }
 
-    /// True while a job does not end that a client has waited for too long.
-    pub(super) fn hangs(&self) -> bool {
+    #[cfg(test)]
+    fn hangs(&self) -> bool {
         self.hangs_for().is_some()
     }
 
-    /// For how long that has been so.
+    /// For how long a job has not ended that a client has waited for too long.
     pub(super) fn hangs_for(&self) -> Option<Duration> {
         self.shared().lock().overdue_since.map(|since| since.elapsed())
     }
@@ -170,11 +165,24 @@ impl Pool {
         &self.0.0
     }
 
-    fn give_up(&self, wait: &Wait) {
+    /// The number of a job that is waited for from now on; `None` while others are overdue.
+    fn wait(&self) -> Option<u64> {
         let mut jobs = self.shared().lock();
-        if wait.0.compare_exchange(WAITED_FOR, GIVEN_UP, Ordering::AcqRel, Ordering::Acquire).is_ok() {
-            jobs.overdue += 1;
-            if jobs.overdue == 1 {
+        if !jobs.overdue.is_empty() {
+            return None;
+        }
+        let wait = jobs.waits;
+        jobs.waits += 1;
+        jobs.waited_for.insert(wait);
+        Some(wait)
+    }
+
+    fn give_up(&self, wait: u64) {
+        let mut jobs = self.shared().lock();
+        // It may have ended just now.
+        if jobs.waited_for.remove(&wait) {
+            jobs.overdue.insert(wait);
+            if jobs.overdue.len() == 1 {
                 jobs.overdue_since = Some(Instant::now());
                 tracing::error!(disk = self.shared().name, patience = ?self.shared().patience, "the disk does not answer in time; requests go past it");
             }
@@ -194,18 +202,16 @@ impl Drop for Owned {
 /// The end of a job that was waited for, by return or by panic.
 struct Ends {
     pool: Pool,
-    wait: Arc<Wait>,
+    wait: u64,
 }
 
 impl Drop for Ends {
     fn drop(&mut self) {
         let mut jobs = self.pool.shared().lock();
-        if self.wait.0.swap(ENDED, Ordering::AcqRel) == GIVEN_UP {
-            jobs.overdue -= 1;
-            if jobs.overdue == 0 {
-                jobs.overdue_since = None;
-                tracing::warn!(disk = self.pool.shared().name, "the disk answers again");
-            }
+        jobs.waited_for.remove(&self.wait);
+        if jobs.overdue.remove(&self.wait) && jobs.overdue.is_empty() {
+            jobs.overdue_since = None;
+            tracing::warn!(disk = self.pool.shared().name, "the disk answers again");
         }
     }
 }

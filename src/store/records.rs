@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::clock::Timestamp;
 use crate::oci::{Digest, Repository, Tag};
-use crate::sync::{Condvar, Mutex, MutexGuard};
+use crate::sync::{Mutex, MutexGuard, Notify};
 
 use super::disk::{Disk, File};
 use super::lock;
@@ -26,7 +26,7 @@ pub(super) struct Records {
 struct Shared {
     state: Mutex<State>,
     /// Told when a job has written all there was.
-    written: Condvar,
+    written: Notify,
 }
 
 #[derive(Default)]
@@ -244,14 +244,17 @@ impl Records {
         self.lock().log.lost
     }
 
-    /// Waits until what was recorded is on the disk.
+    /// Waits until what was recorded is on the disk. No thread waits: all of them may be needed for what is waited for.
+    ///
+    /// Cancel safe.
     pub(super) async fn flush(&self) {
-        let shared = Arc::clone(&self.shared);
-        let flushed = self.pool.run(move || {
-            let state = lock(&shared.state);
-            drop(shared.written.wait_while(state, |state| state.log.writing));
-        });
-        let _ = flushed.await;
+        loop {
+            let written = self.shared.written.notified();
+            if !self.lock().log.writing {
+                return;
+            }
+            written.await;
+        }
     }
 
     fn append(&self, state: &mut State, line: &str) {
@@ -278,7 +281,7 @@ impl Shared {
                     Some(file) if !lines.is_empty() => (lines, Arc::clone(file)),
                     _ => {
                         state.log.writing = false;
-                        self.written.notify_all();
+                        self.written.notify_waiters();
                         return;
                     }
                 }
@@ -413,4 +416,43 @@ fn proof_line(repository: &Repository, digest: &Digest, proof: &Proof) -> String
 
 fn tally_line(name: &str, tally: Tally) -> String {
     format!("tally {name} {} {}\n", tally.since.unix_millis(), tally.amount)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::super::Options;
+    use super::super::pool::THREADS;
+    use super::*;
+    use crate::metrics::Metrics;
+
+    /// Who waited did so on a thread of the pool, and where all had one, none was left for what they waited for.
+    #[tokio::test]
+    async fn however_many_wait_until_all_is_written_it_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = Options { dir: dir.path().join("cache"), ..Options::default() };
+        let disk = Disk::open(&options, Metrics::new()).unwrap().disk;
+        let pool = Pool::new("test", Duration::from_secs(10)).unwrap();
+        let records = Arc::new(Records::open(Arc::new(disk), pool.clone()));
+        // No thread is free until they have come, and something is recorded after that.
+        let (free, busy): (Vec<_>, Vec<_>) = (0..THREADS).map(|_| mpsc::channel::<()>()).unzip();
+        busy.into_iter().for_each(|busy| pool.start(move || _ = busy.recv()));
+        let waiting = [(); THREADS].map(|()| {
+            let records = Arc::clone(&records);
+            tokio::spawn(async move { records.flush().await })
+        });
+        tokio::task::yield_now().await;
+        records.set_tally("pulls", Tally { since: Timestamp::from_unix_millis(1), amount: 2 });
+        drop(free);
+        let all = async {
+            for one in waiting {
+                one.await.unwrap();
+            }
+            records.flush().await;
+        };
+        assert!(tokio::time::timeout(Duration::from_secs(10), all).await.is_ok(), "they wait for each other");
+        assert_eq!(records.disk.read(NAME).unwrap(), format!("{HEADER}tally pulls 1 2\n").as_bytes());
+    }
 }

@@ -55,8 +55,6 @@ struct Job {
 enum Target {
     File(Arc<PartialFile>),
     Memory(Bypass),
-    /// What there is belongs to the cache, or to the next writer.
-    Done,
 }
 
 /// Why a blob goes past the cache.
@@ -97,10 +95,18 @@ impl BlobWriter {
             (claim, reserved)
         };
         let reservation = Reservation::of(&store.books, reserved);
+        let opened = match claim {
+            Ok(claim) => open(&store, &digest, reservation, claim).await,
+            Err(why) => Err(why),
+        };
+        let (target, length) = match opened {
+            Ok((partial, length)) => (Target::File(partial), length),
+            Err(why) => (Target::Memory(why), 0),
+        };
         let mut writer = Self {
             growing: Growing::new(),
             hasher: Hasher::new(digest.algorithm()),
-            target: Target::Done,
+            target,
             accepted: 0,
             size: None,
             too_long: false,
@@ -110,28 +116,16 @@ impl BlobWriter {
             store,
             digest,
         };
-        match claim {
-            Ok(claim) => writer.open(reservation, claim).await,
-            Err(why) => writer.go_on_in_memory(why),
+        match &writer.target {
+            Target::File(partial) => {
+                let partial = Arc::clone(partial);
+                writer.read_again(&partial, length).await;
+                writer.growing.set_file(Arc::clone(partial.handle()));
+                writer.growing.advance(writer.accepted, writer.hasher.clone());
+            }
+            Target::Memory(why) => writer.go_on_in_memory(why.clone()),
         }
         writer
-    }
-
-    async fn open(&mut self, reservation: Reservation, claim: Claim) {
-        let (store, digest) = (Arc::clone(&self.store), self.digest.clone());
-        let opened = self.store.writes.soon(move || PartialFile::open(&store, &digest, reservation, claim));
-        match opened.await.map_err(io::Error::from).flatten() {
-            Ok((partial, length)) => {
-                self.target = Target::File(Arc::clone(&partial));
-                self.read_again(&partial, length).await;
-                self.growing.set_file(Arc::clone(partial.handle()));
-                self.growing.advance(self.accepted, self.hasher.clone());
-            }
-            Err(error) => {
-                let why = self.store.disk_failed("open", &error);
-                self.go_on_in_memory(why);
-            }
-        }
     }
 
     /// Hashes what an earlier writer left, a stretch at a time, as a disk that is slow does not hang. What cannot be read is cut
@@ -182,7 +176,7 @@ impl BlobWriter {
     #[must_use]
     pub fn bypassed(&self) -> Option<&Bypass> {
         match &self.target {
-            Target::File(_) | Target::Done => None,
+            Target::File(_) => None,
             Target::Memory(why) => Some(why),
         }
     }
@@ -343,6 +337,18 @@ impl BlobWriter {
             Err(NoRoom::Disk(error)) => Err(self.store.disk_failed("space", &error)),
         }
     }
+}
+
+/// Opens the file and tells how much there is of it.
+async fn open(
+    store: &Arc<Shared>,
+    digest: &Digest,
+    reservation: Reservation,
+    claim: Claim,
+) -> Result<(Arc<PartialFile>, u64), Bypass> {
+    let (shared, digest) = (Arc::clone(store), digest.clone());
+    let opened = store.writes.soon(move || PartialFile::open(&shared, &digest, reservation, claim));
+    opened.await.map_err(io::Error::from).flatten().map_err(|error| store.disk_failed("open", &error))
 }
 
 // === impl Bypass ===

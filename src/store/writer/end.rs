@@ -1,6 +1,7 @@
 //! How a blob's way in ends: committed, passed on without being kept, found wrong, or left for another time.
 
 use std::io;
+use std::sync::Arc;
 
 use crate::oci::Digest;
 use crate::sync::timeout;
@@ -63,11 +64,10 @@ impl BlobWriter {
         }
         self.growing.set_size(self.accepted);
         self.growing.finish(End::Verified);
-        match std::mem::replace(&mut self.target, Target::Done) {
-            Target::Memory(why) => Finished::Passed(why),
-            Target::Done => Finished::Passed(Bypass::Busy),
+        match &self.target {
+            Target::Memory(why) => Finished::Passed(why.clone()),
             Target::File(partial) => {
-                let size = self.accepted;
+                let (partial, size) = (Arc::clone(partial), self.accepted);
                 // For this nobody waits who could be helped: all bytes have been given out.
                 let commit = self.store.writes.run(move || partial.commit(size));
                 match commit.await.map_err(io::Error::from).flatten() {
@@ -89,7 +89,8 @@ impl BlobWriter {
             self.progress().await;
         }
         self.growing.finish(End::Failed);
-        let Target::File(partial) = std::mem::replace(&mut self.target, Target::Done) else { return };
+        let Target::File(partial) = &self.target else { return };
+        let partial = Arc::clone(partial);
         let length = self.accepted - self.batch_bytes as u64;
         let left = self.store.writes.run(move || partial.leave(length, durable));
         patiently(&self.store.writes.clone(), left).await;
@@ -105,7 +106,8 @@ impl BlobWriter {
 
     /// Goes on in memory. The file is removed, for which the caller may wait; who reads what is in it keeps it open.
     pub(super) fn bypass(&mut self, why: Bypass) -> Option<impl Future<Output = Result<(), Broken>> + use<>> {
-        let Target::File(partial) = std::mem::replace(&mut self.target, Target::Done) else { return None };
+        let Target::File(partial) = &self.target else { return None };
+        let partial = Arc::clone(partial);
         self.go_on_in_memory(why);
         Some(self.store.writes.run(move || partial.remove()))
     }

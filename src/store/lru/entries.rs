@@ -1,0 +1,164 @@
+//! The entries of the cache in two lists, found by digest.
+
+use std::collections::HashMap;
+
+use crate::clock::Timestamp;
+use crate::oci::Digest;
+
+use super::charge;
+
+/// Entries by digest. Each has a slot, which others know it by; what is in the cache is in one of the lists.
+#[derive(Default)]
+pub(super) struct Entries {
+    pub(super) slots: HashMap<Digest, u32>,
+    all: Vec<Entry>,
+    free: Vec<u32>,
+    pub(super) once: List,
+    pub(super) again: List,
+}
+
+pub(super) struct Entry {
+    pub(super) digest: Digest,
+    pub(super) size: u64,
+    pub(super) first_used: Timestamp,
+    pub(super) used: Timestamp,
+    /// When its bytes were last known to be right; 0: nobody knows.
+    pub(super) verified: Timestamp,
+    pub(super) place: Place,
+    previous: u32,
+    pub(super) next: u32,
+    /// What this manifest names.
+    pub(super) names: Box<[u32]>,
+    /// The manifests that name this.
+    pub(super) named_by: Vec<u32>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Place {
+    /// Named by a manifest, but not in the cache.
+    Absent,
+    Once,
+    Again,
+}
+
+/// A doubly linked list through the entries, oldest first.
+pub(super) struct List {
+    pub(super) oldest: u32,
+    pub(super) newest: u32,
+    /// What its entries take of the disk.
+    pub(super) bytes: u64,
+    pub(super) len: usize,
+}
+
+/// No slot.
+pub(super) const NONE: u32 = u32::MAX;
+
+// === impl Entries ===
+
+impl Entries {
+    pub(super) fn find(&self, digest: &Digest) -> Option<u32> {
+        self.slots.get(digest).copied()
+    }
+
+    /// Those in the cache, in no order.
+    pub(super) fn held(&self) -> impl Iterator<Item = &Entry> {
+        self.slots.values().map(|slot| self.at(*slot)).filter(|entry| entry.place != Place::Absent)
+    }
+
+    /// The slot of `digest`, made as absent where there is none.
+    pub(super) fn slot(&mut self, digest: &Digest) -> u32 {
+        if let Some(slot) = self.slots.get(digest) {
+            return *slot;
+        }
+        let entry = Entry {
+            digest: digest.clone(),
+            size: 0,
+            first_used: Timestamp::default(),
+            used: Timestamp::default(),
+            verified: Timestamp::default(),
+            place: Place::Absent,
+            previous: NONE,
+            next: NONE,
+            names: Box::default(),
+            named_by: Vec::new(),
+        };
+        let slot = if let Some(slot) = self.free.pop() {
+            self.all[slot as usize] = entry;
+            slot
+        } else {
+            self.all.push(entry);
+            u32::try_from(self.all.len() - 1).expect("fewer than 2^32 blobs")
+        };
+        self.slots.insert(digest.clone(), slot);
+        slot
+    }
+
+    /// An entry that is neither in the cache nor named, nor names anything, is none.
+    pub(super) fn forget_if_unused(&mut self, slot: u32) {
+        let entry = self.at(slot);
+        if entry.place == Place::Absent && entry.named_by.is_empty() && entry.names.is_empty() {
+            let digest = entry.digest.clone();
+            self.slots.remove(&digest);
+            self.free.push(slot);
+        }
+    }
+
+    /// Puts an entry that is in no list behind all others of this one.
+    pub(super) fn push_newest(&mut self, slot: u32, place: Place) {
+        let charge = charge(self.at(slot).size);
+        let list = self.list(place);
+        let newest = list.newest;
+        list.newest = slot;
+        list.bytes += charge;
+        list.len += 1;
+        if newest == NONE {
+            list.oldest = slot;
+        } else {
+            self.at_mut(newest).next = slot;
+        }
+        let entry = self.at_mut(slot);
+        (entry.place, entry.previous, entry.next) = (place, newest, NONE);
+    }
+
+    /// Takes an entry out of its list; its place still tells which.
+    pub(super) fn unlink(&mut self, slot: u32) {
+        let Entry { place, previous, next, size, .. } = *self.at(slot);
+        if previous == NONE {
+            self.list(place).oldest = next;
+        } else {
+            self.at_mut(previous).next = next;
+        }
+        if next == NONE {
+            self.list(place).newest = previous;
+        } else {
+            self.at_mut(next).previous = previous;
+        }
+        let list = self.list(place);
+        list.bytes -= charge(size);
+        list.len -= 1;
+    }
+
+    fn list(&mut self, place: Place) -> &mut List {
+        match place {
+            Place::Once => &mut self.once,
+            Place::Again => &mut self.again,
+            Place::Absent => unreachable!("an absent entry is in no list"),
+        }
+    }
+
+    pub(super) fn at(&self, slot: u32) -> &Entry {
+        &self.all[slot as usize]
+    }
+
+    pub(super) fn at_mut(&mut self, slot: u32) -> &mut Entry {
+        &mut self.all[slot as usize]
+    }
+}
+
+// === impl List ===
+
+impl Default for List {
+    fn default() -> Self {
+        Self { oldest: NONE, newest: NONE, bytes: 0, len: 0 }
+    }
+}

@@ -22,7 +22,12 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
+    /// On a disk that everyone waits for.
     pub(crate) async fn new(max_size: u64) -> Self {
+        Self::with_patience(max_size, Duration::MAX).await
+    }
+
+    async fn with_patience(max_size: u64, patience: Duration) -> Self {
         let memory = Path::new("/dev/shm");
         let parent = if memory.is_dir() { memory.to_path_buf() } else { std::env::temp_dir() };
         let dir = tempfile::tempdir_in(parent).unwrap();
@@ -30,6 +35,7 @@ impl Scratch {
             dir: dir.path().into(),
             max_size: bytesize::ByteSize(max_size),
             min_free: Floor::Bytes(0),
+            patience,
             ..Options::default()
         };
         let store = Store::open(&options, Clock::system(), Metrics::new()).await.unwrap();
@@ -165,6 +171,21 @@ fn readers_of_a_blob_that_is_wrong_or_left_all_end_short_of_the_tail() {
     });
 }
 
+/// A reader who was not given all of `blob` knows how to go on at `at`.
+fn assert_lacks_nothing(at: u64, error: Option<ReadError>, blob: &Bytes) {
+    match error {
+        None => assert_eq!(at, blob.len() as u64),
+        Some(ReadError::Lagged(cut)) => {
+            assert!(cut.from <= at, "no byte between {at} and {}", cut.from);
+            let mut hasher: Hasher = cut.hasher;
+            hasher.update(&blob[usize::try_from(cut.from).unwrap()..]);
+            assert_eq!(hasher.finish(), Digest::sha256(blob), "the hash goes on from where the bytes do");
+        }
+        Some(ReadError::Disk(error)) => assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}"),
+        Some(ReadError::Ended) => panic!("lost at {at}"),
+    }
+}
+
 /// Past the cache, in a window of memory: who keeps up gets everything, who falls behind is told where and how to go on.
 #[test]
 fn readers_of_a_window_of_memory_get_every_byte_or_are_told_where_to_go_on() {
@@ -190,17 +211,34 @@ fn readers_of_a_window_of_memory_get_every_byte_or_are_told_where_to_go_on() {
             push(&mut writer, &blob, 700).await;
             assert!(matches!(writer.finish().await, Finished::Passed(Bypass::TooLarge)));
             for reader in readers.into_iter().chain([late]) {
-                match reader.await.unwrap() {
-                    (end, None) => assert_eq!(end, blob.len() as u64),
-                    (at, Some(ReadError::Lagged(cut))) => {
-                        assert!(cut.from <= at, "no byte between {at} and {}", cut.from);
-                        let mut hasher: Hasher = cut.hasher;
-                        hasher.update(&blob[usize::try_from(cut.from).unwrap()..]);
-                        assert_eq!(hasher.finish(), digest, "the hash goes on from where the bytes do");
-                    }
-                    (at, Some(_)) => panic!("lost at {at}"),
-                }
+                let (at, error) = reader.await.unwrap();
+                assert_lacks_nothing(at, error, &blob);
             }
+            scratch.check_at_rest().await;
+        });
+    });
+}
+
+/// The bytes of a write that ended just as it was given up were in the file, and came once more from memory.
+#[test]
+fn readers_of_a_disk_that_is_given_up_at_any_moment_get_every_byte_once_or_are_told_where_to_go_on() {
+    in_many_orders(|| {
+        block_on(async {
+            let scratch = Scratch::with_patience(1 << 20, Duration::ZERO).await;
+            let blob = content(6, 6 * TAIL);
+            let mut writer = scratch.store.begin(Digest::sha256(&blob)).await;
+            writer.expect(blob.len() as u64).await;
+            let growth = writer.growth();
+            let readers = [0, 0, 3 * TAIL].map(|start| spawn(follow(growth.clone(), start, blob.clone())));
+            push(&mut writer, &blob, 1300).await;
+            let finished = writer.finish().await;
+            assert!(matches!(finished, Finished::Kept | Finished::Passed(Bypass::Disk(_))), "{finished:?}");
+            for reader in readers {
+                let (at, error) = reader.await.unwrap();
+                assert_lacks_nothing(at, error, &blob);
+            }
+            // Its file is closed by the last who knows of it.
+            drop(growth);
             scratch.check_at_rest().await;
         });
     });

@@ -1,14 +1,23 @@
 //! The same under shuttle. What tokio does within one call is one step here; before each there is a choice of who goes on.
 
+use std::future::poll_fn;
 use std::io;
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
 
 use shuttle::future;
+use shuttle::rand::{Rng as _, thread_rng};
 
 pub(crate) use shuttle::sync::{Condvar, Mutex, MutexGuard, atomic};
 
 /// [`tokio::sync::Notify`] with a choice before each step.
 #[derive(Default)]
 pub(crate) struct Notify(tokio::sync::Notify);
+
+/// The limit has come before the end of the work.
+#[derive(Debug)]
+pub(crate) struct Elapsed;
 
 /// Lets another go on here.
 fn choice() {
@@ -25,9 +34,22 @@ pub(crate) fn start_task(task: impl Future<Output = ()> + Send + 'static) {
     drop(future::spawn(task));
 }
 
-/// No time passes here.
-pub(crate) async fn timeout<F: Future>(_limit: std::time::Duration, work: F) -> Result<F::Output, std::convert::Infallible> {
-    Ok(work.await)
+/// Time goes on or does not: what is not done at once is given up after a few steps of the others, or waited for to its end. A
+/// limit of [`Duration::MAX`] never comes.
+pub(crate) async fn timeout<F: Future>(limit: Duration, work: F) -> Result<F::Output, Elapsed> {
+    /// Enough for others to be anywhere in what they do.
+    const STEPS: u32 = 20;
+    let mut work = pin!(work);
+    if limit == Duration::MAX || thread_rng().gen_bool(0.5) {
+        return Ok(work.await);
+    }
+    for _ in 0..thread_rng().gen_range(0..STEPS) {
+        if let Poll::Ready(done) = poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await {
+            return Ok(done);
+        }
+        future::yield_now().await;
+    }
+    Err(Elapsed)
 }
 
 /// Runs a test in a thousand random orders, and in a thousand with three preemptions where they hurt (PCT).

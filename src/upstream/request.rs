@@ -416,6 +416,8 @@ impl Body {
     /// # Errors
     /// When the connection breaks, or nothing comes for too long.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
+        #[cfg(debug_assertions)]
+        self.panic_as_asked();
         if let Some(ahead) = self.ahead.take() {
             return Ok(Some(ahead));
         }
@@ -433,5 +435,12 @@ impl Body {
             Err(error) => self.endpoint.body_broke(error),
         }
         chunk
+    }
+
+    /// Where a test wants it, which says in a header after how many bytes.
+    #[cfg(debug_assertions)]
+    fn panic_as_asked(&self) {
+        let after = self.response.headers().get("x-larder-panic").and_then(|value| value.to_str().ok()?.parse().ok());
+        assert!(after.is_none_or(|after: u64| self.received < after), "a test has asked for it");
     }
 }

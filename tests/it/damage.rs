@@ -20,18 +20,18 @@ const REPOSITORY: &str = "library/app";
 /// Larger than what is withheld of a blob, and read in many pieces.
 const SIZE: usize = 1_500_000;
 
-fn path(digest: &str) -> String {
+pub(super) fn path(digest: &str) -> String {
     format!("/v2/{REPOSITORY}/blobs/{digest}")
 }
 
 /// Where the file of a blob is.
-fn file(cache: &Path, digest: &str) -> PathBuf {
+pub(super) fn file(cache: &Path, digest: &str) -> PathBuf {
     let (algorithm, hex) = digest.split_once(':').unwrap();
     cache.join("blobs").join(algorithm).join(&hex[..2]).join(hex)
 }
 
 /// Where it is once it was found damaged.
-fn aside(cache: &Path, digest: &str) -> PathBuf {
+pub(super) fn aside(cache: &Path, digest: &str) -> PathBuf {
     cache.join("quarantine").join(digest.replace(':', "-"))
 }
 
@@ -43,13 +43,13 @@ fn disk_use(dirs: &[PathBuf]) -> u64 {
 }
 
 /// What the cache takes of the disk is what it counts, once nobody reads or writes.
-async fn accounts_are_right(mirror: &TestMirror) {
+pub(super) async fn accounts_are_right(mirror: &TestMirror) {
     let cache = mirror.cache_dir();
     let on_disk = || disk_use(&["blobs", "partial", "quarantine"].map(|dir| cache.join(dir)));
     until(&format!("{} counted, {} on the disk", mirror.used(), on_disk()), || mirror.used() == on_disk()).await;
 }
 
-async fn until(what: &str, so: impl Fn() -> bool) {
+pub(super) async fn until(what: &str, so: impl Fn() -> bool) {
     let waited = tokio::time::timeout(PATIENCE, async {
         while !so() {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -66,7 +66,7 @@ async fn quarantined(mirror: &TestMirror) -> u64 {
 }
 
 /// Has a blob in the cache.
-async fn cached(upstream: &Registry, mirror: &TestMirror, blob: &Bytes) -> String {
+pub(super) async fn cached(upstream: &Registry, mirror: &TestMirror, blob: &Bytes) -> String {
     let digest = upstream.put_blob(REPOSITORY, blob.clone());
     assert_eq!(mirror.get(&path(&digest)).await.expect(200).body, blob);
     until("kept", || mirror.holds(&digest)).await;
@@ -74,7 +74,7 @@ async fn cached(upstream: &Registry, mirror: &TestMirror, blob: &Bytes) -> Strin
 }
 
 /// Lets the `nth` reading of this blob fail, and with `all` those after it, until healed.
-fn let_reads_fail(mirror: &TestMirror, digest: &str, nth: usize, all: bool) {
+pub(super) fn let_reads_fail(mirror: &TestMirror, digest: &str, nth: usize, all: bool) {
     let (hex, seen) = (digest.replace("sha256:", ""), AtomicUsize::new(0));
     let which = move |operation, path: &Path| {
         let is_read = matches!(operation, Operation::Read | Operation::ReadCached);

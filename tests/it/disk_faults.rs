@@ -1,12 +1,14 @@
 //! What is wrong with the disk for a while: pulls go on, the operator is told, and it is over by itself.
 
 use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use larder::store::Operation;
 use larder::store::faults::Fault;
 
-use crate::support::{Image, PATIENCE, PutImage, Registry, TestMirror, assert_booked, assert_sound, get, noise};
+use crate::support::{Image, PATIENCE, PutImage, Registry, TestMirror, assert_booked, assert_sound, get, logged, noise};
 
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
@@ -206,4 +208,59 @@ async fn a_range_of_a_blob_that_the_disk_does_not_take_is_right_too() {
         let answer = mirror.get_with(&path, &[("range", range)]).await.expect(206);
         assert!(answer.complete && answer.body == blob.slice(start..end), "{range}: {} bytes", answer.body.len());
     }
+}
+
+/// It was hashed in one go, and where that took longer than the patience, the disk counted as one that hangs.
+#[tokio::test]
+async fn a_large_partial_file_on_a_slow_disk_is_gone_on_with() {
+    let upstream = Registry::start().await;
+    let blob = noise(50, 72 * MIB);
+    let digest = upstream.put_blob("library/app", blob.clone());
+    let mirror = TestMirror::builder()
+        .upstream("docker.io", &upstream)
+        .set("cache.min_free = \"0%\"")
+        .set("cache.patience = \"3s\"")
+        .start()
+        .await;
+    let stopped = mirror.stop().await;
+    let name = digest.replace(':', "-");
+    fs::write(stopped.cache_dir().join("partial").join(&name), &blob[..70 * MIB]).unwrap();
+    let mirror = stopped.start().await;
+    // All of it takes longer than the patience, and no stretch of it does.
+    let reads = AtomicUsize::new(0);
+    let slow = move |operation, path: &Path| {
+        let read = operation == Operation::Read && path.ends_with(&name);
+        read && [0, 40, 66].contains(&reads.fetch_add(1, Ordering::Relaxed))
+    };
+    mirror.faults().each(slow, Fault::Slow(Duration::from_millis(1100)));
+    let answer = mirror.get(&format!("/v2/library/app/blobs/{digest}")).await.expect(200);
+    assert!(answer.body == blob);
+    assert!(answer.header("cache-status").unwrap().contains("miss"), "{:?}", answer.headers);
+    assert_eq!(upstream.requests()[0].range(), Some("bytes=73400319-"), "one byte of it, and the rest");
+    assert_eq!((upstream.requests().len(), mirror.trouble()), (1, None));
+    mirror.kept(&digest).await;
+    assert_eq!(counted(&mirror, "larder_bypasses_total{reason=\"disk\"}").await, 0);
+    assert_booked(&mirror).await;
+}
+
+/// Where a stretch of it cannot be read, it is cut off there.
+#[tokio::test]
+async fn a_partial_file_is_gone_on_with_from_where_it_can_be_read_to() {
+    let (upstream, mirror) = world().await;
+    let blob = noise(51, 40 * MIB);
+    let digest = upstream.put_blob("library/app", blob.clone());
+    let stopped = mirror.stop().await;
+    let name = digest.replace(':', "-");
+    fs::write(stopped.cache_dir().join("partial").join(&name), &blob[..36 * MIB]).unwrap();
+    let mirror = stopped.set("cache.patience = \"5s\"").start().await;
+    let reads = AtomicUsize::new(0);
+    let fails = move |operation, path: &Path| {
+        operation == Operation::Read && path.ends_with(&name) && reads.fetch_add(1, Ordering::Relaxed) == 34
+    };
+    mirror.faults().each(fails, Fault::Errno(EIO));
+    assert!(mirror.get(&format!("/v2/library/app/blobs/{digest}")).await.expect(200).body == blob);
+    assert_eq!(upstream.requests()[0].range(), Some("bytes=33554431-"), "whole stretches are known to be right");
+    logged(&["WARN", &digest, "a partial file can be read up to here", "at=33554432"]).await;
+    mirror.kept(&digest).await;
+    assert_booked(&mirror).await;
 }

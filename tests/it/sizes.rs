@@ -75,3 +75,21 @@ async fn a_size_that_no_disk_has_is_no_reason_to_fall() {
     let _ = mirror.get(&path(&digest)).await;
     assert_eq!(mirror.get(&path(&digest)).await.expect(200).body, blob);
 }
+
+/// Such sizes were believed, and added up.
+#[tokio::test]
+async fn a_size_that_no_blob_has_is_not_passed_on() {
+    let upstream = Registry::start().await;
+    let blob = noise(6, 50_000);
+    let digest = upstream.put_blob("library/app", blob.clone());
+    let huge = [("content-length", "1152921504606846977")];
+    let announces = vec![Fault::answer(200, &huge, blob.clone()), Fault::Stall { after: 10_000 }];
+    upstream.on(Match::get(&digest).times(3), announces);
+    let mirror = TestMirror::of(&upstream).await;
+    let refused = mirror.get(&path(&digest)).await.expect(502);
+    assert!(refused.text().contains("it announces a size that no blob has"), "{}", refused.text());
+    assert_eq!((upstream.count("GET", &digest), mirror.used()), (3, 0), "it is asked again, as if it had not answered");
+    mirror.metric_is("larder_fills_total{outcome=\"failed\"}", 1).await;
+    assert_eq!(mirror.head(&path(&digest)).await.expect(200).header("content-length"), Some("50000"));
+    assert_eq!(mirror.get(&path(&digest)).await.expect(200).body, blob);
+}

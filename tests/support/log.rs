@@ -20,6 +20,11 @@ pub(super) fn remember(line: &[u8]) {
 /// The log from a moment on.
 pub struct Log(usize);
 
+/// Waits until one line has all these words, whether it is to come or has come long ago.
+pub async fn logged(words: &[&str]) {
+    Log(0).will_say(words).await;
+}
+
 // === impl Log ===
 
 impl Log {

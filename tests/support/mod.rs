@@ -57,7 +57,7 @@ pub use self::cache::{assert_booked, assert_sound, files, reboot};
 pub use self::{
     client::{Answer, Client, Streaming, get, get_with, head, http, raw, stream},
     images::{Content, Image, MultiArch, PutImage, PutIndex, digest_of, noise, sha512_of},
-    log::Log,
+    log::{Log, logged},
     process::{Ended, Process},
     raw::{Closed, Raw},
     registry::{

@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::gate::Operation;
 
@@ -27,6 +28,8 @@ struct State {
     /// From now on nothing changes any more.
     dead: bool,
     hanging: usize,
+    /// How often it has been healed.
+    healed: usize,
     /// How much of a file has been synced.
     synced: HashMap<PathBuf, u64>,
     /// What a power loss may undo: renames whose directory has not been synced.
@@ -73,6 +76,8 @@ pub enum Fault {
     Short,
     /// It does not come back before [`Faults::heal`].
     Hang,
+    /// It takes so much longer.
+    Slow(Duration),
     Panic,
     /// The process dies before it; nothing changes on the disk any more.
     DieBefore,
@@ -126,7 +131,10 @@ impl Faults {
 
     /// The disk is well again; what hangs goes on. A process that died stays dead.
     pub fn heal(&self) {
-        self.lock().planned.clear();
+        let mut state = self.lock();
+        state.planned.clear();
+        state.healed += 1;
+        drop(state);
         self.0.healed.notify_all();
     }
 
@@ -210,15 +218,23 @@ impl Faults {
                 return done;
             }
             // That is not waited for.
-            Some(Fault::Hang) if operation == Operation::ReadCached => return Err(io::ErrorKind::WouldBlock.into()),
+            Some(Fault::Hang | Fault::Slow(_)) if operation == Operation::ReadCached => {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
             Some(Fault::Hang) => {
                 state.hanging += 1;
-                let over = |state: &mut State| !state.dead && !state.planned.is_empty();
-                state = self.0.healed.wait_while(state, over).unwrap_or_else(PoisonError::into_inner);
+                let healed = state.healed;
+                let hangs = |state: &mut State| !state.dead && state.healed == healed;
+                state = self.0.healed.wait_while(state, hangs).unwrap_or_else(PoisonError::into_inner);
                 state.hanging -= 1;
                 if state.dead {
                     return Err(dead());
                 }
+            }
+            Some(Fault::Slow(longer)) => {
+                drop(state);
+                std::thread::sleep(longer);
+                state = self.lock();
             }
             Some(Fault::Panic) => {
                 drop(state);

@@ -65,7 +65,10 @@ impl Config {
             }
         }
         for setting in settings {
-            let wrong = || ConfigError(format!("--set {setting}: write it as key=value, such as server.listen=0.0.0.0:5000"));
+            let wrong = || {
+                let shown = setting.escape_debug();
+                ConfigError(format!("--set {shown}: write it as key=value, such as server.listen=0.0.0.0:5000"))
+            };
             let (key, value) = setting.split_once('=').ok_or_else(wrong)?;
             put(&mut table, &dotted(key.trim()).ok_or_else(wrong)?, value.trim())?;
         }
@@ -77,7 +80,7 @@ impl Config {
         let mut config: Self = serde_path_to_error::deserialize(table).map_err(|error| {
             ConfigError(format!(
                 "{}: {}",
-                error.path(),
+                error.path().to_string().escape_debug(),
                 one_line(error.inner().message()).replace("expected parsable string", "expected a size such as 50GiB")
             ))
         })?;
@@ -213,7 +216,7 @@ fn key_of_variable(name: &str, table: &Table) -> Result<Option<Vec<String>>, Con
             return if default_of(&key).is_some() { Ok(Some(key)) } else { Err(unknown(&key)) };
         }
     }
-    Err(ConfigError(format!("{name} names no upstream that is configured; name it in the file first")))
+    Err(ConfigError(format!("{} names no upstream that is configured; name it in the file first", name.escape_debug())))
 }
 
 /// Sets an option to what `text` means for its type.
@@ -347,6 +350,7 @@ mod tests {
         );
         assert!(error("[mirror]\ndefault_upstream = \"x\"").contains("is no upstream"));
         assert!(error("[server\n").starts_with("line 1: "));
+        assert!(error("[upstream.\"a\\nb\"]\nurl = 1").starts_with("upstream.a\\nb.url: "));
         for (variables, settings) in [
             (&[("LARDER_SERVER_LISTN", "x")][..], &[][..]),
             (&[("LARDER_UPSTREAM_NOWHERE_URL", "x")], &[]),
@@ -354,6 +358,8 @@ mod tests {
             (&[], &["server.listn=x"]),
             (&[], &["server=x"]),
             (&[], &["nonsense"]),
+            (&[], &["a\nb"]),
+            (&[("LARDER_UPSTREAM_A\nB", "x")], &[]),
         ] {
             let error = load(variables, settings).unwrap_err().to_string();
             assert!(!error.contains('\n'), "{error}");

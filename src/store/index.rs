@@ -13,6 +13,8 @@ use super::{Shared, lock};
 
 pub(super) const NAME: &str = "index";
 const HEADER: &str = "larder index 2\n";
+/// In bytes: the books can add and multiply sizes without a thought.
+const LARGEST_DISK: u64 = 1 << 60;
 
 /// One line an entry, those that go first in front:
 /// `<digest> <size> <first used, ms> <used, ms> <1 if used again> <verified, ms; 0 if that is not known> <named digest>…`
@@ -29,9 +31,11 @@ pub(super) fn write(entries: impl Iterator<Item = Snapshot>) -> String {
     text
 }
 
-/// `None` if any of it cannot be read: then it is worth nothing.
+/// `None` if any of it cannot be read, or it tells of more than any disk holds: then it is worth nothing.
 pub(super) fn read(text: &str) -> Option<Vec<Snapshot>> {
-    text.strip_prefix(HEADER)?.lines().map(read_line).collect()
+    let entries: Vec<Snapshot> = text.strip_prefix(HEADER)?.lines().map(read_line).collect::<Option<_>>()?;
+    let bytes = entries.iter().try_fold(0_u64, |sum, entry| sum.checked_add(charge(entry.size)))?;
+    (bytes < LARGEST_DISK).then_some(entries)
 }
 
 fn read_line(line: &str) -> Option<Snapshot> {
@@ -145,6 +149,18 @@ mod tests {
         let entries = read(GOLDEN).unwrap();
         assert_eq!(entries[1].names, [entries[0].digest.clone()]);
         assert_eq!(write(entries.into_iter()), GOLDEN);
+    }
+
+    /// A larder whose index had a wrong digit did not start.
+    #[test]
+    fn an_index_of_more_than_any_disk_holds_is_worth_nothing() {
+        let sizes = |first: u64, second: u64| {
+            GOLDEN.replace("5 0 1 2", &format!("5 {first} 1 2")).replace("a 1 3", &format!("a {second} 3"))
+        };
+        assert!(read(&sizes(5, 6)).is_some());
+        for (first, second) in [(u64::MAX, 1), (1 << 63, 1 << 63), (1 << 59, 1 << 59), (5, 1 << 60)] {
+            assert_eq!(read(&sizes(first, second)), None, "{first} {second}");
+        }
     }
 
     #[test]

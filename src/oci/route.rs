@@ -44,8 +44,12 @@ pub struct Page {
     pub next: Option<String>,
 }
 
-/// How long such a query may be; those that are known take a tenth of it.
+/// How long such a query may be, or another value in one; those that are known take a tenth of it.
 const LONGEST_NEXT: usize = 2048;
+/// How long a path may be: that of the longest names that there are is no longer.
+const LONGEST_PATH: usize = 2048;
+/// How long a name may be.
+const LONGEST_NAME: usize = 255;
 
 // === impl Page ===
 
@@ -136,6 +140,9 @@ fn code_of(error: &InvalidName) -> ErrorCode {
 
 /// The segments of a path, percent-decoded one by one. Refused: whatever would mean another path once decoded.
 fn segments(path: &str) -> Result<Vec<String>, &'static str> {
+    if path.len() > LONGEST_PATH {
+        return Err("the path is longer than any name");
+    }
     let raw: Vec<&str> = path.strip_prefix('/').unwrap_or(path).split('/').collect();
     let last = raw.len() - 1;
     raw.into_iter()
@@ -156,7 +163,8 @@ fn segments(path: &str) -> Result<Vec<String>, &'static str> {
 /// The `ns` of a query, also of one that makes no sense otherwise: it is told back in every answer.
 #[must_use]
 pub fn namespace(query: &str) -> Option<String> {
-    let mut values = form_urlencoded::parse(query.as_bytes()).filter(|(key, value)| key == "ns" && !value.is_empty());
+    let named = |value: &str| (1..=LONGEST_NAME).contains(&value.len());
+    let mut values = form_urlencoded::parse(query.as_bytes()).filter(|(key, value)| key == "ns" && named(value));
     values.next().map(|(_, value)| value.into_owned())
 }
 
@@ -186,6 +194,9 @@ impl Query {
                 "artifactType" => &mut query.artifact_type,
                 _ => continue,
             };
+            if value.len() > if key == "ns" { LONGEST_NAME } else { LONGEST_NEXT } {
+                return Err((ErrorCode::Unsupported, format!("{key} is longer than any there is")));
+            }
             if slot.as_ref().is_some_and(|old| **old != *value) {
                 return Err((ErrorCode::Unsupported, format!("{key} is given twice with different values")));
             }

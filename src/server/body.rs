@@ -23,6 +23,8 @@ pub(super) struct Body {
     /// What was given to hyper last, in HTTP/2.
     given: usize,
     appetite: Appetite,
+    /// No more is given before what was given is written.
+    held_back: bool,
     passage: Option<Passage>,
     line: Option<AccessLine>,
 }
@@ -61,7 +63,17 @@ impl Body {
     }
 
     fn new(content: Content, appetite: Appetite) -> Self {
-        Self { content, last_apart: false, last: None, left: None, given: 0, appetite, passage: None, line: None }
+        Self {
+            content,
+            last_apart: false,
+            last: None,
+            left: None,
+            given: 0,
+            appetite,
+            held_back: false,
+            passage: None,
+            line: None,
+        }
     }
 
     /// Writes `line` when the body is done with.
@@ -94,6 +106,12 @@ impl Body {
             }
             Content::Stream(stream) => {
                 if let Some(passage) = &self.passage {
+                    // hyper would gather several of the small pieces that there are in a crowd.
+                    if self.held_back || passage.is_crowded() {
+                        self.held_back = true;
+                        ready!(passage.poll_written(cx));
+                        self.held_back = false;
+                    }
                     self.appetite.asks(passage.most());
                 }
                 // A panic in there is this answer's alone.
@@ -133,8 +151,9 @@ impl hyper::body::Body for Body {
             Some(Ok(bytes)) => bytes,
             Some(Err(Broken)) => {
                 this.line.iter_mut().for_each(|line| line.ended(End::Broken));
+                // The client is to have all that came before, and hyper throws away what it has not written yet.
                 if let Some(passage) = &this.passage {
-                    ready!(passage.poll_may_end(cx));
+                    ready!(passage.poll_written(cx));
                 }
                 this.content = Content::End;
                 return Poll::Ready(Some(Err(Broken)));

@@ -97,6 +97,10 @@ const LARGEST_BUFFER: usize = 64 << 10;
 const UNSENT: u32 = 128 << 10;
 const LARGEST_HEAD: u32 = 64 << 10;
 const H2_STREAMS: u32 = 128;
+/// So many streams may a client have opened and reset before larder has looked at them (CVE-2023-44487),
+const PENDING_RESETS: usize = 20;
+/// and so many may it make larder reset by breaking the rules (CVE-2025-8671). Then the connection is closed.
+const OWN_RESETS: usize = 128;
 /// For so long a new connection is not closed for another.
 const FIRST_WORDS: Duration = Duration::from_secs(1);
 /// After a failed accept, for want of descriptors for one, trying again at once would only burn the processor.
@@ -174,6 +178,8 @@ fn http(least: Least) -> auto::Builder<Streams> {
         .max_concurrent_streams(H2_STREAMS)
         .max_send_buf_size(LARGEST_BUFFER)
         .max_header_list_size(LARGEST_HEAD)
+        .max_pending_accept_reset_streams(PENDING_RESETS)
+        .max_local_error_reset_streams(OWN_RESETS)
         .keep_alive_interval(Duration::from_secs(20));
     builder
 }

@@ -63,18 +63,22 @@ impl Passage {
         self.line.pace.is_lost() || self.stream.as_ref().is_some_and(|pace| pace.is_lost())
     }
 
-    /// Waits until a broken answer may end: over HTTP/1.1 its client is to have all that came before, and there hyper throws
-    /// away what it has not written yet.
-    pub(super) fn poll_may_end(&self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Waits until hyper has written what it was given, over HTTP/1.1. In HTTP/2 it asks for more only then.
+    pub(super) fn poll_written(&self, cx: &mut Context<'_>) -> Poll<()> {
         if self.stream.is_some() { Poll::Ready(()) } else { self.line.poll_flushed(cx) }
+    }
+
+    /// A crowd that takes nothing is to leave room for the others: half of the memory in small pieces is enough for one each.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.buffers.metrics.body_buffers() >= self.buffers.most / 2
     }
 
     /// How much the next piece may be at most.
     pub(super) fn most(&self) -> usize {
         match (&self.stream, self.buffers.metrics.body_buffers()) {
-            (_, held) if held >= self.buffers.most => SMALL,
+            _ if self.is_crowded() => SMALL,
             (Some(_), _) => STREAM,
-            (None, held) if held >= self.buffers.most / 2 => MEDIUM,
+            (None, held) if held >= self.buffers.most / 4 => MEDIUM,
             (None, _) => LARGE,
         }
     }

@@ -203,6 +203,30 @@ async fn only_so_many_fills_go_on_without_clients() {
     assert_eq!(partial.count(), 2, "what the others have is kept for the next client");
 }
 
+/// Each of them would fetch on, and set space aside.
+#[tokio::test]
+async fn of_forty_fills_that_were_begun_and_left_four_go_on() {
+    const SIZE: usize = 4 << 20;
+    let upstream = Registry::start().await;
+    let digests: Vec<String> = (0..40).map(|seed| upstream.put_blob(REPOSITORY, noise(100 + seed, SIZE))).collect();
+    upstream.on(Match::get("/blobs/"), Fault::Gate { after: 1 << 20 });
+    let mirror = TestMirror::of(&upstream).await;
+    let before = mirror.used();
+    let mut bodies = Vec::new();
+    for digest in &digests {
+        bodies.extend(clients(&mirror, digest, 1).await);
+    }
+    upstream.held(40).await;
+    drop(bodies);
+    until("stopped but for four", || upstream.held_now() == 4).await;
+    // What the others have stays for an hour, and no space for what they lack.
+    until("given back", || mirror.used() - before <= (4 * SIZE + 36 * (1 << 20) + 40 * (64 << 10)) as u64).await;
+    upstream.release();
+    until("in the cache", || digests.iter().filter(|digest| mirror.holds(digest)).count() == 4).await;
+    assert_eq!(upstream.requests().len(), 40);
+    assert_eq!(mirror.metric("larder_fills_total{outcome=\"stopped\"}"), 36);
+}
+
 // === larger than the cache ===
 
 async fn small_mirror(upstream: &Registry) -> TestMirror {

@@ -97,6 +97,34 @@ async fn using_an_image_again_keeps_all_of_it() {
     assert!(held(&mirror, &first.digest) && first.blobs().all(|blob| held(&mirror, &blob.digest)));
 }
 
+/// Whoever pulls much that nobody else wants, however often in a row, takes room from the like of it.
+#[tokio::test]
+async fn junk_of_ten_times_the_cap_does_not_push_out_what_is_hot() {
+    let upstream = Registry::start().await;
+    let mirror = small(&upstream).set("cache.max_size = \"16MiB\"").start().await;
+    let image = |seed, name: &str| Image::new(seed).layers(&[2 * MIB, 2 * MIB]).put(&upstream, name, "latest");
+    let (hot, cold) = (image(1, "library/hot"), image(2, "library/cold"));
+    pull(&mirror, &hot, "latest").await;
+    pull(&mirror, &cold, "latest").await;
+    mirror.clock().advance(Duration::from_mins(11));
+    pull(&mirror, &hot, "latest").await;
+    for n in 10..50 {
+        mirror.clock().advance(Duration::from_secs(1));
+        let junk = image(n, &format!("library/junk{n}"));
+        for _ in 0..2 {
+            pull(&mirror, &junk, "latest").await;
+        }
+        assert!(disk_use(&mirror.cache_dir()) <= 16 << 20);
+    }
+    assert!(!held(&mirror, &cold.digest), "what was used once goes");
+    upstream.forget_requests();
+    assert!(held(&mirror, &hot.digest));
+    for blob in hot.blobs() {
+        assert_eq!(mirror.get(&hot.blob_path(blob)).await.expect(200).body, blob.bytes);
+    }
+    assert!(upstream.requests().is_empty(), "{:?}", upstream.requests());
+}
+
 #[tokio::test]
 async fn a_layer_that_two_images_share_stays_with_the_one_in_use() {
     let upstream = Registry::start().await;

@@ -5,8 +5,9 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
 
-use super::secrets;
+use super::{PATIENCE, secrets};
 
 /// A running `larder serve`. Dropped, it is killed.
 pub struct Process {
@@ -97,6 +98,35 @@ impl Process {
 
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
+    }
+
+    /// How much memory it has, in bytes.
+    pub fn memory(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.id())).expect("it runs");
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it has memory");
+        resident.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+    }
+
+    /// How many descriptors it has open.
+    pub fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.id())).expect("it runs").count()
+    }
+
+    /// The value of a metric, with its labels as they are written; 0 if it has none yet.
+    pub async fn metric(&self, name: &str) -> u64 {
+        let page = super::get(format!("http://{}/metrics", self.admin())).await.expect(200).text();
+        page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok()).unwrap_or_default()
+    }
+
+    /// Waits until a metric has come to a value that will do.
+    pub async fn until(&self, name: &str, will_do: impl Fn(u64) -> bool) {
+        let comes = async {
+            while !will_do(self.metric(name).await) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let came = tokio::time::timeout(PATIENCE, comes).await;
+        assert!(came.is_ok(), "{name} is {} and stays so", self.metric(name).await);
     }
 
     /// As `kill -9` does.

@@ -44,6 +44,11 @@ impl Raw {
         self.0.write_all(bytes.as_ref()).await.expect("the other side reads");
     }
 
+    /// Sends, if the other side still listens.
+    pub async fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
+        self.0.write_all(bytes.as_ref()).await
+    }
+
     /// Says that it will send no more, and still reads.
     pub async fn half_close(&mut self) {
         self.0.shutdown().await.expect("it is open");

@@ -1,0 +1,243 @@
+//! Thousands who want to do harm, against the program itself: what they cost is counted in bytes, descriptors and requests, and bounded.
+//! How long others wait meanwhile is printed, for whoever runs a test alone.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use crate::support::{Client, Process, Raw, Registry, digest_of, get, noise};
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const CROWD: usize = 5_000;
+/// Listeners, files, the runtime's own, and connections of those who do no harm.
+const OTHERS: usize = 128;
+
+/// A larder in a process of its own that has a small blob, and as much room as these options give it.
+struct Attacked {
+    larder: Process,
+    small: String,
+    /// Before anyone comes.
+    memory: u64,
+    _upstream: Registry,
+    _dir: tempfile::TempDir,
+}
+
+// === impl Attacked ===
+
+impl Attacked {
+    async fn with(upstream: Registry, options: &[&str]) -> Self {
+        let small = upstream.put_blob("library/alpine", noise(1, 10_000));
+        let dir = tempfile::tempdir().unwrap();
+        let to_upstream = format!("upstream.\"docker.io\".url={}", upstream.url());
+        let settings = [&[&*to_upstream, "log.level=error"], options].concat();
+        let larder = Process::start_within(&["--nofile=20000:20000"], dir.path(), &settings);
+        let small = larder.url(&format!("/v2/library/alpine/blobs/{small}"));
+        get(&small).await.expect(200);
+        Self { memory: larder.memory(), larder, small, _upstream: upstream, _dir: dir }
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.larder.address()
+    }
+
+    fn grown(&self) -> u64 {
+        self.larder.memory().saturating_sub(self.memory)
+    }
+
+    /// How long the 99th of a hundred others waits, each for the whole of a small blob.
+    async fn others_wait(&self) -> Duration {
+        let client = Client::h1();
+        let mut waited = Vec::new();
+        for _ in 0..200 {
+            let begun = Instant::now();
+            assert_eq!(client.get(&self.small).await.expect(200).body, noise(1, 10_000));
+            waited.push(begun.elapsed());
+        }
+        waited.sort();
+        waited[waited.len() * 99 / 100]
+    }
+
+    async fn tells(&self, who: &str, before: Duration) {
+        let now = self.others_wait().await;
+        let (grown, open) = (self.grown() / MIB, self.larder.descriptors());
+        eprintln!("{who}: {grown} MiB more, {open} descriptors; others wait {now:?} at p99, {before:?} before");
+    }
+}
+
+/// Connects so many, a few at a time.
+async fn crowd(address: SocketAddr, number: usize) -> Vec<Raw> {
+    stream::iter(0..number).map(|_| Raw::connect(address)).buffer_unordered(64).collect().await
+}
+
+#[tokio::test]
+async fn five_thousand_who_say_nothing_or_never_end_cost_little_and_are_closed() {
+    let attacked = Attacked::with(Registry::start().await, &[]).await;
+    let before = attacked.others_wait().await;
+    let mut clients = crowd(attacked.address(), CROWD).await;
+    for (n, client) in clients.iter_mut().enumerate() {
+        match n % 4 {
+            0 => {}
+            1 => client.send("G").await,
+            2 => client.send("GET /v2/ HTTP/1.1\r\nhost: mirror\r\nx-slow: ").await,
+            _ => client.send("PRI * HTTP/2.0\r\n\r\n").await,
+        }
+    }
+    attacked.larder.until("larder_connections", |open| open >= CROWD as u64).await;
+    attacked.tells("5,000 who say nothing", before).await;
+    assert!(attacked.grown() < 40 * KIB * CROWD as u64, "{}", attacked.grown());
+    assert!(attacked.larder.descriptors() < CROWD + OTHERS);
+    // A byte now and then does not keep them.
+    let mut dripping = JoinSet::new();
+    for mut client in clients.drain(..).skip(2).step_by(4).take(100) {
+        dripping.spawn(async move {
+            while client.try_send("x").await.is_ok() {
+                sleep(Duration::from_millis(200)).await;
+            }
+        });
+    }
+    drop(dripping.join_all().await);
+    attacked.larder.until("larder_connections", |open| open <= 1).await;
+    assert!(attacked.larder.descriptors() < OTHERS);
+}
+
+/// They held all the memory that there is for answers, and for as long as they were borne with, others were told to come again.
+#[tokio::test]
+async fn five_thousand_who_read_nothing_are_bounded_in_bytes_and_keep_nobody_out() {
+    let upstream = Registry::start().await;
+    let large = upstream.put_blob("library/alpine", noise(2, 4 << 20));
+    let attacked = Attacked::with(upstream, &["server.write_idle=15s"]).await;
+    let path = format!("/v2/library/alpine/blobs/{large}");
+    get(attacked.larder.url(&path)).await.expect(200);
+    let before = attacked.others_wait().await;
+    let mut clients = crowd(attacked.address(), CROWD).await;
+    for client in &mut clients {
+        client.send(format!("GET {path} HTTP/1.1\r\nhost: mirror\r\n\r\n")).await;
+    }
+    let heads = join_all(clients.iter_mut().map(|client| client.take("HTTP/1.1 200".len()))).await;
+    let refused = heads.iter().filter(|head| *head != b"HTTP/1.1 200").count();
+    let (held, grown) = (attacked.larder.metric("larder_body_buffer_bytes").await, attacked.grown());
+    eprintln!("{} MiB in buffers, {refused} are refused", held / MIB);
+    assert_eq!(refused, 0);
+    attacked.tells("5,000 who read nothing", before).await;
+    assert!(held > 0 && held <= 256 * MIB, "{held}");
+    assert!(grown <= 512 * MIB, "{grown}");
+    assert!(attacked.larder.descriptors() < CROWD + OTHERS);
+    attacked.larder.until("larder_body_buffer_bytes", |held| held == 0).await;
+    assert_eq!(attacked.larder.metric("larder_slow_clients_total").await, CROWD as u64);
+    assert_eq!(attacked.larder.metric("larder_shed_total{reason=\"memory\"}").await, 0);
+}
+
+#[tokio::test]
+async fn ten_thousand_streams_without_window_are_bounded_in_bytes_and_reset() {
+    const CONNECTIONS: usize = 80;
+    const STREAMS: usize = 125;
+    let upstream = Registry::start().await;
+    let large = upstream.put_blob("library/alpine", noise(2, 1 << 20));
+    let attacked = Attacked::with(upstream, &["server.write_idle=5s"]).await;
+    let url = attacked.larder.url(&format!("/v2/library/alpine/blobs/{large}"));
+    get(&url).await.expect(200);
+    let before = attacked.others_wait().await;
+    let mut answers = Vec::new();
+    let mut connections = JoinSet::new();
+    for _ in 0..CONNECTIONS {
+        let stream = TcpStream::connect(attacked.address()).await.unwrap();
+        let (mut requests, connection) =
+            h2::client::Builder::new().initial_window_size(0).handshake::<_, bytes::Bytes>(stream).await.unwrap();
+        connections.spawn(async move { drop(connection.await) });
+        for _ in 0..STREAMS {
+            requests = requests.ready().await.unwrap();
+            let request = http::Request::get(&url).body(()).unwrap();
+            answers.push(requests.send_request(request, true).unwrap().0);
+        }
+    }
+    let answers: Vec<_> = join_all(answers).await.into_iter().filter_map(Result::ok).collect();
+    let held = attacked.larder.metric("larder_body_buffer_bytes").await;
+    attacked.tells("10,000 streams without window", before).await;
+    eprintln!("{} answers, {} MiB in buffers", answers.len(), held / MIB);
+    assert!(attacked.grown() <= 400 * MIB, "{}", attacked.grown());
+    assert!(held <= 256 * MIB + (CONNECTIONS * STREAMS) as u64 * 16 * KIB, "{held}");
+    attacked.larder.until("larder_body_buffer_bytes", |held| held == 0).await;
+    connections.abort_all();
+    attacked.larder.until("larder_connections", |open| open <= 1).await;
+}
+
+/// An upstream that has nothing, and counts.
+#[derive(Default)]
+struct Asked {
+    all: AtomicUsize,
+    now: AtomicUsize,
+    most: AtomicUsize,
+}
+
+async fn has_nothing(listener: TcpListener, asked: Arc<Asked>) {
+    let mut connections = JoinSet::new();
+    while let Ok((mut stream, _)) = listener.accept().await {
+        let asked = Arc::clone(&asked);
+        connections.spawn(async move {
+            let mut head = Vec::new();
+            while matches!(stream.read_buf(&mut head).await, Ok(1..)) {
+                if head.ends_with(b"\r\n\r\n") {
+                    head.clear();
+                    asked.all.fetch_add(1, Ordering::Relaxed);
+                    asked.most.fetch_max(asked.now.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+                    sleep(Duration::from_millis(2)).await;
+                    asked.now.fetch_sub(1, Ordering::Relaxed);
+                    let _ = stream.write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n").await;
+                }
+            }
+        });
+    }
+}
+
+/// `ATTACKS=20` asks for 100,000.
+#[tokio::test]
+async fn thousands_of_unknown_digests_cost_one_question_each_and_no_memory() {
+    const CLIENTS: usize = 100;
+    const AT_ONCE: usize = 10;
+    let rounds = 5 * std::env::var("ATTACKS").map_or(1, |times| times.parse::<usize>().unwrap());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (url, asked) = (format!("upstream.\"quay.io\".url=http://{}", listener.local_addr().unwrap()), Arc::<Asked>::default());
+    let mut upstream = JoinSet::new();
+    upstream.spawn(has_nothing(listener, Arc::clone(&asked)));
+    let attacked = Attacked::with(Registry::start().await, &[&url]).await;
+    let before = attacked.others_wait().await;
+    let mut clients: Vec<Raw> = crowd(attacked.address(), CLIENTS).await;
+    let attack = join_all(clients.iter_mut().enumerate().map(|(client, raw)| async move {
+        for round in 0..rounds {
+            let digests = (0..AT_ONCE).map(|n| digest_of(format!("{client} {round} {n}").as_bytes()));
+            let asked: Vec<String> =
+                digests.map(|digest| format!("GET /v2/quay.io/a/b/blobs/{digest} HTTP/1.1\r\nhost: mirror\r\n\r\n")).collect();
+            raw.send(asked.concat()).await;
+            for _ in 0..AT_ONCE {
+                let head = raw.head().await;
+                assert!(head.starts_with("HTTP/1.1 404 "), "{head}");
+                let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok()).unwrap();
+                raw.take(length).await;
+            }
+        }
+    }));
+    let begun = Instant::now();
+    let (_, ()) = tokio::join!(attack, async {
+        sleep(Duration::from_secs(1)).await;
+        attacked.tells("unknown digests by the thousand", before).await;
+    });
+    let (all, most) = (asked.all.load(Ordering::Relaxed), asked.most.load(Ordering::Relaxed));
+    eprintln!(
+        "{} unknown digests in {:?}: {all} questions upstream, at most {most} at once",
+        CLIENTS * rounds * AT_ONCE,
+        begun.elapsed()
+    );
+    // HEAD and the first byte, as some registries refuse HEAD.
+    assert!(all <= 2 * CLIENTS * rounds * AT_ONCE, "{all}");
+    assert!(most <= 64, "{most}");
+    assert!(attacked.grown() <= 64 * MIB, "{}", attacked.grown());
+}

@@ -1,0 +1,259 @@
+//! Requests and answers whose end two readers could see in different places. Whoever disagrees with larder gains nothing: what is
+//! hidden in one message is never taken for another, on either side.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+
+use crate::support::{Registry, TestMirror, get, noise, raw};
+
+const HIDDEN: &str = "GET /v2/library/alpine/manifests/hidden HTTP/1.1\r\nhost: mirror\r\n\r\n";
+
+/// The statuses of all answers that are in these bytes.
+fn statuses(answers: &[u8]) -> Vec<u16> {
+    let text = String::from_utf8_lossy(answers);
+    text.match_indices("HTTP/1.").map(|(at, _)| text[at + 9..at + 12].parse().expect("a status")).collect()
+}
+
+/// What comes back when these bytes are all that a client sends. Nobody is asked upstream.
+async fn said_to(bytes: &[u8]) -> Vec<u16> {
+    let upstream = Registry::start().await;
+    let mirror = TestMirror::of(&upstream).await;
+    let answers = raw(mirror.address(), bytes).await;
+    assert!(upstream.requests().is_empty(), "{:?}", upstream.requests());
+    mirror.metric_is("larder_connections", 0).await;
+    statuses(&answers)
+}
+
+#[tokio::test]
+async fn a_request_whose_end_is_in_doubt_is_the_last_of_its_connection() {
+    let chunked = "transfer-encoding: chunked\r\n";
+    for (what, headers, body, expected) in [
+        ("both a length and chunks", "content-length: 5\r\ntransfer-encoding: chunked\r\n", "0\r\n\r\n", vec![200]),
+        ("chunks and a length", "transfer-encoding: chunked\r\ncontent-length: 70\r\n", "0\r\n\r\n", vec![200]),
+        ("two lengths", "content-length: 0\r\ncontent-length: 5\r\n", "", vec![400]),
+        ("two lengths in one", "content-length: 0, 5\r\n", "", vec![400]),
+        ("a length with a sign", "content-length: +5\r\n", "", vec![400]),
+        ("a length below zero", "content-length: -1\r\n", "", vec![400]),
+        ("a length beyond all", "content-length: 18446744073709551616\r\n", "", vec![400]),
+        ("a length in hex", "content-length: 0x5\r\n", "", vec![400]),
+        ("a coding that is none", "transfer-encoding: xchunked\r\n", "0\r\n\r\n", vec![400]),
+        ("chunks that are not the last coding", "transfer-encoding: chunked, identity\r\n", "0\r\n\r\n", vec![400]),
+        ("a coding behind a vertical tab", "transfer-encoding: \x0bchunked\r\n", "0\r\n\r\n", vec![400]),
+        ("a space before the colon", "content-length : 5\r\n", "", vec![400]),
+        ("a folded line", "x: a\r\n content-length: 5\r\n", "", vec![400]),
+        ("a folded coding", "transfer-encoding:\r\n chunked\r\n", "0\r\n\r\n", vec![400]),
+        ("a NUL", "x: a\0b\r\n", "", vec![400]),
+        ("a bare CR", "x: a\rcontent-length: 5\r\n", "", vec![400]),
+        ("a header without a name", ": a\r\n", "", vec![400]),
+        ("a header without a colon", "content-length 5\r\n", "", vec![400]),
+        ("a chunk of a size that is none", chunked, "g\r\n\r\n0\r\n\r\n", vec![200]),
+        ("a chunk beyond all", chunked, "FFFFFFFFFFFFFFFFF\r\na\r\n0\r\n\r\n", vec![200]),
+        ("a chunk that lies about its size", chunked, "1\r\nabc\r\n0\r\n\r\n", vec![200]),
+        ("a chunk with an extension that holds a line", chunked, "1;a=\"\n\"\r\na\r\n0\r\n\r\n", vec![200]),
+        ("a chunk that ends in LF", chunked, "1\na\r\n0\r\n\r\n", vec![200]),
+        ("a body with a GET", "content-length: 5\r\n", "hello", vec![200]),
+    ] {
+        let sent = format!("GET /v2/ HTTP/1.1\r\nhost: mirror\r\n{headers}\r\n{body}{HIDDEN}");
+        assert_eq!(said_to(sent.as_bytes()).await, expected, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_request_line_of_http_1_is_refused() {
+    for (line, expected) in [
+        ("GET /v2/ HTTP/1.1 \r\n", vec![400]),
+        ("GET  /v2/ HTTP/1.1\r\n", vec![400]),
+        ("GET /v2/\r\n", vec![400]),
+        ("GET /v2/ HTTP/2.0\r\n", vec![400]),
+        ("GET /v2/ HTTP/1.2\r\n", vec![400]),
+        ("GET /v2/\0 HTTP/1.1\r\n", vec![400]),
+        ("GET\t/v2/ HTTP/1.1\r\n", vec![400]),
+        ("G\x01T /v2/ HTTP/1.1\r\n", vec![400]),
+        (" GET /v2/ HTTP/1.1\r\n", vec![400]),
+    ] {
+        let sent = format!("{line}host: mirror\r\n\r\n{HIDDEN}");
+        assert_eq!(said_to(sent.as_bytes()).await, expected, "{line:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_would_become_another_protocol_stays_http() {
+    for headers in ["upgrade: h2c\r\nconnection: upgrade, http2-settings\r\nhttp2-settings: AAAA\r\n", "upgrade: websocket\r\n"] {
+        let sent = format!("GET /v2/ HTTP/1.1\r\nhost: mirror\r\n{headers}connection: close\r\n\r\n{HIDDEN}");
+        assert_eq!(said_to(sent.as_bytes()).await, [200], "{headers:?}");
+    }
+    let sent = format!("CONNECT registry-1.docker.io:443 HTTP/1.1\r\nhost: mirror\r\nconnection: close\r\n\r\n{HIDDEN}");
+    assert_eq!(said_to(sent.as_bytes()).await, [405]);
+}
+
+#[tokio::test]
+async fn requests_one_behind_the_other_are_answered_in_their_order() {
+    let upstream = Registry::start().await;
+    let digest = upstream.put_blob("library/alpine", noise(1, 3));
+    let mirror = TestMirror::of(&upstream).await;
+    let blob = format!("/v2/library/alpine/blobs/{digest}");
+    let ask = |path: &str, more: &str| format!("GET {path} HTTP/1.1\r\nhost: mirror\r\n{more}\r\n");
+    let sent = [
+        ask("/v2/", ""),
+        ask(&blob, ""),
+        ask("http://elsewhere.example/v2/library/alpine/manifests/.x", ""),
+        ask("/v2/library/alpine/blobs/sha256:0", ""),
+        ask(&blob, "range: bytes=5-\r\nconnection: close\r\n"),
+        ask("/v2/library/alpine/manifests/hidden", ""),
+    ];
+    let answers = raw(mirror.address(), sent.concat()).await;
+    assert_eq!(statuses(&answers), [200, 200, 400, 400, 416]);
+    assert_eq!(upstream.requests().len(), 1, "what follows a close is not read");
+}
+
+// === Answers ===
+
+/// An upstream of bytes: it says `first` to the first request of its first connection, `poison` to all that follow on that one, and what is
+/// true on every other.
+struct Upstream {
+    address: SocketAddr,
+    /// The first lines of the requests, by connection.
+    asked: Arc<Mutex<Vec<Vec<String>>>>,
+    _running: JoinSet<()>,
+}
+
+const TRUE_LIST: &str = "{\"name\":\"library/alpine\",\"tags\":[\"true\"]}";
+const POISON: &str = "{\"name\":\"library/alpine\",\"tags\":[\"poison\"]}";
+
+fn list(body: &str) -> String {
+    format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+}
+
+// === impl Upstream ===
+
+impl Upstream {
+    async fn saying(first: Vec<u8>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, asked) = (listener.local_addr().unwrap(), Arc::<Mutex<Vec<Vec<String>>>>::default());
+        let (mut running, noted) = (JoinSet::new(), Arc::clone(&asked));
+        running.spawn(async move {
+            let mut connections = JoinSet::new();
+            let mut first = Some(first);
+            while let Ok((stream, _)) = listener.accept().await {
+                let number = noted.lock().unwrap().len();
+                noted.lock().unwrap().push(Vec::new());
+                connections.spawn(serve(stream, number, first.take(), Arc::clone(&noted)));
+            }
+        });
+        Self { address, asked, _running: running }
+    }
+
+    async fn mirror(&self) -> TestMirror {
+        // An answer may be one that ends with its connection, which it does not.
+        let patience = "upstream.\"docker.io\".header_timeout = \"500ms\"\nupstream.\"docker.io\".idle_timeout = \"500ms\"";
+        let url = format!("upstream.\"docker.io\".url = \"http://{}\"", self.address);
+        TestMirror::builder().set(&url).set(patience).start().await
+    }
+}
+
+async fn serve(mut stream: TcpStream, number: usize, mut first: Option<Vec<u8>>, noted: Arc<Mutex<Vec<Vec<String>>>>) {
+    let poisoned = first.is_some();
+    loop {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            if !matches!(stream.read_buf(&mut head).await, Ok(1..)) {
+                return;
+            }
+        }
+        noted.lock().unwrap()[number].push(String::from_utf8_lossy(&head).lines().next().unwrap_or_default().to_owned());
+        let answer = first.take().unwrap_or_else(|| list(if poisoned { POISON } else { TRUE_LIST }).into_bytes());
+        if stream.write_all(&answer).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Whatever ends an answer in two places, or in none, the next question goes to a connection of its own.
+#[tokio::test]
+async fn an_answer_whose_end_is_in_doubt_is_the_last_of_its_connection() {
+    let (ok, poison, length) = ("HTTP/1.1 200 OK\r\n", list(POISON), TRUE_LIST.len());
+    let chunked = format!("{length:x}\r\n{TRUE_LIST}\r\n0\r\n\r\n");
+    for (what, answer) in [
+        ("more than its length", format!("{}{poison}", list(TRUE_LIST))),
+        ("two lengths", format!("{ok}content-length: {length}\r\ncontent-length: 0\r\n\r\n{TRUE_LIST}{poison}")),
+        ("two lengths in one", format!("{ok}content-length: {length}, 0\r\n\r\n{TRUE_LIST}{poison}")),
+        ("a length below zero", format!("{ok}content-length: -1\r\n\r\n{TRUE_LIST}{poison}")),
+        ("a length and chunks", format!("{ok}content-length: 0\r\ntransfer-encoding: chunked\r\n\r\n{chunked}{poison}")),
+        ("chunks, then more", format!("{ok}transfer-encoding: chunked\r\n\r\n{chunked}{poison}")),
+        ("a coding that is none", format!("{ok}transfer-encoding: xchunked\r\ncontent-length: 0\r\n\r\n{poison}")),
+        ("chunks of HTTP/1.0", format!("HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{chunked}{poison}")),
+        ("a chunk of a size beyond all", format!("{ok}transfer-encoding: chunked\r\n\r\nFFFFFFFFFFFFFFFFF\r\n{poison}")),
+        ("a chunk of a size that is none", format!("{ok}transfer-encoding: chunked\r\n\r\n-1\r\n{poison}")),
+        (
+            "a chunk that lies about its size",
+            format!("{ok}transfer-encoding: chunked\r\n\r\n1\r\n{TRUE_LIST}\r\n0\r\n\r\n{poison}"),
+        ),
+        ("204 with a body", format!("HTTP/1.1 204 No Content\r\n\r\n{poison}")),
+        ("304 with a body", format!("HTTP/1.1 304 Not Modified\r\ncontent-length: {length}\r\n\r\n{poison}")),
+        ("another protocol", format!("HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n{poison}")),
+        ("a folded coding", format!("{ok}transfer-encoding:\r\n chunked\r\n\r\n{chunked}{poison}")),
+        ("a version that is none", format!("HTTP/3.0 200 OK\r\ncontent-length: 0\r\n\r\n{poison}")),
+        ("a status that is none", format!("HTTP/1.1 20 OK\r\ncontent-length: 0\r\n\r\n{poison}")),
+        ("no head at all", poison["HTTP/1.1 ".len()..].to_owned()),
+        ("404 and more", format!("HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n{poison}")),
+        ("hints, and more", format!("HTTP/1.1 103 Early Hints\r\n\r\n{}{poison}", list(TRUE_LIST))),
+    ] {
+        let upstream = Upstream::saying(answer.clone().into_bytes()).await;
+        let mirror = upstream.mirror().await;
+        let first = mirror.get("/v2/library/alpine/tags/list").await;
+        assert!(!first.text().contains("poison"), "{what}: {}", first.text());
+        for n in 0..5 {
+            let next = mirror.get(&format!("/v2/library/other{n}/tags/list")).await;
+            assert!(!next.text().contains("poison"), "{what}: {}", next.text());
+        }
+        assert_eq!(upstream.asked.lock().unwrap()[0].len(), 1, "{what}: {:?}", upstream.asked.lock().unwrap());
+    }
+}
+
+/// The body that an answer to a HEAD must not have would be the answer to whoever asks next.
+#[tokio::test]
+async fn a_body_after_an_answer_to_head_is_nobodys_answer() {
+    let digest = crate::support::digest_of(b"here");
+    for status in ["200 OK", "404 Not Found"] {
+        let answer = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n{}", POISON.len(), list(POISON));
+        let upstream = Upstream::saying(answer.into_bytes()).await;
+        let mirror = upstream.mirror().await;
+        mirror.head(&format!("/v2/library/alpine/blobs/{digest}")).await;
+        let next = mirror.get("/v2/library/alpine/tags/list").await;
+        assert!(!next.text().contains("poison"), "{status}: {}", next.text());
+        assert_eq!(upstream.asked.lock().unwrap()[0].len(), 1, "{status}: {:?}", upstream.asked.lock().unwrap());
+    }
+}
+
+#[tokio::test]
+async fn an_answer_without_end_costs_little_and_is_given_up() {
+    let line = "x-filler: 0123456789012345678901234567890123456789012345678901234567890123456789\r\n";
+    let headers = format!("HTTP/1.1 200 OK\r\n{}content-length: 0\r\n\r\n", line.repeat(100_000));
+    let many = (0..2_000).map(|n| format!("x-{n}: y\r\n")).collect::<Vec<_>>().concat();
+    let many = format!("HTTP/1.1 200 OK\r\n{many}content-length: 0\r\n\r\n");
+    let hints = "HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n".repeat(200_000);
+    let extension = format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1;{}\r\n", "x".repeat(8 << 20));
+    let trailers = format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n{}\r\n", line.repeat(100_000));
+    for (what, answer) in [
+        ("8 MB of headers", headers),
+        ("2,000 headers", many),
+        ("hints for ever", hints),
+        ("an extension", extension),
+        ("trailers", trailers),
+    ] {
+        let upstream = Upstream::saying(answer.into_bytes()).await;
+        let mirror = upstream.mirror().await;
+        let answer = get(mirror.url("/v2/library/alpine/tags/list")).await;
+        assert!(
+            answer.text().contains("true") || matches!(answer.status, 502 | 504),
+            "{what}: {} {}",
+            answer.status,
+            answer.text()
+        );
+        assert_eq!(mirror.get("/v2/library/other/tags/list").await.expect(200).json()["tags"][0], "true", "{what}");
+    }
+}

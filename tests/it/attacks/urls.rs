@@ -115,10 +115,10 @@ async fn no_spelling_of_an_inner_address_is_dialled() {
         let url = format!("http://{host}:{}/latest/meta-data", inner.port());
         for (what, fault) in [("redirected", redirect(&url)), ("challenged", challenge(&url))] {
             let repository = format!("{what}/to-{n}");
-            registry.on(Match::any(&repository), fault);
+            registry.on(Match::any(format!("/{repository}/")), fault);
             let asked = mirror.head(&format!("/v2/{repository}/blobs/{}", digest_of(b"x"))).await;
             assert_eq!(asked.status, 502, "{what} to {host}");
-            assert!(registry.count("HEAD", &repository) > 0, "{what} to {host}");
+            assert!(registry.count("HEAD", &format!("/{repository}/")) > 0, "{what} to {host}");
             assert_eq!(inner.heard(), SILENCE, "{what} to {host}");
         }
     }

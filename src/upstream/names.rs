@@ -11,6 +11,7 @@ pub struct Names(Arc<Mutex<State>>);
 #[derive(Default)]
 struct State {
     planned: HashMap<String, VecDeque<Vec<IpAddr>>>,
+    asked: Vec<String>,
     dialled: Vec<(String, Vec<IpAddr>)>,
 }
 
@@ -23,6 +24,12 @@ impl Names {
         self.lock().planned.insert(host.into(), answers.iter().map(addresses).collect());
     }
 
+    /// Each name that a resolver was asked for so far, as often as it was.
+    #[must_use]
+    pub fn asked(&self) -> Vec<String> {
+        self.lock().asked.clone()
+    }
+
     /// Each name that was dialled so far, and the addresses that it was dialled at.
     #[must_use]
     pub fn dialled(&self) -> Vec<(String, Vec<IpAddr>)> {
@@ -32,6 +39,7 @@ impl Names {
     /// `None`: it is not in the plan.
     pub(super) fn answer(&self, host: &str) -> Option<Vec<IpAddr>> {
         let mut state = self.lock();
+        state.asked.push(host.into());
         let answers = state.planned.get_mut(host)?;
         if answers.len() > 1 { answers.pop_front() } else { answers.front().cloned() }
     }

@@ -37,6 +37,8 @@ enum Content {
     End,
 }
 
+/// A connection of HTTP/2 may have a hundred streams that nobody reads; hyper takes the first piece of each all the same.
+const FIRST_OF_STREAM: usize = 4 << 10;
 /// Of an answer no larger than this, all may be left in memory for a stream of HTTP/2 that nobody reads.
 const SMALL: u64 = 16 << 10;
 
@@ -89,6 +91,9 @@ impl Body {
     pub(super) fn over(mut self, passage: Passage, length: Option<u64>) -> Self {
         self.left = self.left.or(length);
         self.last_apart = passage.stream.is_some() && self.left.is_some_and(|left| left > SMALL);
+        if passage.stream.is_some() {
+            self.appetite.pieces.set(FIRST_OF_STREAM);
+        }
         self.passage = Some(passage);
         self
     }

@@ -1,6 +1,7 @@
 //! The command line; one file a subcommand.
 
 mod health;
+mod log;
 mod refresh;
 mod serve;
 

@@ -1,6 +1,6 @@
 //! `larder serve`
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -8,14 +8,13 @@ use std::time::Duration;
 use clap::Args;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
-use crate::app::{App, Drained, LogFormat, LogLevel, LogOptions};
+use crate::app::{App, Drained};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::metrics;
 
-use super::Configured;
+use super::{Configured, log};
 
 /// Run the mirror.
 #[derive(Args)]
@@ -29,7 +28,7 @@ pub(super) struct Serve {
 impl Serve {
     pub(super) fn run(self) -> Result<ExitCode, String> {
         let mut config = self.configured.load()?;
-        log(&config.log);
+        log::begin(&config.log);
         tell_of_panics();
         let wanted = config.server.max_connections;
         allow_many_files(&mut config);
@@ -117,25 +116,6 @@ impl Greeting {
         );
         // Nobody need be there to read it.
         let _ = std::io::stdout().write_all(text.as_bytes());
-    }
-}
-
-/// To stderr; levels of single parts may be given in `RUST_LOG`.
-fn log(options: &LogOptions) {
-    let level = match options.level {
-        LogLevel::Error => "error",
-        LogLevel::Warn => "warn",
-        LogLevel::Info => "info",
-        LogLevel::Debug => "debug",
-        LogLevel::Trace => "trace",
-    };
-    // At debug and below, libraries tell of all that they do, which helps nobody here.
-    let filter =
-        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(format!("warn,larder={level},access={level}")));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match options.format {
-        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
     }
 }
 

@@ -212,9 +212,15 @@ impl Mirror {
         &self.0.registries
     }
 
-    /// What is counted, with what the cache takes as it is now.
+    /// Where things are counted.
     #[must_use]
     pub fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    /// What is counted, with what the cache takes as it is now.
+    #[must_use]
+    pub fn measured(&self) -> &Metrics {
         self.0.store.show();
         &self.0.metrics
     }

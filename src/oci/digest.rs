@@ -65,14 +65,19 @@ impl Digest {
     /// The part after the colon.
     #[must_use]
     pub fn hex(&self) -> String {
+        self.with_hex(str::to_owned)
+    }
+
+    /// Digests are in every line, header and path.
+    fn with_hex<T>(&self, use_it: impl FnOnce(&str) -> T) -> T {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
         let bytes = self.bytes();
-        let mut hex = String::with_capacity(bytes.len() * 2);
-        for byte in bytes {
-            hex.push(char::from(DIGITS[usize::from(byte >> 4)]));
-            hex.push(char::from(DIGITS[usize::from(byte & 15)]));
+        let mut hex = [0; 128];
+        for (digits, byte) in hex.chunks_exact_mut(2).zip(bytes) {
+            digits[0] = DIGITS[usize::from(byte >> 4)];
+            digits[1] = DIGITS[usize::from(byte & 15)];
         }
-        hex
+        use_it(std::str::from_utf8(&hex[..bytes.len() * 2]).unwrap_or_default())
     }
 
     fn bytes(&self) -> &[u8] {
@@ -116,7 +121,9 @@ fn unhex<const N: usize>(hex: &str) -> Result<[u8; N], InvalidDigest> {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.algorithm().name(), self.hex())
+        f.write_str(self.algorithm().name())?;
+        f.write_str(":")?;
+        self.with_hex(|hex| f.write_str(hex))
     }
 }
 

@@ -1,5 +1,7 @@
 //! Every request path becomes exactly one [`Route`]; nobody reads the raw path afterwards.
 
+use std::borrow::Cow;
+
 use percent_encoding::percent_decode_str;
 
 use super::{Digest, ErrorCode, InvalidDigest, InvalidName, Reference};
@@ -97,7 +99,7 @@ impl Route {
             Ok(query) => query,
             Err((code, message)) => return Self::Invalid(code, message),
         };
-        let words: Vec<&str> = segments.iter().map(String::as_str).collect();
+        let words: Vec<&str> = segments.iter().map(Cow::as_ref).collect();
         // `/v2` comes first; else everything before it is a prefix.
         let Some(v2) = words.iter().position(|word| *word == "v2") else { return Self::NotFound };
         let target = |name: &[&str]| Target {
@@ -139,25 +141,24 @@ fn code_of(error: &InvalidName) -> ErrorCode {
 }
 
 /// The segments of a path, percent-decoded one by one. Refused: whatever would mean another path once decoded.
-fn segments(path: &str) -> Result<Vec<String>, &'static str> {
+fn segments(path: &str) -> Result<Vec<Cow<'_, str>>, &'static str> {
     if path.len() > LONGEST_PATH {
         return Err("the path is longer than any name");
     }
-    let raw: Vec<&str> = path.strip_prefix('/').unwrap_or(path).split('/').collect();
-    let last = raw.len() - 1;
-    raw.into_iter()
-        .enumerate()
-        .map(|(i, segment)| {
-            let segment = percent_decode_str(segment).decode_utf8().map_err(|_| "the path is not UTF-8")?;
-            if segment.is_empty() && i != last {
-                Err("the path has an empty component")
-            } else if segment == "." || segment == ".." || segment.contains(|c: char| c == '/' || c.is_control()) {
-                Err("the path has a component that is no name")
-            } else {
-                Ok(segment.into_owned())
-            }
-        })
-        .collect()
+    let path = path.strip_prefix('/').unwrap_or(path);
+    let mut segments = Vec::with_capacity(8);
+    let mut rest = path.split('/').peekable();
+    while let Some(segment) = rest.next() {
+        let segment = percent_decode_str(segment).decode_utf8().map_err(|_| "the path is not UTF-8")?;
+        if segment.is_empty() && rest.peek().is_some() {
+            return Err("the path has an empty component");
+        }
+        if segment == "." || segment == ".." || segment.contains(|c: char| c == '/' || c.is_control()) {
+            return Err("the path has a component that is no name");
+        }
+        segments.push(segment);
+    }
+    Ok(segments)
 }
 
 /// The `ns` of a query, also of one that makes no sense otherwise: it is told back in every answer.

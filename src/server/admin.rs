@@ -118,7 +118,7 @@ impl Admin {
         }
         match (&head.method, head.uri.path()) {
             (&Method::GET, "/metrics") => {
-                let metrics = self.mirror.metrics();
+                let metrics = self.mirror.measured();
                 metrics.set_budgets(metrics::budgets(&self.budgets(), self.clock.now()));
                 let upstreams = self.mirror.registries().upstreams();
                 metrics.set_cool_downs(upstreams.map(|upstream| (&**upstream.name(), upstream.cool_down().as_secs())));

@@ -139,7 +139,7 @@ impl TestMirror {
 
     /// The value of a metric, with its labels as they are written; 0 if it has none yet.
     pub fn metric(&self, name: &str) -> u64 {
-        let page = self.app.mirror().metrics().page();
+        let page = self.app.mirror().measured().page();
         let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
         value.unwrap_or_default()
     }

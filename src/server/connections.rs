@@ -258,7 +258,10 @@ impl<H> Connections<H> {
 
 /// Says that there is no place, once the client has said something: what comes before its question it would not understand.
 async fn refuse(stream: &TcpStream) -> std::io::Result<()> {
-    stream.readable().await?;
+    // Readiness alone may be a false alarm.
+    if stream.peek(&mut [0]).await? == 0 {
+        return Ok(());
+    }
     let answer = respond::no_place();
     // So little fits into any buffer.
     stream.try_write(answer.as_bytes())?;

@@ -96,5 +96,6 @@ through_larder() { "$1_pull" "$("$1_name" "$2")" mirrored 2>>"$work/log/$1" || t
 # The name for clients that can ask for any registry's images.
 canonical_name() { if [[ $1 == library/* ]]; then echo "docker.io/$1:latest"; else echo "registry.test/$1:latest"; fi; }
 
-# upstream_gave PATH [REGISTRY]: the last part of each path below it that was answered with a body, from the upstream's access log
-upstream_gave() { sed -nE "s|.*\"GET /v2/$1/([^ ?]*)[^\"]*\" 20[06] .*|\1|p" "$work/log/${2:-registry}"; }
+# upstream_gave PATH [REGISTRY]: the last part of each path below it that was answered with a body, from the upstream's access log.
+# Not the single byte by which larder makes sure that a repository holds a blob which another has brought.
+upstream_gave() { sed -nE "/\" 206 1 /d; s|.*\"GET /v2/$1/([^ ?]*)[^\"]*\" 20[06] .*|\1|p" "$work/log/${2:-registry}"; }

@@ -111,10 +111,10 @@ impl Handler {
 
     async fn blob(&self, asked: &Asked<'_>, target: &Target, digest: &Digest, line: &mut AccessLine) -> Response<Body> {
         let head = asked.head;
-        let kind = respond::blob_for(&head.headers);
+        let kind = || respond::blob_for(&head.headers);
         let origin = match self.locate(asked, target, &Wanted::Blob(digest.clone()), line).await {
             Ok(origin) => origin,
-            Err(refusal) => return self.refuse(&refusal, kind, line),
+            Err(refusal) => return self.refuse(&refusal, kind(), line),
         };
         if head.method == Method::HEAD {
             return match self.mirror.blob_size(&origin, digest).await {
@@ -122,7 +122,7 @@ impl Handler {
                     line.served = Some(found.served.clone());
                     respond::blob_head(found.size, &found.served, digest, &head.headers)
                 }
-                Err(refusal) => self.refuse(&refusal, kind, line),
+                Err(refusal) => self.refuse(&refusal, kind(), line),
             };
         }
         if self.buffers.are_full() {
@@ -135,7 +135,7 @@ impl Handler {
                 line.served = Some(blob.served.clone());
                 respond::blob(&blob, digest, &head.headers, head.version).await
             }
-            Err(refusal) => self.refuse(&refusal, kind, line),
+            Err(refusal) => self.refuse(&refusal, kind(), line),
         }
     }
 

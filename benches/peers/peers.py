@@ -63,6 +63,9 @@ class Peer:
     def run(self, *command):
         self.processes.append(Process(command, f"{self.dir}/log"))
 
+    def run_nginx(self, http):
+        self.run("nginx", "-c", self.write("nginx.conf", nginx(self.dir, http)))
+
     def write(self, name, text):
         with open(f"{self.dir}/{name}", "w") as file:
             file.write(text)
@@ -121,11 +124,8 @@ class Nginx(Peer):
     name, port = "nginx", 5010
 
     def launch(self):
-        config = self.write(
-            "nginx.conf",
-            nginx(
-                self.dir,
-                f"""
+        self.run_nginx(
+            f"""
                 proxy_cache_path {self.dir}/cache levels=1:2 keys_zone=blobs:64m max_size=40g inactive=1d use_temp_path=off;
                 upstream registry {{ server 127.0.0.1:{UPSTREAM_PORT}; keepalive 32; }}
                 server {{
@@ -140,10 +140,8 @@ class Nginx(Peer):
                         proxy_cache_valid 200 1d;
                     }}
                 }}
-                """,
-            ),
+            """
         )
-        self.run("nginx", "-c", config)
 
 
 class Varnish(Peer):
@@ -194,11 +192,8 @@ class Upstream(Peer):
     name, port = "upstream", UPSTREAM_PORT
 
     def launch(self):
-        config = self.write(
-            "nginx.conf",
-            nginx(
-                self.dir,
-                f"""
+        self.run_nginx(
+            f"""
                 map $uri $digest {{ default ""; include {self.dir}/digests; }}
                 server {{
                     listen 127.0.0.1:{self.port} backlog=4096;
@@ -207,10 +202,8 @@ class Upstream(Peer):
                     location = /v2/ {{ return 200 "{{}}"; }}
                     location ~ /manifests/ {{ default_type application/vnd.oci.image.manifest.v1+json; }}
                 }}
-                """,
-            ),
+            """
         )
-        self.run("nginx", "-c", config)
 
     def files(self):
         return None

@@ -47,9 +47,13 @@ class Bench:
         self.shelf = [content.blob(64 * MIB) for _ in range(32)]
 
     def blast(self, peer, *arguments):
+        return self.begin_blast(peer, *arguments)()
+
+    def begin_blast(self, peer, *arguments):
+        """Asks while others do; what is returned waits for the end and tells what came."""
         command = [f"{self.work}/bin/blast", "-p", str(peer.port), "-H", ACCEPT, *map(str, arguments)]
-        ran = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-        return json.loads(ran.stdout)
+        asking = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        return lambda: json.loads(asking.communicate()[0])
 
     def measured(self, peer, ask):
         """Asks, and adds the processor time and the peak of anonymous memory that it cost the peer."""
@@ -151,23 +155,19 @@ def workloads(bench):
     def slow_readers(peer, _):
         bench.warm(peer, bench.large, bench.manifest)
         with Peak(peer) as peak:
-            readers = subprocess.Popen(
-                [f"{bench.work}/bin/blast", "-p", str(peer.port), "-c", "1000", "-d", "12", "-r", "32768", bench.large],
-                stdout=subprocess.PIPE, text=True)
+            readers = bench.begin_blast(peer, "-c", 1000, "-d", 12, "-r", 32768, bench.large)
             time.sleep(5)
             meanwhile = bench.blast(peer, "-c", 4, "-d", 4, bench.manifest)
-            result = json.loads(readers.communicate()[0])
+            result = readers()
         notes = [f"{result['errors']} readers broke"] if result["errors"] else []
         return Turn({"value": peak.mib, "manifest_p99_ms": meanwhile["last_ms"][1]}, notes)
 
     def not_in_memory(peer, _):
         bench.settled(peer, [*bench.shelf, bench.manifest])
         forget(peer)
-        readers = subprocess.Popen(
-            [f"{bench.work}/bin/blast", "-p", str(peer.port), "-c", "32", "-n", "32", "-d", "60", *bench.shelf],
-            stdout=subprocess.PIPE, text=True)
+        readers = bench.begin_blast(peer, "-c", 32, "-n", 32, "-d", 60, *bench.shelf)
         meanwhile = bench.blast(peer, "-c", 4, "-d", bench.seconds, bench.manifest)
-        result = json.loads(readers.communicate()[0])
+        result = readers()
         gib_s = result["bytes"] / GIB / result["seconds"]
         return Turn({"value": meanwhile["last_ms"][1], "gib_s": gib_s}, [f"{result['errors']} errors"] if result["errors"] else [])
 

@@ -190,6 +190,7 @@ fn all_who_wait_for_a_fill_are_told_the_same_refusal() {
             for client in clients {
                 assert_eq!(client.await.unwrap(), Learned::Refused);
             }
+            world.rest().await;
             scratch.check_at_rest().await;
         });
     });

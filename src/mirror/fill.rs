@@ -78,6 +78,10 @@ impl Mirror {
         let mut senders = Senders { earlier: writer.accepted() > 0, now: Vec::new() };
         let mut body = match self.begin_fill(fill, &mut writer).await {
             Ok(body) => body,
+            Err(_) if self.0.stopping.is_cancelled() => {
+                self.stop_fill(fill, writer).await;
+                return false;
+            }
             Err(error) => {
                 self.note_failure(&fill.origin, Thing::Blob(fill.digest.clone()), &error);
                 self.0.metrics.fill_ended("failed");
@@ -92,9 +96,7 @@ impl Mirror {
             match self.transfer(fill, &mut writer, body).await {
                 Stretch::Complete => return self.finish_fill(fill, writer, &senders, last).await,
                 Stretch::Stopped => {
-                    tracing::info!(digest = %fill.digest, at = writer.accepted(), "a fill stops");
-                    self.0.metrics.fill_ended("stopped");
-                    leave(fill, writer, self.0.stopping.is_cancelled()).await;
+                    self.stop_fill(fill, writer).await;
                     return false;
                 }
                 Stretch::Broken(error) => {
@@ -106,11 +108,7 @@ impl Mirror {
                 }
             }
             body = loop {
-                let resumed = tokio::select! {
-                    resumed = self.resume(fill, &mut writer, tries.in_vain()) => resumed,
-                    () = self.0.stopping.cancelled() => Err(upstream::Error::Offline),
-                };
-                match resumed {
+                match self.unless_stopping(self.resume(fill, &mut writer, tries.in_vain())).await {
                     Ok(Resumed::GoesOn(body)) => {
                         self.0.metrics.fill_resumed();
                         break *body;
@@ -130,6 +128,13 @@ impl Mirror {
         }
     }
 
+    /// Nobody wants it any more, or larder stops.
+    async fn stop_fill(&self, fill: &Fill, writer: BlobWriter) {
+        tracing::info!(digest = %fill.digest, at = writer.accepted(), "a fill stops");
+        self.0.metrics.fill_ended("stopped");
+        leave(fill, writer, self.0.stopping.is_cancelled()).await;
+    }
+
     async fn give_up(&self, fill: &Fill, writer: BlobWriter, error: &upstream::Error) {
         tracing::error!(digest = %fill.digest, at = writer.accepted(), %error, "a fill is given up");
         self.0.metrics.fill_ended("given_up");
@@ -147,9 +152,9 @@ impl Mirror {
         let mut span = (start > 0).then_some(Span { start, end: None });
         let mut tries = 0;
         let (size, cache_status, body) = loop {
-            let error = match fill.ask(span).await {
+            let error = match self.unless_stopping(fill.ask(span)).await {
                 Ok(BlobAnswer { offset, size, cache_status, mut body }) if offset == start && start > 0 => {
-                    match body.pass_over(1, |_| {}).await {
+                    match self.unless_stopping(body.pass_over(1, |_| {})).await {
                         Ok(()) => break (size, cache_status, body),
                         Err(error) => error,
                     }
@@ -171,7 +176,11 @@ impl Mirror {
             if tries == FIRST_TRIES || !worth_it || fill.origin.ask().is_in_vain() {
                 return Err(error);
             }
-            pause(tries).await;
+            let paused = async {
+                pause(tries).await;
+                Ok(())
+            };
+            self.unless_stopping(paused).await?;
             tries += 1;
         };
         if let Some(size) = size {
@@ -181,6 +190,14 @@ impl Mirror {
         let bypass = writer.bypassed().map(ToString::to_string);
         fill.head.send_replace(Head::Begun(Begun { growth: writer.growth(), bypass, cache_status }));
         Ok(body)
+    }
+
+    /// What an upstream that is silent has to say is not waited for when larder stops.
+    async fn unless_stopping<T>(&self, answer: impl Future<Output = Result<T, upstream::Error>>) -> Result<T, upstream::Error> {
+        tokio::select! {
+            answer = answer => answer,
+            () = self.0.stopping.cancelled() => Err(upstream::Error::Offline),
+        }
     }
 
     /// Moves bytes from `body` to `writer` until one of them ends.

@@ -5,7 +5,9 @@ use std::time::Duration;
 use larder::store::faults::Fault as DiskFault;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::support::{Client, Fault, Image, Match, PATIENCE, Process, Raw, Registry, TestMirror, get, noise, stream};
+use crate::support::{
+    Client, Fault, Image, Match, PATIENCE, Process, Raw, Registry, StoppedMirror, TestMirror, get, noise, stream,
+};
 
 const MIB: usize = 1 << 20;
 
@@ -84,6 +86,62 @@ async fn connections_that_are_idle_do_not_hold_it() {
     let (_, drained) = timeout(PATIENCE, mirror.drain()).await.expect("nothing is under way");
     assert_eq!(drained, larder::app::Drained::default());
     drop(silent);
+}
+
+/// A fill that waited for its upstream did not hear of the stop: all that was cached was doubted at the next start.
+#[tokio::test]
+async fn an_upstream_that_does_not_answer_leaves_the_cache_as_trusted_as_it_was() {
+    let upstream = Registry::start().await;
+    let image = Image::new(1).layers(&[300_000, 200_000, MIB]).put(&upstream, "library/alpine", "latest");
+    let [cached, begun, silent] = &image.layers[..] else { panic!() };
+    let mirror = TestMirror::builder().upstream("docker.io", &upstream).set("server.shutdown_grace = \"200ms\"").start().await;
+    mirror.get(&image.blob_path(cached)).await.expect(200);
+    // One that has not answered yet, and one that was to go on where it broke, and is silent now.
+    upstream.on(Match::get(&silent.digest), Fault::Hang);
+    upstream.on(Match::get(&begun.digest).times(1), Fault::Cut { after: 100_000 });
+    upstream.on(Match::get(&begun.digest), Fault::Hang);
+    let waiting: Vec<_> = [silent, begun]
+        .map(|layer| {
+            let url = mirror.url(&image.blob_path(layer));
+            tokio::spawn(async move { Client::h1().try_get(url).await })
+        })
+        .into();
+    upstream.held(2).await;
+    let begun = Instant::now();
+    let (stopped, drained) = mirror.drain().await;
+    assert!(begun.elapsed() < Duration::from_millis(200 + 1000 + 300), "{:?}", begun.elapsed());
+    assert_eq!((drained.connections, drained.fills), (2, 0));
+    for client in waiting {
+        assert!(!client.await.unwrap().is_ok_and(|answer| answer.complete));
+    }
+    upstream.release();
+    trusted(stopped, &image.blob_path(cached), &cached.bytes).await;
+}
+
+/// One slow client, cut off at the end of the grace, had all that was cached hashed again.
+#[tokio::test]
+async fn a_client_that_is_cut_off_leaves_the_cache_as_trusted_as_it_was() {
+    let upstream = Registry::start().await;
+    let blob = noise(1, 32 * MIB);
+    let path = format!("/v2/library/alpine/blobs/{}", upstream.put_blob("library/alpine", blob.clone()));
+    let mirror = TestMirror::builder().upstream("docker.io", &upstream).set("server.shutdown_grace = \"200ms\"").start().await;
+    mirror.get(&path).await.expect(200);
+    let mut slow = mirror.stream(&path).await;
+    slow.take(1000).await;
+    let (stopped, drained) = mirror.drain().await;
+    assert_eq!((drained.connections, drained.fills), (1, 0), "an operator is told");
+    assert!(!slow.rest().await.complete);
+    trusted(stopped, &path, &blob).await;
+}
+
+/// After the next start it has this blob, which is neither hashed again nor asked for.
+async fn trusted(stopped: StoppedMirror, path: &str, bytes: &bytes::Bytes) {
+    assert!(stopped.cache_dir().join("clean").exists());
+    let mirror = stopped.start().await;
+    let answer = mirror.get(path).await.expect(200);
+    assert!(answer.body == bytes);
+    assert!(answer.header("cache-status").is_some_and(|status| status.contains("hit")), "{:?}", answer.headers);
+    assert_eq!(mirror.metric("larder_verified_total{outcome=\"right\"}"), 0);
 }
 
 #[tokio::test]

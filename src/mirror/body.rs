@@ -13,7 +13,7 @@ use futures_util::{Stream, stream};
 
 use crate::oci::{Algorithm, Digest, Hasher};
 use crate::store::{BlobReader, Cut, Damage, Held, OpenFile, Pieces, ReadError, TAIL};
-use crate::upstream;
+use crate::upstream::{self, Aside};
 
 use super::blob::{Blob, Detours, Source};
 use super::{Mirror, Origin};
@@ -58,6 +58,7 @@ enum State {
     /// From the upstream ahead of a fill, up to the blob's tail, which is let go when what was sent turns out right.
     Ahead {
         fetch: Box<Fetch>,
+        _aside: Aside,
         /// A fill does not go on for nobody.
         _rest: BlobReader,
     },
@@ -153,11 +154,16 @@ impl Reading {
             let far = at > growth.front().saturating_add(NEAR) && at < tail;
             // To compare with the verified blob, it must be there to be read again.
             let comparable = end <= tail || !growth.is_in_memory();
-            if far && comparable && self.detours.take() {
+            if far
+                && comparable
+                && let Some(aside) = self.origin.upstream().aside()
+                && self.detours.take()
+            {
                 let until = end.min(tail);
                 self.sent = Some(Sent { from: at, hasher: Hasher::new(self.digest.algorithm()) });
                 self.state = State::Ahead {
                     fetch: Box::new(Fetch::new(at, Some(until))),
+                    _aside: aside,
                     _rest: source.read(until, Some(end), &self.pieces),
                 };
                 return;

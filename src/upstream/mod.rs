@@ -63,6 +63,7 @@ pub use hop::{Astray, Hop};
 pub use names::Names;
 pub use options::{AuthMode, DOCKER_HUB, Options, WELL_KNOWN};
 pub use pause::pause;
+pub use places::Aside;
 pub use public_url::PublicUrl;
 pub use quota::Spent;
 pub use request::{Asking, BlobAnswer, Body, Found, ManifestAnswer, ReferrersAnswer, Source, Span, TagsAnswer};
@@ -224,6 +225,13 @@ impl Upstream {
     /// Goes on from what was spent of the byte quota before.
     pub fn resume_spent(&self, spent: Spent) {
         self.quota.resume(spent);
+    }
+
+    /// The right to fetch a part of a blob for one client alone, at its pace. `None`: enough are fetched so at the moment, and
+    /// the place of one more would be wanted by others.
+    #[must_use]
+    pub fn aside(&self) -> Option<Aside> {
+        self.places.take_aside()
     }
 
     /// Where it can be asked, unless we are offline.

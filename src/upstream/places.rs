@@ -12,6 +12,10 @@ use super::error::Error;
 pub(super) struct Places {
     all: Arc<Semaphore>,
     bodies: Arc<Semaphore>,
+    /// Bodies that come as slowly as one client reads: half of all bodies at most, so that who reads slowly, as often as he
+    /// likes, leaves the others room. A client of an image that is pulled lazily has a few of them, for as long as its range
+    /// takes.
+    asides: Arc<Semaphore>,
     patience: Duration,
 }
 
@@ -21,6 +25,11 @@ pub(super) struct Place {
     _body: Option<OwnedSemaphorePermit>,
 }
 
+/// The right to one body apart from what all share, as long as it is held.
+pub struct Aside {
+    _right: OwnedSemaphorePermit,
+}
+
 // === impl Places ===
 
 impl Places {
@@ -28,7 +37,8 @@ impl Places {
     pub(super) fn new(most: usize, patience: Duration) -> Self {
         let most = most.min(Semaphore::MAX_PERMITS);
         let bodies = (most - most.div_ceil(8)).max(1);
-        Self { all: Arc::new(Semaphore::new(most)), bodies: Arc::new(Semaphore::new(bodies)), patience }
+        let of = |places| Arc::new(Semaphore::new(places));
+        Self { all: of(most), bodies: of(bodies), asides: of(bodies / 2), patience }
     }
 
     /// Waits for room.
@@ -43,6 +53,11 @@ impl Places {
             Some(Place { _all: Arc::clone(&self.all).acquire_owned().await.ok()?, _body: body })
         };
         tokio::time::timeout(self.patience, place).await.ok().flatten().ok_or(Error::Busy)
+    }
+
+    /// The right to one more body for one client alone, if not too many have it.
+    pub(super) fn take_aside(&self) -> Option<Aside> {
+        Some(Aside { _right: Arc::clone(&self.asides).try_acquire_owned().ok()? })
     }
 
     /// Room for one more, if nobody has to wait for that.

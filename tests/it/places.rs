@@ -2,7 +2,7 @@
 
 use futures_util::future::join_all;
 
-use crate::support::{Client, Fault, Image, Match, Registry, Streaming, TestMirror, get, noise, stream};
+use crate::support::{Client, Fault, Image, Match, Registry, Streaming, TestMirror, get, get_with, noise, stream};
 
 const REPOSITORY: &str = "library/app";
 const TAG: &str = "/v2/library/app/manifests/latest";
@@ -80,6 +80,50 @@ async fn who_would_wait_too_long_is_told_to_come_again_and_a_place_that_is_left_
     bodies.pop().unwrap().rest().await.expect(200);
     mirror.get(&path(&digests[2])).await.expect(200);
     bodies.pop().unwrap().rest().await.expect(200);
+}
+
+/// Each range far ahead of its fill had a place for as long as its client took to read it: fifty-six of them, read a byte at a
+/// time, kept everyone else from the upstream.
+#[tokio::test]
+async fn ranges_that_are_read_slowly_leave_places_for_others() {
+    const SIZE: usize = 24 << 20;
+    const FAR: usize = 20 << 20;
+    let upstream = Registry::start().await;
+    let (bytes, small) = (noise(1, SIZE), noise(2, 100_000));
+    let (large, other) = (upstream.put_blob(REPOSITORY, bytes.clone()), upstream.put_blob(REPOSITORY, small.clone()));
+    upstream.on(Match::get(&large), Fault::Gate { after: 50_000 });
+    let mirror = with_places(&upstream, 16, "2s").await;
+    let whole = stream(mirror.url(&path(&large))).await;
+    upstream.held(1).await;
+    let range = format!("bytes={FAR}-{}", FAR + 99_999);
+    // Here it is the upstream that makes them slow.
+    let ranges: Vec<_> = (0..20)
+        .map(|_| {
+            let (url, range) = (mirror.url(&path(&large)), range.clone());
+            tokio::spawn(async move { get_with(url, &[("range", &range)]).await })
+        })
+        .collect();
+    upstream.held(1 + 7).await;
+    assert_eq!(mirror.get(&path(&other)).await.expect(200).body, small);
+    assert_eq!(upstream.count("GET", &large), 1 + 7, "the other ranges wait for the fill");
+    upstream.release();
+    for answer in join_all(ranges).await {
+        assert_eq!(answer.unwrap().expect(206).body, bytes[FAR..FAR + 100_000]);
+    }
+    assert!(whole.rest().await.expect(200).body == bytes);
+    assert_eq!(upstream.count("GET", &large), 1 + 7);
+    mirror.kept(&large).await;
+
+    // Who has read a range gives back what it took.
+    let next = upstream.put_blob(REPOSITORY, noise(3, SIZE));
+    upstream.on(Match::get(&next).times(1), Fault::Gate { after: 50_000 });
+    let fill = stream(mirror.url(&path(&next))).await;
+    upstream.held(1).await;
+    for _ in 0..9 {
+        get_with(mirror.url(&path(&next)), &[("range", &range)]).await.expect(206);
+    }
+    upstream.release();
+    fill.rest().await.expect(200);
 }
 
 #[tokio::test]

@@ -129,7 +129,7 @@ impl BlobWriter {
     }
 
     /// Hashes what an earlier writer left, a stretch at a time, as a disk that is slow does not hang. What cannot be read is cut
-    /// off.
+    /// off; what cannot be cut off either is forgotten with all that is before it.
     async fn read_again(&mut self, partial: &Arc<PartialFile>, length: u64) {
         while self.accepted < length {
             let (at, end) = (self.accepted, length.min(self.accepted + STRETCH));
@@ -145,6 +145,8 @@ impl BlobWriter {
                     let cut = Arc::clone(partial);
                     let cut = self.store.writes.soon(move || cut.file().truncate(at));
                     if let Err(error) = cut.await.map_err(io::Error::from).flatten() {
+                        // Nobody has been told of these bytes, and the upstream need not go on with them.
+                        (self.accepted, self.hasher) = (0, Hasher::new(self.digest.algorithm()));
                         let why = self.store.disk_failed("truncate", &error);
                         self.bypass(why);
                     }

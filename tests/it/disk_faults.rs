@@ -8,7 +8,9 @@ use std::time::Duration;
 use larder::store::Operation;
 use larder::store::faults::Fault;
 
-use crate::support::{Image, PATIENCE, PutImage, Registry, TestMirror, assert_booked, assert_sound, get, logged, noise};
+use crate::support::{
+    self, Image, Match, PATIENCE, PutImage, Registry, TestMirror, assert_booked, assert_sound, get, logged, noise,
+};
 
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
@@ -90,7 +92,7 @@ async fn a_disk_that_fills_up_in_the_middle_of_a_blob_is_not_noticed_by_its_read
     // Larger than the window of memory, so that who lags must fetch what it missed.
     let (image, path) = put(&upstream, 3, 24 * MIB);
     let digest = image.layers[0].digest.clone();
-    upstream.on(crate::support::Match::get(&digest).times(1), crate::support::Fault::Gate { after: 4 * MIB });
+    upstream.on(Match::get(&digest).times(1), support::Fault::Gate { after: 4 * MIB });
     let mut slow = mirror.stream(&path).await;
     let mut quick = mirror.stream(&path).await;
     let begin = quick.take(2 * MIB).await;
@@ -137,7 +139,7 @@ async fn a_disk_that_hangs_in_the_middle_of_a_blob_is_not_noticed_by_its_readers
     let (upstream, mirror) = world().await;
     let (image, path) = put(&upstream, 21, 6 * MIB);
     let digest = image.layers[0].digest.clone();
-    upstream.on(crate::support::Match::get(&digest).times(1), crate::support::Fault::Gate { after: 3 * MIB });
+    upstream.on(Match::get(&digest).times(1), support::Fault::Gate { after: 3 * MIB });
     let mut reader = mirror.stream(&path).await;
     assert_eq!(reader.take(MIB).await, image.layers[0].bytes.slice(..MIB));
     mirror.faults().each(|operation, _| changes(operation), Fault::Hang);
@@ -263,4 +265,51 @@ async fn a_partial_file_is_gone_on_with_from_where_it_can_be_read_to() {
     logged(&["WARN", &digest, "a partial file can be read up to here", "at=33554432"]).await;
     mirror.kept(&digest).await;
     assert_booked(&mirror).await;
+}
+
+/// The bytes before that place were forgotten only by half: an upstream that does not go on with them sent the blob behind them,
+/// and the answer ended cleanly, or never.
+#[tokio::test]
+async fn a_partial_file_that_can_neither_be_read_nor_cut_is_forgotten_from_its_beginning() {
+    let without_ranges = || vec![support::Fault::IgnoreRange];
+    let without_size = || vec![support::Fault::IgnoreRange, support::Fault::NoLength];
+    for (seed, fault, patience, upstreams) in [
+        (60, Fault::Errno(EIO), "10s", without_ranges()),
+        (61, Fault::Errno(EIO), "10s", without_size()),
+        (62, Fault::Hang, "3s", without_size()),
+    ] {
+        let (upstream, mirror) = world().await;
+        let blob = noise(seed, 40 * MIB);
+        let digest = upstream.put_blob("library/app", blob.clone());
+        upstream.on(Match::get(&digest), upstreams.clone());
+        let stopped = mirror.stop().await;
+        let name = digest.replace(':', "-");
+        fs::write(stopped.cache_dir().join("partial").join(&name), &blob[..36 * MIB]).unwrap();
+        let mirror = stopped.set(&format!("cache.patience = {patience:?}")).start().await;
+        let reads = AtomicUsize::new(0);
+        let fails = move |operation, path: &Path| {
+            path.ends_with(&name)
+                && match operation {
+                    Operation::Read => reads.fetch_add(1, Ordering::Relaxed) == 34,
+                    Operation::Truncate => true,
+                    _ => false,
+                }
+        };
+        mirror.faults().each(fails, fault);
+        let path = format!("/v2/library/app/blobs/{digest}");
+        let answer = tokio::time::timeout(PATIENCE, mirror.get(&path)).await.expect("it ends").expect(200);
+        assert!(answer.body == blob, "{fault:?}, {upstreams:?}: {} bytes", answer.body.len());
+        assert!(answer.header("cache-status").unwrap().contains("bypass"), "{:?}", answer.headers);
+        let ranges: Vec<_> = upstream.requests().iter().map(|request| request.range().map(str::to_owned)).collect();
+        assert_eq!(ranges, [None], "{fault:?}");
+        logged(&["WARN", &digest, "a partial file can be read up to here", "at=33554432"]).await;
+        assert!(mirror.trouble().unwrap().why.starts_with("truncate"), "{:?}", mirror.trouble());
+        assert_eq!((counted(&mirror, "larder_bypasses_total{reason=\"disk\"}").await, mirror.holds(&digest)), (1, false));
+        mirror.faults().heal();
+        is_well(&mirror).await;
+        assert!(mirror.get(&path).await.expect(200).body == blob);
+        mirror.kept(&digest).await;
+        assert_eq!(fs::read_dir(mirror.cache_dir().join("partial")).unwrap().count(), 0);
+        assert_booked(&mirror).await;
+    }
 }

@@ -17,7 +17,7 @@ use crate::upstream::{self, Aside};
 
 use super::blob::{Blob, Detours, Source};
 use super::{Mirror, Origin};
-use fetch::{Fetch, Lagged};
+use fetch::{Fetch, Known, Lagged};
 
 /// The bytes of one range. It ends with an error where not all of them can be had, or some are wrong.
 pub type ByteStream = Pin<Box<dyn Stream<Item = Result<Bytes, Broken>> + Send>>;
@@ -187,11 +187,7 @@ impl Reading {
             self.sent = None;
             return Ok(());
         }
-        // What is not kept cannot be compared.
-        match source {
-            Source::Fill(growth, _) if !growth.settled().await => Err(Broken),
-            _ => self.compare(at).await,
-        }
+        self.compare(at).await
     }
 
     async fn reader_failed(&mut self, error: ReadError) -> Result<(), Broken> {
@@ -219,8 +215,8 @@ impl Reading {
                 if !self.given.load(Ordering::Relaxed)
                     && let Some(source) = self.fetched_anew().await
                 {
-                    self.state = State::Store(source.read(at, self.end, &self.pieces));
                     self.source = Some(source);
+                    self.go_on_at(at);
                     return Ok(());
                 }
                 tracing::debug!(digest = %self.digest, at, "the blob does not get complete; the answer ends short");
@@ -271,25 +267,18 @@ impl Reading {
         }
         self.begun_anew += 1;
         match self.source.take() {
-            // What was sent of it is not verified, but must be the same when it comes again.
             Some(Source::Fill(growth, _)) if !growth.is_verified() => {
-                self.state = State::Lagged(Box::new(Lagged::from_zero(digest, growth.filed(), size, at)));
+                self.go_on_alone(at, size, growth.filed());
                 return Ok(());
             }
             _ if self.begun_anew > ANEW => {
-                // What was sent unverified must come again.
-                let known = match self.sent.take().filter(|sent| sent.from < at) {
-                    Some(Sent { from: 0, hasher }) => Some(Cut { from: at, hasher }),
-                    Some(_) => return Err(Broken),
-                    None => None,
-                };
-                self.state = State::Lagged(Box::new(Lagged::from_zero(digest, known, size, at)));
+                self.go_on_alone(at, size, None);
                 return Ok(());
             }
             // It is kept in a moment, unless the disk hangs.
             Some(Source::Fill(growth, interest)) => {
                 if tokio::time::timeout(store.patience(), interest.landed()).await.is_err() {
-                    self.state = State::Lagged(Box::new(Lagged::from_zero(digest, growth.filed(), size, at)));
+                    self.go_on_alone(at, size, growth.filed());
                     return Ok(());
                 }
             }
@@ -312,23 +301,33 @@ impl Reading {
         }
     }
 
+    /// Fetches all of the blob for this reader alone: what was sent must come again, or what all could read, which is no less.
+    fn go_on_alone(&mut self, at: u64, size: Option<u64>, filed: Option<Cut>) {
+        let sent = self.sent.take().filter(|sent| sent.from < at).map(|Sent { from, hasher }| Known::new(from, at, hasher));
+        let known = sent.or_else(|| filed.map(|cut| Known::new(0, cut.from, cut.hasher)));
+        self.state = State::Lagged(Box::new(Lagged::from_zero(&self.digest, known, size, at)));
+        self.source = None;
+    }
+
     /// Makes sure that what has been sent up to `at` is what the blob has there, once that is verified; then goes on with it.
     async fn compare(&mut self, at: u64) -> Result<(), Broken> {
         let Some(Sent { from, hasher }) = self.sent.take() else { return Err(Broken) };
         let sent = hasher.clone().finish();
         loop {
-            let size = self.size();
             let source = self.source.as_ref().ok_or(Broken)?;
             // What is not kept cannot be read again, and its end does not come before someone reads.
             if let Source::Fill(growth, _) = source
                 && !growth.settled().await
             {
-                if from > 0 {
+                // What was fetched ahead of a fill shares its failure.
+                if from > 0 && growth.has_failed() {
+                    tracing::debug!(digest = %self.digest, at, "the blob does not get complete; the answer ends short");
                     return Err(Broken);
                 }
-                let known = Some(Cut { from: at, hasher });
-                self.state = State::Lagged(Box::new(Lagged::from_zero(&self.digest, known, size, at)));
-                self.source = None;
+                tracing::info!(digest = %self.digest, from, at, "a blob is not kept; what was sent of it is compared with what comes again");
+                let size = self.size();
+                self.sent = Some(Sent { from, hasher });
+                self.go_on_alone(at, size, None);
                 return Ok(());
             }
             if !source.verified().await {

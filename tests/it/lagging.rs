@@ -1,15 +1,21 @@
 //! Readers who fetch for themselves what the fill that all share cannot give them, or not in time: they are held to the same
 //! digest as the fill.
 
+use std::fs;
+use std::path::Path;
+
 use bytes::Bytes;
 use larder::store::{Operation, faults};
 
 use super::damage::{accounts_are_right, let_reads_fail, path, until};
-use crate::support::{Fault, Match, Registry, TestMirror, logged, noise};
+use crate::support::{Client, Fault, Match, PATIENCE, Registry, Streaming, TestMirror, logged, noise};
 
 const REPOSITORY: &str = "library/app";
 const MIB: usize = 1 << 20;
 const EIO: i32 = 5;
+const ENOSPC: i32 = 28;
+/// Withheld until all is verified.
+const TAIL: usize = 16 << 10;
 
 /// The blob with another last byte, and more behind it: what is withheld of a blob would have been pushed out by what follows.
 fn wrong_and_longer(blob: &Bytes) -> Bytes {
@@ -84,4 +90,113 @@ async fn who_cannot_read_on_does_not_wait_for_a_fill_that_a_disk_that_hangs_does
     mirror.metric_is("larder_fills_total{outcome=\"kept\"}", 1).await;
     assert!(mirror.get(&path(&digest)).await.expect(200).body == blob);
     accounts_are_right(&mirror).await;
+}
+
+// === a range far ahead of its fill ===
+
+const LARGE: usize = 24 * MIB;
+const FAR: usize = 20 * MIB;
+/// So much of it goes out before all is verified.
+const EARLY: usize = LARGE - TAIL - FAR;
+
+/// A mirror with a client that reads from far ahead of a fill, whose upstream holds back the rest.
+struct Ahead {
+    upstream: Registry,
+    mirror: TestMirror,
+    blob: Bytes,
+    digest: String,
+}
+
+impl Ahead {
+    /// `answers`: what goes wrong with those that the upstream gives apart from the fill.
+    async fn reads(seed: u64, answers: &[Fault]) -> (Self, Streaming) {
+        let upstream = Registry::start().await;
+        let blob = noise(seed, LARGE);
+        let digest = upstream.put_blob(REPOSITORY, blob.clone());
+        let mirror = TestMirror::builder()
+            .upstream("docker.io", &upstream)
+            .set("cache.min_free = \"0%\"\ncache.patience = \"300ms\"")
+            .start()
+            .await;
+        upstream.on(Match::get(&digest).times(1), Fault::Gate { after: 100_000 });
+        answers.iter().for_each(|fault| upstream.on(Match::get(&digest).times(1), fault.clone()));
+        mirror.get_with(&path(&digest), &[("range", "bytes=0-9")]).await.expect(206);
+        let client = Client::h1().stream_with(mirror.url(&path(&digest)), &[("range", &format!("bytes={FAR}-"))]).await;
+        assert_eq!((client.status, upstream.held_now()), (206, 1));
+        (Self { upstream, mirror, blob, digest }, client)
+    }
+
+    /// What the upstream was asked for after the fill had begun.
+    fn asked(&self) -> Vec<String> {
+        let requests = self.upstream.requests();
+        requests.iter().skip(1).map(|request| request.range().unwrap_or("all").to_owned()).collect()
+    }
+
+    /// The disk is well again, and the next client has not noticed anything.
+    async fn ends_well(self) {
+        let Self { upstream, mirror, blob, digest } = self;
+        mirror.faults().heal();
+        upstream.heal();
+        let well = async {
+            while mirror.trouble().is_some() {
+                mirror.probe().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, well).await.expect("it notices that the disk is well again");
+        assert!(mirror.get(&path(&digest)).await.expect(200).body == blob);
+        mirror.kept(&digest).await;
+        until("no partial file", || fs::read_dir(mirror.cache_dir().join("partial")).unwrap().count() == 0).await;
+        accounts_are_right(&mirror).await;
+    }
+}
+
+/// It ended short where the disk had filled up meanwhile.
+#[tokio::test]
+async fn a_range_far_ahead_of_a_fill_is_whole_though_the_disk_fails_before_the_fill_comes_there() {
+    let early = format!("bytes={FAR}-{}", LARGE - TAIL - 1);
+    let later = format!("bytes={}-{}", FAR + MIB, LARGE - TAIL - 1);
+    for (seed, answers, begins, whole, asked) in [
+        (210, &[][..], EARLY, true, vec![&*early, "bytes=0-"]),
+        (211, &[Fault::Corrupt { at: FAR + 10 }], EARLY, false, vec![&*early, "bytes=0-"]),
+        // What comes apart from the fill breaks off as well.
+        (212, &[Fault::Cut { after: MIB }, Fault::status(416)], MIB, true, vec![&*early, &*later, "bytes=0-"]),
+    ] {
+        let (ahead, mut client) = Ahead::reads(seed, answers).await;
+        let begun = client.take(begins).await;
+        assert_eq!((begun.len(), begun == ahead.blob[FAR..FAR + begins]), (begins, whole), "{answers:?}");
+        ahead.mirror.faults().each(|operation, _| operation == Operation::Write, faults::Fault::Errno(ENOSPC));
+        ahead.upstream.release();
+        let rest = client.rest().await;
+        assert_eq!(rest.complete, whole, "{answers:?}: {} bytes", begins + rest.body.len());
+        assert!(rest.body == if whole { ahead.blob.slice(FAR + begins..) } else { Bytes::new() }, "{answers:?}");
+        assert_eq!(ahead.asked(), asked, "{answers:?}");
+        logged(&["INFO", &ahead.digest, "a blob is not kept; what was sent of it is compared with what comes again"]).await;
+        if !whole {
+            logged(&["ERROR", &ahead.digest, "the upstream sent other bytes than before"]).await;
+        }
+        assert_eq!(
+            (ahead.mirror.metric("larder_bypasses_total{reason=\"disk\"}"), ahead.mirror.holds(&ahead.digest)),
+            (1, false)
+        );
+        ahead.ends_well().await;
+    }
+}
+
+/// The wrong byte was forgotten where the disk did not get done with the blob, and the answer ended cleanly.
+#[tokio::test]
+async fn a_range_far_ahead_that_is_wrong_does_not_end_cleanly_though_the_verified_blob_cannot_be_read() {
+    let (ahead, mut client) = Ahead::reads(213, &[Fault::Corrupt { at: FAR + 10 }]).await;
+    assert_eq!(client.take(EARLY).await.len(), EARLY);
+    let name = ahead.digest.replace(':', "-");
+    let fails =
+        move |operation, path: &Path| matches!(operation, Operation::Read | Operation::ReadCached) && path.ends_with(&name);
+    ahead.mirror.faults().each(|operation, _| operation == Operation::Sync, faults::Fault::Hang);
+    ahead.mirror.faults().each(fails, faults::Fault::Errno(EIO));
+    ahead.upstream.release();
+    let rest = client.rest().await;
+    assert!(!rest.complete && rest.body.is_empty(), "{} bytes", EARLY + rest.body.len());
+    logged(&["WARN", &ahead.digest, "a blob cannot be read on; it goes on from the upstream", "os error 5"]).await;
+    logged(&["ERROR", &ahead.digest, "the upstream sent other bytes than before"]).await;
+    assert_eq!((ahead.asked().last().unwrap().as_str(), ahead.mirror.holds(&ahead.digest)), ("bytes=0-", false));
+    ahead.ends_well().await;
 }

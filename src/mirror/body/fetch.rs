@@ -25,8 +25,8 @@ pub(super) struct Fetch {
 pub(super) struct Lagged {
     /// `None` once all is there and right.
     hasher: Option<Hasher>,
-    /// What came before hashed to this; so must what comes now.
-    known: Option<Cut>,
+    /// What came before, until it has come again.
+    known: Option<Known>,
     fetch: Fetch,
     /// More than this is wrong, and must not push out what waits for the digest.
     size: Option<u64>,
@@ -35,6 +35,16 @@ pub(super) struct Lagged {
     /// Not released before more has come or the digest is right.
     held: VecDeque<Bytes>,
     held_bytes: u64,
+}
+
+/// Bytes `from..to` of a blob that have come before, and must be the same when they come again.
+pub(super) struct Known {
+    from: u64,
+    to: u64,
+    /// What they hashed to.
+    digest: Digest,
+    /// The state of the hash of those that have come again.
+    again: Hasher,
 }
 
 /// A range ahead is taken up again so often without progress; after that it can wait for its fill.
@@ -62,8 +72,8 @@ impl Lagged {
         }
     }
 
-    /// Fetches all of it anew, as what has come cannot be read again; `known` is how far that was.
-    pub(super) fn from_zero(digest: &Digest, known: Option<Cut>, size: Option<u64>, send_from: u64) -> Self {
+    /// Fetches all of it anew, as what has come cannot be read again.
+    pub(super) fn from_zero(digest: &Digest, known: Option<Known>, size: Option<u64>, send_from: u64) -> Self {
         let begin = Cut { from: 0, hasher: Hasher::new(digest.algorithm()) };
         Self { known, ..Self::from(&begin, size, send_from) }
     }
@@ -114,17 +124,11 @@ impl Lagged {
     fn accept(&mut self, mut bytes: Bytes) -> bool {
         let Some(hasher) = &mut self.hasher else { return false };
         let before = self.fetch.at - bytes.len() as u64;
-        match self.known.take_if(|known| known.from <= self.fetch.at) {
-            Some(known) => {
-                let (old, new) = bytes.split_at(usize::try_from(known.from.saturating_sub(before)).unwrap_or(bytes.len()));
-                hasher.update(old);
-                if hasher.clone().finish() != known.hasher.finish() {
-                    return false;
-                }
-                hasher.update(new);
-            }
-            None => hasher.update(&bytes),
+        hasher.update(&bytes);
+        if self.known.as_mut().is_some_and(|known| !known.comes_again(before, &bytes)) {
+            return false;
         }
+        self.known.take_if(|known| known.to <= self.fetch.at);
         let sent = self.send_from + self.held_bytes;
         let new = bytes.split_off(usize::try_from(sent.saturating_sub(before)).unwrap_or(usize::MAX).min(bytes.len()));
         if !new.is_empty() {
@@ -132,6 +136,23 @@ impl Lagged {
             self.held.push_back(new);
         }
         true
+    }
+}
+
+// === impl Known ===
+
+impl Known {
+    /// `hasher` is the state of their hash.
+    pub(super) fn new(from: u64, to: u64, hasher: Hasher) -> Self {
+        let digest = hasher.finish();
+        Self { from, to, again: Hasher::new(digest.algorithm()), digest }
+    }
+
+    /// Looks at `bytes`, which have come for `at`; false if what is known has come and is not the same.
+    fn comes_again(&mut self, at: u64, bytes: &[u8]) -> bool {
+        let index = |place: u64| usize::try_from(place.saturating_sub(at)).unwrap_or(usize::MAX).min(bytes.len());
+        self.again.update(&bytes[index(self.from)..index(self.to)]);
+        at + (bytes.len() as u64) < self.to || self.again.clone().finish() == self.digest
     }
 }
 

@@ -86,7 +86,7 @@ impl Mirror {
                 self.note_failure(&fill.origin, Thing::Blob(fill.digest.clone()), &error);
                 self.0.metrics.fill_ended("failed");
                 fill.head.send_replace(Head::Failed(error.into()));
-                writer.suspend(false).await;
+                writer.suspend().await;
                 return false;
             }
         };
@@ -132,13 +132,13 @@ impl Mirror {
     async fn stop_fill(&self, fill: &Fill, writer: BlobWriter) {
         tracing::info!(digest = %fill.digest, at = writer.accepted(), "a fill stops");
         self.0.metrics.fill_ended("stopped");
-        leave(fill, writer, self.0.stopping.is_cancelled()).await;
+        leave(fill, writer).await;
     }
 
     async fn give_up(&self, fill: &Fill, writer: BlobWriter, error: &upstream::Error) {
         tracing::error!(digest = %fill.digest, at = writer.accepted(), %error, "a fill is given up");
         self.0.metrics.fill_ended("given_up");
-        leave(fill, writer, false).await;
+        leave(fill, writer).await;
     }
 
     /// Asks for the blob, from where an earlier fill stopped, and tells those who wait how large it is.
@@ -295,8 +295,8 @@ impl Mirror {
 }
 
 /// Ends in the middle. What has come is left for the next fill, unless that could not trust it.
-async fn leave(fill: &Fill, writer: BlobWriter, durable: bool) {
-    if fill.origin.registry.anyones { writer.discard().await } else { writer.suspend(durable).await }
+async fn leave(fill: &Fill, writer: BlobWriter) {
+    if fill.origin.registry.anyones { writer.discard().await } else { writer.suspend().await }
 }
 
 // === impl Fill ===

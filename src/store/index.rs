@@ -118,7 +118,8 @@ impl Shared {
         Ok(())
     }
 
-    /// Counts the partial files. What may have lost bytes with the machine is removed: nobody could tell.
+    /// Counts the partial files. What may have lost bytes with the machine is removed, as nobody has synced it: before all of it
+    /// has come anew nobody could tell.
     pub(super) fn count_partials(&self, rebooted: bool) -> std::io::Result<()> {
         let now = self.clock.now();
         for found in self.disk.partials()? {

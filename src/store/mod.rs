@@ -127,7 +127,7 @@ impl Store {
         }));
         let shared = Arc::clone(&store.0);
         let counted = store.0.writes.run(move || {
-            shared.count_partials(rebooted && !clean)?;
+            shared.count_partials(rebooted)?;
             shared.count_quarantine()?;
             if new {
                 lock(&shared.books).known = true;

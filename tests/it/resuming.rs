@@ -4,9 +4,12 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use larder::store::faults::Loss;
 use tokio::time::timeout;
 
-use crate::support::{Auth, Blobs, Fault, Log, Match, PATIENCE, Registry, Setup, TestMirror, digest_of, noise};
+use crate::support::{
+    Auth, Blobs, Fault, Log, Match, PATIENCE, Registry, Setup, TestMirror, assert_booked, digest_of, noise, reboot,
+};
 
 const REPOSITORY: &str = "library/app";
 const SIZE: usize = 500_000;
@@ -212,4 +215,40 @@ async fn a_partial_file_that_was_damaged_is_found_out_and_the_blob_fetched_anew(
     held(&mirror, &digest).await;
     assert_eq!(mirror.get(&url).await.expect(200).body, blob);
     assert_eq!(ranges(&upstream, &digest), ["bytes=199999-", "all"]);
+}
+
+/// Nobody had synced it. After a stop that was clean it was gone on with all the same: zeros went out, and then a short end.
+#[tokio::test]
+async fn a_partial_file_is_not_gone_on_with_after_a_restart_of_the_machine_which_may_have_cost_it_bytes() {
+    for (after, outcome) in [("a fill that nobody wanted", "stopped"), ("a fill without an upstream", "given_up")] {
+        let (upstream, blob, digest) = with_blob(SIZE).await;
+        upstream.on(Match::get(&digest).times(1), vec![Fault::Gate { after: CUT }, Fault::Cut { after: CUT }]);
+        upstream.on(Match::get(&digest).times(1), Fault::status(404));
+        let mirror = TestMirror::builder().upstream("docker.io", &upstream).set("mirror.orphan_bytes = \"0B\"").start().await;
+        let mut client = mirror.stream(&path(&digest)).await;
+        assert_eq!(client.take(CUT).await, blob.slice(..CUT), "{after}");
+        if outcome == "given_up" {
+            upstream.release();
+            assert!(!client.rest().await.complete, "{after}");
+        } else {
+            drop(client);
+        }
+        mirror.metric_is(&format!("larder_fills_total{{outcome={outcome:?}}}"), 1).await;
+        let faults = mirror.faults().clone();
+        let stopped = mirror.stop().await;
+        let partial = stopped.cache_dir().join("partial").join(digest.replace(':', "-"));
+        assert!(stopped.cache_dir().join("clean").exists() && fs::read(&partial).unwrap() == blob[..CUT], "{after}");
+        faults.lose_power(Loss::Zeroed);
+        reboot(&stopped.cache_dir());
+        assert_eq!(fs::read(&partial).unwrap(), vec![0; CUT], "{after}");
+        upstream.heal();
+        upstream.forget_requests();
+
+        let mirror = stopped.start().await;
+        assert!(!partial.exists(), "{after}");
+        assert_eq!(mirror.get(&path(&digest)).await.expect(200).body, blob, "{after}");
+        held(&mirror, &digest).await;
+        assert_eq!(ranges(&upstream, &digest), ["all"], "{after}");
+        assert_booked(&mirror).await;
+    }
 }

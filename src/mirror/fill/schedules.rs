@@ -73,7 +73,7 @@ impl World {
         if does == Does::Refuses {
             self.at_once.fetch_sub(1, Ordering::SeqCst);
             fill.head.send_replace(Head::Failed(upstream::Error::NotFound.into()));
-            return writer.suspend(false).await;
+            return writer.suspend().await;
         }
         writer.expect(self.blob.len() as u64).await;
         fill.head.send_replace(Head::Begun(Begun { growth: writer.growth(), bypass: None, cache_status: None }));
@@ -82,7 +82,7 @@ impl World {
         loop {
             if !self.fills.may_go_on(fill, does == Does::SendsAll, &mut permit) && self.fills.close(fill) {
                 self.at_once.fetch_sub(1, Ordering::SeqCst);
-                return writer.suspend(false).await;
+                return writer.suspend().await;
             }
             if does == Does::FallsSilent {
                 fill.abandoned().await;

@@ -82,8 +82,8 @@ impl BlobWriter {
         }
     }
 
-    /// Stops, and leaves what is on the disk for the next writer. `durable`: so that it outlives the machine as well.
-    pub async fn suspend(mut self, durable: bool) {
+    /// Stops, and leaves what is on the disk for the next writer, of this process or a later one. It need not outlive the machine.
+    pub async fn suspend(mut self) {
         // What has come is worth keeping, and those who read may have it.
         while self.is_busy() && matches!(self.target, Target::File(_)) {
             self.progress().await;
@@ -92,7 +92,7 @@ impl BlobWriter {
         let Target::File(partial) = &self.target else { return };
         let partial = Arc::clone(partial);
         let length = self.accepted - self.batch_bytes as u64;
-        let left = self.store.writes.run(move || partial.leave(length, durable));
+        let left = self.store.writes.run(move || partial.leave(length));
         patiently(&self.store.writes.clone(), left).await;
     }
 

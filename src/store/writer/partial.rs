@@ -122,13 +122,10 @@ impl PartialFile {
         }
     }
 
-    /// Leaves its first `length` bytes for the next writer. `durable`: so that they outlive the machine as well.
-    pub(super) fn leave(&self, length: u64, durable: bool) {
-        let left = caught(|| {
-            // Also gives back what was allocated beyond the end.
-            self.file().truncate(length)?;
-            if durable { self.file().sync() } else { Ok(()) }
-        });
+    /// Leaves its first `length` bytes for the next writer.
+    pub(super) fn leave(&self, length: u64) {
+        // Also gives back what was allocated beyond the end.
+        let left = caught(|| self.file().truncate(length));
         if length == 0 || left.is_err() {
             self.remove();
         } else {

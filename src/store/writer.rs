@@ -14,7 +14,6 @@ use crate::oci::{Digest, Hasher};
 use super::books::Claim;
 use super::growing::Growing;
 use super::lru::charge;
-use super::pool::Broken;
 use super::reader::Growth;
 use super::room::{NoRoom, Reservation};
 use super::{Shared, lock};
@@ -46,8 +45,8 @@ pub struct BlobWriter {
 
 /// Bytes on their way to the disk.
 struct Job {
-    /// The hash after them.
-    written: Pin<Box<dyn Future<Output = Result<io::Result<Hasher>, Broken>> + Send>>,
+    /// The hash after them. Room is made for them first, where their number was not known.
+    written: Pin<Box<dyn Future<Output = Result<Hasher, Bypass>> + Send>>,
     /// For the case that they do not get there.
     chunks: Vec<Bytes>,
 }
@@ -189,7 +188,7 @@ impl BlobWriter {
         self.growing.set_size(size);
         let Target::File(partial) = &self.target else { return };
         let partial = Arc::clone(partial);
-        if let Err(why) = self.reserve(charge(size)).await {
+        if let Err(why) = reserve(&self.store, &partial, charge(size)).await {
             self.bypass(why);
             return;
         }
@@ -265,47 +264,46 @@ impl BlobWriter {
             return self.batch_to_memory();
         }
         if self.job.is_none() && !self.batch.is_empty() {
-            self.begin_job().await;
+            self.begin_job();
         }
         if let Some(job) = &mut self.job {
-            let written = (&mut job.written).await.map_err(io::Error::from).flatten();
+            let written = (&mut job.written).await;
             self.end_job(written);
         }
     }
 
-    async fn begin_job(&mut self) {
+    fn begin_job(&mut self) {
         let Target::File(partial) = &self.target else { return };
-        if self.accepted > partial.reserved() && self.size.is_none() {
-            let enough = charge(self.accepted);
-            if self.reserve(enough + STRIDE).await.is_err()
-                && let Err(why) = self.reserve(enough).await
-            {
-                self.bypass(why);
-                return;
-            }
-        }
-        let Target::File(partial) = &self.target else { return };
-        let (partial, growing, mut hasher) = (Arc::clone(partial), Arc::clone(&self.growing), self.hasher.clone());
+        let (store, partial, growing) = (Arc::clone(&self.store), Arc::clone(partial), Arc::clone(&self.growing));
+        let mut hasher = self.hasher.clone();
         let chunks = std::mem::take(&mut self.batch);
         let offset = self.accepted - std::mem::take(&mut self.batch_bytes) as u64;
-        let (end, writing) = (self.accepted, chunks.clone());
-        let written = self.store.writes.soon(move || {
-            writing.iter().for_each(|chunk| hasher.update(chunk));
-            partial.file().write_at(offset, &writing)?;
-            growing.advance(end, hasher.clone());
-            Ok(hasher)
-        });
+        let (end, writing, announced) = (self.accepted, chunks.clone(), self.size.is_some());
+        let written = async move {
+            if !announced && end > partial.reserved() {
+                let enough = charge(end);
+                if reserve(&store, &partial, enough + STRIDE).await.is_err() {
+                    reserve(&store, &partial, enough).await?;
+                }
+            }
+            let written = store.writes.soon(move || {
+                writing.iter().for_each(|chunk| hasher.update(chunk));
+                partial.file().write_at(offset, &writing)?;
+                growing.advance(end, hasher.clone());
+                Ok(hasher)
+            });
+            written.await.map_err(io::Error::from).flatten().map_err(|error| store.disk_failed("write", &error))
+        };
         self.job = Some(Job { written: Box::pin(written), chunks });
     }
 
-    fn end_job(&mut self, written: io::Result<Hasher>) {
+    fn end_job(&mut self, written: Result<Hasher, Bypass>) {
         let Some(Job { chunks, .. }) = self.job.take() else { return };
         match written {
             Ok(hasher) => self.hasher = hasher,
-            Err(error) => {
+            Err(why) => {
                 self.batch_bytes += chunks.iter().map(Bytes::len).sum::<usize>();
                 self.batch.splice(0..0, chunks);
-                let why = self.store.disk_failed("write", &error);
                 self.bypass(why);
             }
         }
@@ -325,19 +323,18 @@ impl BlobWriter {
         self.growing.go_on_in_memory(self.accepted - self.batch_bytes as u64, self.hasher.clone());
         self.target = Target::Memory(why);
     }
+}
 
-    async fn reserve(&mut self, total: u64) -> Result<(), Bypass> {
-        let Target::File(partial) = &self.target else { return Ok(()) };
-        let partial = Arc::clone(partial);
-        match self.store.reserve(total.saturating_sub(partial.reserved())).await {
-            Ok(more) => {
-                partial.add(more);
-                Ok(())
-            }
-            Err(NoRoom::TooLarge) => Err(Bypass::TooLarge),
-            Err(NoRoom::Full) => Err(Bypass::Full),
-            Err(NoRoom::Disk(error)) => Err(self.store.disk_failed("space", &error)),
+/// Sets aside what is lacking of `total` bytes.
+async fn reserve(store: &Arc<Shared>, partial: &PartialFile, total: u64) -> Result<(), Bypass> {
+    match store.reserve(total.saturating_sub(partial.reserved())).await {
+        Ok(more) => {
+            partial.add(more);
+            Ok(())
         }
+        Err(NoRoom::TooLarge) => Err(Bypass::TooLarge),
+        Err(NoRoom::Full) => Err(Bypass::Full),
+        Err(NoRoom::Disk(error)) => Err(store.disk_failed("space", &error)),
     }
 }
 

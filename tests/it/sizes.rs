@@ -1,8 +1,11 @@
 //! Upstreams that say too little or the wrong thing about the size of a blob.
 
-use bytes::Bytes;
+use std::time::Duration;
 
-use crate::support::{Fault, Match, Registry, TestMirror, noise, raw};
+use bytes::Bytes;
+use larder::store::{Operation, faults};
+
+use crate::support::{Fault, Match, Registry, TestMirror, assert_booked, noise, raw};
 
 const MIB: usize = 1 << 20;
 
@@ -92,4 +95,23 @@ async fn a_size_that_no_blob_has_is_not_passed_on() {
     mirror.metric_is("larder_fills_total{outcome=\"failed\"}", 1).await;
     assert_eq!(mirror.head(&path(&digest)).await.expect(200).header("content-length"), Some("50000"));
     assert_eq!(mirror.get(&path(&digest)).await.expect(200).body, blob);
+}
+
+/// With each chunk that came while room was being made, it was made anew, and what had been evicted for that was gone.
+#[tokio::test]
+async fn for_a_blob_whose_size_nobody_says_room_is_made_once() {
+    let upstream = Registry::start().await;
+    let blob = noise(3, MIB);
+    let digest = upstream.put_blob("library/app", blob.clone());
+    upstream.on(Match::get(&digest), vec![Fault::NoLength, Fault::Bandwidth(2 * MIB as u64)]);
+    let mirror = TestMirror::builder().upstream("docker.io", &upstream).set("cache.min_free = \"0%\"").start().await;
+    let looks_for_room = |operation| operation == Operation::Space;
+    mirror.faults().each(move |operation, _| looks_for_room(operation), faults::Fault::Slow(Duration::from_millis(200)));
+    let before = mirror.faults().count();
+    assert_eq!(mirror.get(&path(&digest)).await.expect(200).body, blob);
+    mirror.kept(&digest).await;
+    let times = mirror.faults().since(before).into_iter().filter(|(operation, _)| looks_for_room(*operation)).count();
+    assert_eq!(times, 1);
+    mirror.faults().heal();
+    assert_booked(&mirror).await;
 }

@@ -55,7 +55,8 @@ impl Shared {
         let mut books = lock(&self.books);
         open = books.opened(digest);
         let replaced = match file {
-            Some(file) => open.as_ref().is_some_and(|open| !Arc::ptr_eq(open, file)),
+            // As long as someone holds the blob's file, the books know it: they know none, or another one, if this was replaced.
+            Some(file) => open.as_ref().is_none_or(|open| !Arc::ptr_eq(open, file)),
             None => length.is_some() && length == books.lru.size(digest),
         };
         if replaced {

@@ -13,7 +13,7 @@ use futures_util::future::join_all;
 use larder::store::{Operation, faults};
 use rustix::io::Errno;
 
-use crate::support::{Client, Fault, Image, Log, Match, PATIENCE, Registry, TestMirror, noise, stream};
+use crate::support::{Client, Fault, Image, Log, Match, PATIENCE, Registry, TestMirror, logged, noise, stream};
 
 const REPOSITORY: &str = "library/app";
 
@@ -236,6 +236,32 @@ async fn a_manifest_that_cannot_be_read_is_fetched_anew_and_one_in_memory_goes_o
     assert_eq!(mirror.get(&image.manifest_path()).await.expect(200).body, image.manifest, "fetched anew");
     mirror.faults().heal();
     assert_eq!((upstream.count("GET", &image.digest), quarantined(&mirror).await), (2, 1));
+}
+
+/// The file that had come in its place was taken for it, and set aside.
+#[tokio::test]
+async fn who_finds_the_damage_after_the_blob_has_been_replaced_harms_the_new_file_no_more_than_anyone() {
+    let upstream = Registry::start().await;
+    let mirror = TestMirror::of(&upstream).await;
+    let blob = noise(9, 8 << 20);
+    let digest = cached(&upstream, &mirror, &blob).await;
+    upstream.forget_requests();
+    let mut late = mirror.stream(&path(&digest)).await;
+    assert!(late.take(10_000).await == blob[..10_000]);
+    fs::OpenOptions::new().write(true).open(file(&mirror.cache_dir(), &digest)).unwrap().set_len(7 << 20).unwrap();
+    mirror.clock().advance(Duration::from_hours(15 * 24));
+    assert_eq!(mirror.scrub().await.damaged, 1);
+    assert!(aside(&mirror.cache_dir(), &digest).exists());
+    assert!(mirror.get(&path(&digest)).await.expect(200).body == blob, "who comes next");
+    until("kept", || mirror.holds(&digest)).await;
+    // So many files are not kept open at once: the new one is closed, as nobody reads it.
+    for seed in 0..260 {
+        cached(&upstream, &mirror, &noise(1000 + seed, 100)).await;
+    }
+    assert!(late.rest().await.expect(200).body == blob[10_000..]);
+    logged(&["WARN", &digest, "a blob cannot be read on; it goes on from the upstream", "at=7340032"]).await;
+    assert_eq!((upstream.count("GET", &digest), quarantined(&mirror).await), (1, 1), "it goes on with the new file");
+    accounts_are_right(&mirror).await;
 }
 
 // === quarantine ===

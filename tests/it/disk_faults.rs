@@ -14,6 +14,7 @@ use crate::support::{
 
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
+const EOPNOTSUPP: i32 = 95;
 
 const MIB: usize = 1 << 20;
 
@@ -312,4 +313,23 @@ async fn a_partial_file_that_can_neither_be_read_nor_cut_is_forgotten_from_its_b
         assert_eq!(fs::read_dir(mirror.cache_dir().join("partial")).unwrap().count(), 0);
         assert_booked(&mirror).await;
     }
+}
+
+/// Each read of each hit counted as an error of the disk.
+#[tokio::test]
+async fn a_file_system_that_cannot_read_without_waiting_is_none_that_fails() {
+    let (upstream, mirror) = world().await;
+    let read_cached = |operation, _: &Path| operation == Operation::ReadCached;
+    mirror.faults().each(read_cached, Fault::Errno(EOPNOTSUPP));
+    let (image, path) = put(&upstream, 70, 3 * MIB);
+    assert!(mirror.get(&path).await.expect(200).body == image.layers[0].bytes);
+    mirror.kept(&image.layers[0].digest).await;
+    let hit = mirror.get(&path).await.expect(200);
+    assert_eq!((hit.body == image.layers[0].bytes, hit.header("cache-status")), (true, Some("larder; hit")));
+    let errors = async || get(mirror.admin_url("/metrics")).await.expect(200).text().contains("larder_disk_errors_total{");
+    assert!(!errors().await);
+    mirror.faults().heal();
+    mirror.faults().each(read_cached, Fault::Errno(EIO));
+    assert!(mirror.get(&path).await.expect(200).body == image.layers[0].bytes);
+    assert!(errors().await, "of one that fails it is counted");
 }

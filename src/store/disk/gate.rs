@@ -72,8 +72,7 @@ impl Gate {
             work(None)
         };
         if let Err(error) = &done
-            // That something is not there, or cannot be had just now, is an answer.
-            && !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::AlreadyExists | ErrorKind::WouldBlock | ErrorKind::Interrupted)
+            && !operation.is_answered_by(error.kind())
         {
             self.metrics.disk_failed(operation.word(), &format!("{:?}", error.kind()));
         }
@@ -92,6 +91,13 @@ impl Gate {
 // === impl Operation ===
 
 impl Operation {
+    /// That something is not there, or cannot be had just now, is an answer. So is that a file system does not know how to read
+    /// without waiting, which it says at every read.
+    fn is_answered_by(self, error: ErrorKind) -> bool {
+        use ErrorKind::{AlreadyExists, Interrupted, NotFound, Unsupported, WouldBlock};
+        matches!(error, NotFound | AlreadyExists | WouldBlock | Interrupted) || self == Self::ReadCached && error == Unsupported
+    }
+
     /// For metrics.
     fn word(self) -> &'static str {
         match self {

@@ -51,6 +51,30 @@ pub(super) struct Reading {
 }
 
 /// From where the bytes come at the moment.
+///
+/// ```text
+/// state    what happens                     what follows
+/// Store    the range ends                   the end, clean
+///          the disk fails                   the blob is found anew: then compare, or Store or Ahead if nothing is to be compared
+///          .. again and again, or where     Lagged, from zero
+///             nothing is verified yet
+///          a doubtful blob was damaged      the same as if the disk failed
+///          another blob does not get whole  Store, of what is fetched in its place, if nothing was given; else the end, short
+///          it falls behind the memory       Lagged, from where that was
+/// Ahead    the range ends before the tail   the end, clean
+///          it comes to the tail             compare
+///          the upstream fails               Store if nothing was sent; else compare
+/// Lagged   all is right, or is not          the end, clean or short
+///
+/// compare, when the blob is verified:
+///          what was sent is the same        Store
+///          it is not, or the fill failed    the end, short
+///          the blob is not kept             Lagged, from zero
+///          the disk fails                   the blob is found anew: then compare, or Lagged as above
+/// ```
+///
+/// There is something to compare while `sent` is there; a `Lagged` takes it along. Where the blob cannot be found anew, the answer
+/// ends short.
 enum State {
     Store(BlobReader),
     /// From the upstream, for this reader alone.

@@ -20,7 +20,19 @@ pub(super) struct Growing {
     moved: Notify,
 }
 
-/// How far the blob has come.
+/// How far the blob has come: `filed` ≤ the window's front ≤ `written` ≤ what its writer has accepted. Readers go up to
+/// `readable`, which keeps them out of the tail, or at its beginning:
+///
+/// ```text
+/// state          bytes before `filed`   from there to `written`          moved by
+/// in the file    in the file            none                             advance: both, with each job that ends
+/// `in_memory`    in the file            in the window, or gone from it   push: `written`; advance has no effect any more
+/// `doubtful`     in the file, hashed    none; all `size` are filed       advance, as the verification goes on
+/// `end`          as they were           as they were                     nothing but an advance that comes late
+/// ```
+///
+/// `go_on_in_memory` leads from the first to the second, once, and may set both back to where the last job began whose end was
+/// waited for; `finish` leads from each to the last. Nothing leads back.
 #[derive(Default)]
 pub(super) struct Progress {
     /// As announced by the upstream.

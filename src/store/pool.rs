@@ -86,7 +86,8 @@ impl Pool {
         Ok(Self(Arc::new(Owned(shared))))
     }
 
-    /// Runs `job`, for which the caller waits as long as it takes.
+    /// Runs `job`, for which the caller waits as long as it takes. It is begun by this call, whether or not the future is ever
+    /// polled: who does not care for the end may drop that.
     ///
     /// Cancel safe in that the job runs all the same; its result is dropped.
     pub(super) fn run<T, F>(&self, job: F) -> impl Future<Output = Result<T, Broken>> + Send + 'static + use<T, F>
@@ -101,7 +102,8 @@ impl Pool {
         async move { result.await.map_err(|_| Broken::Panicked) }
     }
 
-    /// Runs `job`, for which a client waits: no longer than the patience, and not at all while others are overdue.
+    /// Runs `job`, for which a client waits: no longer than the patience, and not at all while others are overdue. It is begun by
+    /// this call as well, unless others are overdue.
     ///
     /// Cancel safe as [`Pool::run`] is.
     pub(super) fn soon<T, F>(&self, job: F) -> impl Future<Output = Result<T, Broken>> + Send + 'static + use<T, F>

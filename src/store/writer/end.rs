@@ -99,13 +99,18 @@ impl BlobWriter {
     /// Stops, and keeps nothing.
     pub async fn discard(mut self) {
         self.growing.finish(End::Failed);
-        if let Some(removed) = self.bypass(Bypass::WrongBytes) {
+        if let Some(removed) = self.give_up_file(Bypass::WrongBytes) {
             patiently(&self.store.writes.clone(), removed).await;
         }
     }
 
-    /// Goes on in memory. The file is removed, for which the caller may wait; who reads what is in it keeps it open.
-    pub(super) fn bypass(&mut self, why: Bypass) -> Option<impl Future<Output = Result<(), Broken>> + use<>> {
+    /// Goes on in memory. The file is removed, for which nobody waits.
+    pub(super) fn bypass(&mut self, why: Bypass) {
+        drop(self.give_up_file(why));
+    }
+
+    /// Likewise, for who may wait until it is removed. Who reads what is in it keeps it open.
+    fn give_up_file(&mut self, why: Bypass) -> Option<impl Future<Output = Result<(), Broken>> + use<>> {
         let Target::File(partial) = &self.target else { return None };
         let partial = Arc::clone(partial);
         self.go_on_in_memory(why);

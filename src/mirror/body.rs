@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures_util::{Stream, stream};
 
 use crate::oci::{Algorithm, Digest, Hasher};
-use crate::store::{BlobReader, Cut, Damage, Held, OpenFile, Pieces, ReadError, TAIL};
+use crate::store::{BlobReader, Cut, Damage, Held, OpenFile, Piece, Pieces, ReadError, TAIL};
 use crate::upstream::{self, Aside};
 
 use super::blob::{Blob, Detours, Source};
@@ -20,7 +20,7 @@ use super::{Mirror, Origin};
 use fetch::{Fetch, Known, Lagged};
 
 /// The bytes of one range. It ends with an error where not all of them can be had, or some are wrong.
-pub type ByteStream = Pin<Box<dyn Stream<Item = Result<Bytes, Broken>> + Send>>;
+pub type ByteStream = Pin<Box<dyn Stream<Item = Result<Piece, Broken>> + Send>>;
 
 /// The body ends short, so that no client takes it for whole. The reason is in the log.
 #[derive(Debug, thiserror::Error)]
@@ -135,17 +135,24 @@ impl Reading {
         }))
     }
 
-    async fn next(&mut self) -> Option<Result<Bytes, Broken>> {
+    async fn next(&mut self) -> Option<Result<Piece, Broken>> {
         if let (false, State::Store(reader)) = (std::mem::replace(&mut self.begun, true), &self.state) {
             self.go_on_at(reader.position());
         }
         loop {
             let gone_on = match &mut self.state {
-                State::Store(reader) => match reader.next().await? {
+                // What is sent unverified is looked at on its way.
+                State::Store(reader) if self.sent.is_some() => match reader.next().await? {
                     Ok(bytes) => return Some(Ok(self.send(bytes))),
                     Err(error) => self.reader_failed(error).await,
                 },
-                State::Lagged(lagged) => return lagged.next(&self.origin, &self.digest, self.end).await,
+                State::Store(reader) => match reader.next_piece().await? {
+                    Ok(piece) => return Some(Ok(piece)),
+                    Err(error) => self.reader_failed(error).await,
+                },
+                State::Lagged(lagged) => {
+                    return lagged.next(&self.origin, &self.digest, self.end).await.map(|next| next.map(Piece::Bytes));
+                }
                 State::Ahead { fetch, .. } => match fetch.next(&self.origin, &self.digest).await {
                     Ok(Some(bytes)) => return Some(Ok(self.send(bytes))),
                     Ok(None) if self.end.is_some_and(|end| fetch.at >= end) => return None,
@@ -165,9 +172,9 @@ impl Reading {
         }
     }
 
-    fn send(&mut self, bytes: Bytes) -> Bytes {
+    fn send(&mut self, bytes: Bytes) -> Piece {
         self.sent.iter_mut().for_each(|sent| sent.hasher.update(&bytes));
-        bytes
+        Piece::Bytes(bytes)
     }
 
     /// Decides from where the bytes from `at` on come.
@@ -225,8 +232,12 @@ impl Reading {
                 Ok(())
             }
             ReadError::Disk(error) => {
-                let file = reader.file();
+                let (file, lost) = (reader.file(), reader.has_lost_what_was_sent());
                 self.begin_anew(at, file, &error).await?;
+                if lost {
+                    tracing::warn!(digest = %self.digest, at, "a file was cut while it was sent; the answer ends short");
+                    return Err(Broken);
+                }
                 self.go_on_anew(at).await
             }
             // It was damaged. What was sent of it may have been right all the same.

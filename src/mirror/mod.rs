@@ -53,7 +53,7 @@ pub use rights::Wanted;
 pub use tags::Refreshed;
 pub use warm::Warmed;
 
-pub use crate::store::{Pieces, Trouble};
+pub use crate::store::{Outlet, Piece, Pieces, Trouble};
 
 /// Decides who answers. Clones share everything.
 #[derive(Clone)]

@@ -2,13 +2,15 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
 
-use crate::mirror::{Broken, ByteStream, Pieces};
+use crate::mirror::{Broken, ByteStream, Outlet, Piece, Pieces};
 
+use super::data::Data;
 use super::log::{AccessLine, End};
 use super::passage::{Appetite, Passage};
 
@@ -93,13 +95,19 @@ impl Body {
         self.last_apart = passage.stream.is_some() && self.left.is_some_and(|left| left > SMALL);
         if passage.stream.is_some() {
             self.appetite.pieces.set(FIRST_OF_STREAM);
+        } else if self.left.is_some() {
+            // hyper cuts what has no length into chunks, which it would write around nothing.
+            let line: Arc<dyn Outlet> = Arc::clone(&passage.line) as _;
+            self.appetite.pieces.go_out_by(line);
         }
+        // The head.
+        passage.line.gives();
         self.passage = Some(passage);
         self
     }
 
     /// The next bytes, as they come from where they come from.
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Broken>>> {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Piece, Broken>>> {
         match &mut self.content {
             Content::End => Poll::Ready(None),
             Content::Breaking => Poll::Ready(Some(Err(Broken))),
@@ -107,7 +115,7 @@ impl Body {
                 // What is shared with others need not be cut for the sake of memory.
                 let bytes = std::mem::take(bytes);
                 self.content = Content::End;
-                Poll::Ready(Some(Ok(bytes)))
+                Poll::Ready(Some(Ok(bytes.into())))
             }
             Content::Stream(stream) => {
                 if let Some(passage) = &self.passage {
@@ -123,13 +131,14 @@ impl Body {
                 let polled = catch_unwind(AssertUnwindSafe(|| stream.as_mut().poll_next(cx)));
                 let next = ready!(polled.unwrap_or(Poll::Ready(Some(Err(Broken)))));
                 match &next {
-                    Some(Ok(_)) => self.appetite.gives(),
+                    Some(Ok(Piece::Bytes(_))) => self.appetite.gives(),
+                    Some(Ok(Piece::Sent(_))) => {}
                     Some(Err(Broken)) => self.content = Content::Breaking,
                     None => self.content = Content::End,
                 }
-                let counted = |bytes| match &self.passage {
-                    Some(passage) => passage.buffers.hold(bytes),
-                    None => bytes,
+                let counted = |piece| match (piece, &self.passage) {
+                    (Piece::Bytes(bytes), Some(passage)) => passage.buffers.hold(bytes).into(),
+                    (piece, _) => piece,
                 };
                 Poll::Ready(next.map(|next| next.map(counted)))
             }
@@ -138,10 +147,10 @@ impl Body {
 }
 
 impl hyper::body::Body for Body {
-    type Data = Bytes;
+    type Data = Data;
     type Error = Broken;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Data>, Broken>>> {
         let this = &mut *self;
         let pace = this.passage.as_ref().and_then(|passage| passage.stream.clone());
         if let Some(pace) = &pace {
@@ -149,11 +158,11 @@ impl hyper::body::Body for Body {
             pace.took(std::mem::take(&mut this.given));
         }
         let next = match this.last.take() {
-            Some(last) => Some(Ok(last)),
+            Some(last) => Some(Ok(last.into())),
             None => ready!(this.poll_next(cx)),
         };
-        let mut bytes = match next {
-            Some(Ok(bytes)) => bytes,
+        let mut piece = match next {
+            Some(Ok(piece)) => piece,
             Some(Err(Broken)) => {
                 this.line.iter_mut().for_each(|line| line.ended(End::Broken));
                 // The client is to have all that came before, and hyper throws away what it has not written yet.
@@ -168,21 +177,25 @@ impl hyper::body::Body for Body {
                 return Poll::Ready(None);
             }
         };
-        if this.last_apart && bytes.len() > 1 && this.left == Some(bytes.len() as u64) {
-            this.last = Some(bytes.split_off(bytes.len() - 1));
+        if let Piece::Bytes(bytes) = &mut piece {
+            if this.last_apart && bytes.len() > 1 && this.left == Some(bytes.len() as u64) {
+                this.last = Some(bytes.split_off(bytes.len() - 1));
+            }
+            this.passage.iter().for_each(|passage| passage.line.gives());
         }
-        this.left = this.left.map(|left| left.saturating_sub(bytes.len() as u64));
+        let length = piece.len();
+        this.left = this.left.map(|left| left.saturating_sub(length as u64));
         if let Some(line) = &mut this.line {
-            line.sent(bytes.len());
+            line.sent(length);
             if this.left == Some(0) {
                 line.ended(End::Complete);
             }
         }
         if let Some(pace) = pace {
-            this.given = bytes.len();
+            this.given = length;
             pace.waits();
         }
-        Poll::Ready(Some(Ok(Frame::data(bytes))))
+        Poll::Ready(Some(Ok(Frame::data(Data(piece)))))
     }
 
     fn is_end_stream(&self) -> bool {

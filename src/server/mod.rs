@@ -6,6 +6,7 @@
 mod admin;
 mod body;
 mod connections;
+mod data;
 mod handler;
 mod log;
 mod login;

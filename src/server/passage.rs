@@ -65,7 +65,7 @@ impl Passage {
 
     /// Waits until hyper has written what it was given, over HTTP/1.1. In HTTP/2 it asks for more only then.
     pub(super) fn poll_written(&self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.stream.is_some() { Poll::Ready(()) } else { self.line.poll_flushed(cx) }
+        if self.stream.is_some() { Poll::Ready(()) } else { self.line.poll_written(cx) }
     }
 
     /// A crowd that takes nothing is to leave room for the others: half of the memory in small pieces is enough for one each.

@@ -4,6 +4,7 @@ mod refusal;
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream;
 use http::header::{self, HeaderName};
@@ -176,10 +177,10 @@ fn multipart(blob: &mirror::Blob, ranges: &[std::ops::Range<u64>], size: u64) ->
     let parts = |pieces: &Pieces| -> ByteStream {
         let mut parts: Vec<ByteStream> = Vec::with_capacity(ranges.len() * 2 + 1);
         for range in ranges {
-            parts.push(Box::pin(stream::iter([Ok(head(range).into())])));
+            parts.push(Box::pin(stream::iter([Ok(Bytes::from(head(range)).into())])));
             parts.push(blob.read(range.start, range.end, pieces));
         }
-        parts.push(Box::pin(stream::iter([Ok(end.into())])));
+        parts.push(Box::pin(stream::iter([Ok(Bytes::from(end).into())])));
         Box::pin(stream::iter(parts).flatten())
     };
     let mut response = Response::new(Body::streamed(parts));

@@ -2,38 +2,40 @@
 
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::mirror::Outlet;
+
+use super::data;
 use super::pace::{Least, Pace};
 
 /// What hyper reads from and writes to.
-pub(super) struct Wire {
-    stream: Option<TcpStream>,
-    line: Arc<Line>,
-}
+pub(super) struct Wire(Arc<Line>);
 
 /// What there is to know of a connection besides its bytes.
 pub(super) struct Line {
     pub(super) pace: Pace,
-    flush: Mutex<Flush>,
+    /// There until it is closed.
+    stream: Mutex<Option<TcpStream>>,
+    written: Mutex<Written>,
     cut: AtomicBool,
-    /// After hyper has let go of it.
-    released: Mutex<Option<TcpStream>>,
 }
 
-/// Someone waits until all that was written has gone to the kernel.
-enum Flush {
-    Unwanted,
-    Wanted(Waker),
-    Done,
+/// Whether all that hyper was given has gone to the kernel.
+enum Written {
+    All,
+    NotAll,
+    /// Someone waits for it.
+    Awaited(Waker),
 }
 
 /// How long a client may take to close its side after we have closed ours.
@@ -47,43 +49,33 @@ impl Wire {
     pub(super) fn new(stream: TcpStream, least: Least) -> (Self, Arc<Line>) {
         let line = Line {
             pace: Pace::new(least),
-            flush: Mutex::new(Flush::Unwanted),
+            stream: Mutex::new(Some(stream)),
+            written: Mutex::new(Written::NotAll),
             cut: AtomicBool::new(false),
-            released: Mutex::default(),
         };
         let line = Arc::new(line);
-        (Self { stream: Some(stream), line: Arc::clone(&line) }, line)
-    }
-
-    fn stream(&mut self) -> io::Result<Pin<&mut TcpStream>> {
-        self.stream.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::NotConnected.into())
-    }
-
-    fn watch(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        match &written {
-            Poll::Pending => self.line.pace.waits(),
-            Poll::Ready(Ok(bytes)) => self.line.pace.took(*bytes),
-            Poll::Ready(Err(_)) => {}
-        }
-        written
+        (Self(Arc::clone(&line)), line)
     }
 }
 
 impl AsyncRead for Wire {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.stream()?.poll_read(cx, buffer)
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.0.with(|stream| Pin::new(stream).poll_read(cx, buffer))
     }
 }
 
 impl AsyncWrite for Wire {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = self.stream()?.poll_write(cx, bytes);
-        self.watch(written)
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.0.watch(self.0.with(|stream| Pin::new(stream).poll_write(cx, bytes)))
     }
 
-    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, parts: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let written = self.stream()?.poll_write_vectored(cx, parts);
-        self.watch(written)
+    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, parts: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let gone = data::gone(parts);
+        if gone > 0 {
+            return Poll::Ready(Ok(gone));
+        }
+        let bytes = parts.iter().position(|part| data::is_stand_in(part)).map_or(parts, |gone| &parts[..gone]);
+        self.0.watch(self.0.with(|stream| Pin::new(stream).poll_write_vectored(cx, bytes)))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -91,41 +83,50 @@ impl AsyncWrite for Wire {
     }
 
     /// hyper calls this when all that it had to write has been written.
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.line.flushed();
-        self.stream()?.poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.all_is_written();
+        self.0.with(|stream| Pin::new(stream).poll_flush(cx))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.stream()?.poll_shutdown(cx)
-    }
-}
-
-impl Drop for Wire {
-    fn drop(&mut self) {
-        *lock(&self.line.released) = self.stream.take();
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.with(|stream| Pin::new(stream).poll_shutdown(cx))
     }
 }
 
 // === impl Line ===
 
 impl Line {
-    /// Waits until all that was given to hyper before has gone to the kernel.
-    pub(super) fn poll_flushed(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let mut flush = lock(&self.flush);
-        if matches!(*flush, Flush::Done) {
-            *flush = Flush::Unwanted;
+    fn with<T>(&self, poll: impl FnOnce(&mut TcpStream) -> Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        lock(&self.stream).as_mut().map_or_else(|| Poll::Ready(Err(io::ErrorKind::NotConnected.into())), poll)
+    }
+
+    fn watch(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        match &written {
+            Poll::Pending => self.pace.waits(),
+            Poll::Ready(Ok(bytes)) => self.pace.took(*bytes),
+            Poll::Ready(Err(_)) => {}
+        }
+        written
+    }
+
+    /// Says that hyper has something to write.
+    pub(super) fn gives(&self) {
+        *lock(&self.written) = Written::NotAll;
+    }
+
+    /// Waits until all that hyper was given has gone to the kernel.
+    pub(super) fn poll_written(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut written = lock(&self.written);
+        if matches!(*written, Written::All) {
             return Poll::Ready(());
         }
-        *flush = Flush::Wanted(cx.waker().clone());
+        *written = Written::Awaited(cx.waker().clone());
         Poll::Pending
     }
 
-    fn flushed(&self) {
-        let mut flush = lock(&self.flush);
-        if let Flush::Wanted(waker) = &*flush {
-            waker.wake_by_ref();
-            *flush = Flush::Done;
+    fn all_is_written(&self) {
+        if let Written::Awaited(waker) = std::mem::replace(&mut *lock(&self.written), Written::All) {
+            waker.wake();
         }
     }
 
@@ -140,7 +141,7 @@ impl Line {
 
     /// Closes the connection, with which hyper has done.
     pub(super) async fn close(&self) {
-        let stream = lock(&self.released).take();
+        let stream = lock(&self.stream).take();
         if let Some(stream) = stream {
             close(&stream).await;
         }
@@ -148,9 +149,29 @@ impl Line {
 
     /// Gives up a client that takes nothing: what the kernel holds for it is freed at once.
     pub(super) fn abort(&self) {
-        if let Some(stream) = lock(&self.released).take() {
+        if let Some(stream) = lock(&self.stream).take() {
             let _ = stream.set_zero_linger();
         }
+    }
+}
+
+/// For HTTP/1.1, in which an answer has the line for itself.
+impl Outlet for Line {
+    fn poll_send(
+        &self,
+        cx: &mut Context<'_>,
+        send: &mut dyn FnMut(BorrowedFd<'_>) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_written(cx));
+        self.watch(self.with(|stream| {
+            loop {
+                ready!(stream.poll_write_ready(cx))?;
+                match stream.try_io(Interest::WRITABLE, || send(stream.as_fd())) {
+                    Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                    sent => return Poll::Ready(sent),
+                }
+            }
+        }))
     }
 }
 

@@ -17,6 +17,7 @@
 pub mod faults;
 mod file;
 mod gate;
+mod residence;
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind, Read as _};

@@ -93,6 +93,11 @@ impl Handle {
         Ok(buffer.into())
     }
 
+    /// Whether the kernel can send all of these bytes without waiting for the disk. `length`: at least one.
+    pub(super) fn is_sendable(&self, offset: u64, length: usize) -> io::Result<bool> {
+        Ok(!self.is_spoiled() && caught(|| self.file().is_cached(offset, length))?)
+    }
+
     fn closing(&mut self) -> impl FnOnce() + Send + 'static {
         let (file, charge, books) = (self.file.take(), std::mem::take(self.lingers.get_mut()), Arc::clone(&self.books));
         move || {

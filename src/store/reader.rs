@@ -2,8 +2,8 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 
@@ -11,6 +11,7 @@ use crate::sync::watch;
 
 use super::growing::{Cut, End, Growing, Progress, Registration, Step};
 use super::handle::Handle;
+use super::outlet::{self, Outlet, Piece};
 use super::quarantine::OpenFile;
 
 /// A verified blob of the cache, held open: eviction does not disturb it.
@@ -45,11 +46,20 @@ pub struct BlobReader {
     /// `None`: to the end of a blob whose size is not known yet.
     end: Option<u64>,
     pieces: Pieces,
+    /// The end of what went out unread.
+    sent: u64,
 }
 
-/// How many bytes a reader takes at once. Whoever waits for them may change it at any time.
+/// How a reader takes bytes. Whoever waits for them may change it at any time.
 #[derive(Clone)]
-pub struct Pieces(Arc<AtomicUsize>);
+pub struct Pieces(Arc<Shape>);
+
+struct Shape {
+    /// At most so many at once.
+    bytes: AtomicUsize,
+    /// They may go out this way unread.
+    outlet: OnceLock<Arc<dyn Outlet>>,
+}
 
 enum Source {
     Blob(Arc<Handle>),
@@ -89,6 +99,7 @@ impl Blob {
             at: range.start,
             end: Some(range.end),
             pieces: Pieces::default(),
+            sent: 0,
         }
     }
 }
@@ -169,7 +180,7 @@ impl Growth {
     #[must_use]
     pub fn read(&self, start: u64, end: Option<u64>) -> BlobReader {
         let follower = Follower { registration: self.0.register(start), progress: self.0.subscribe() };
-        BlobReader { source: Source::Growing(follower), at: start, end, pieces: Pieces::default() }
+        BlobReader { source: Source::Growing(follower), at: start, end, pieces: Pieces::default(), sent: 0 }
     }
 }
 
@@ -220,11 +231,53 @@ impl BlobReader {
             Ok(bytes) => bytes,
             Err(error) => return Some(Err(error)),
         };
-        self.at += bytes.len() as u64;
+        self.moved(bytes.len());
+        Some(Ok(bytes))
+    }
+
+    /// Likewise for those who only pass them on: by the outlet of the pieces, if there is one.
+    ///
+    /// Cancel safe: what was not returned is read again, and was not sent.
+    ///
+    /// # Errors
+    /// As for [`BlobReader::next`].
+    pub async fn next_piece(&mut self) -> Option<Result<Piece, ReadError>> {
+        match self.send().await {
+            Ok(Some(sent)) => Some(Ok(Piece::Sent(sent))),
+            Ok(None) => Some(self.next().await?.map(Piece::Bytes)),
+            Err(error) => Some(Err(ReadError::Disk(error))),
+        }
+    }
+
+    async fn send(&mut self) -> io::Result<Option<usize>> {
+        let Some(outlet) = self.pieces.0.outlet.get() else { return Ok(None) };
+        let end = self.end.unwrap_or(u64::MAX);
+        let file = match &self.source {
+            Source::Blob(handle) => Some((Arc::clone(handle), end)),
+            Source::Growing(follower) => follower.file(self.at, self.end),
+        };
+        let Some((file, readable)) = file else { return Ok(None) };
+        let sent = outlet::send(&**outlet, &file, self.at, within(self.at, readable.min(end))).await?;
+        if let Some(sent) = sent {
+            self.moved(sent);
+            self.sent = self.at;
+        }
+        Ok(sent)
+    }
+
+    /// True if the file has lost some of what went out unread. The kernel may still have had it to send, and then sent what
+    /// became of it.
+    #[must_use]
+    pub fn has_lost_what_was_sent(&self) -> bool {
+        let file = self.file().filter(|_| self.sent > 0);
+        file.is_some_and(|OpenFile(file)| file.file().length().is_ok_and(|length| length < self.sent))
+    }
+
+    fn moved(&mut self, bytes: usize) {
+        self.at += bytes as u64;
         if let Source::Growing(follower) = &self.source {
             follower.registration.moved(self.at);
         }
-        Some(Ok(bytes))
     }
 }
 
@@ -233,16 +286,22 @@ impl BlobReader {
 impl Pieces {
     #[must_use]
     pub fn of(bytes: usize) -> Self {
-        Self(Arc::new(AtomicUsize::new(bytes)))
+        Self(Arc::new(Shape { bytes: AtomicUsize::new(bytes), outlet: OnceLock::new() }))
     }
 
     #[must_use]
     pub fn get(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
+        self.0.bytes.load(Ordering::Relaxed)
     }
 
     pub fn set(&self, bytes: usize) {
-        self.0.store(bytes, Ordering::Relaxed);
+        self.0.bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Lets bytes that are in a file and in memory go out this way. That cannot be changed any more.
+    pub fn go_out_by(&self, outlet: Arc<dyn Outlet>) {
+        // The first stays.
+        let _ = self.0.outlet.set(outlet);
     }
 }
 
@@ -255,6 +314,14 @@ impl Default for Pieces {
 // === impl Follower ===
 
 impl Follower {
+    /// The file that has the bytes at `at`, and up to where.
+    fn file(&self, at: u64, end: Option<u64>) -> Option<(Arc<Handle>, u64)> {
+        match self.registration.step(&self.progress.borrow(), at, end) {
+            Step::File(file, readable) => Some((file, readable)),
+            _ => None,
+        }
+    }
+
     async fn next(&mut self, at: u64, end: Option<u64>, piece: usize) -> Option<Result<Bytes, ReadError>> {
         loop {
             let next = {

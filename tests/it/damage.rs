@@ -140,7 +140,8 @@ async fn ranges_go_on_from_the_upstream_as_well() {
 async fn many_readers_of_one_damaged_file_cost_one_request() {
     let upstream = Registry::start().await;
     let mirror = TestMirror::of(&upstream).await;
-    let blob = noise(3, SIZE);
+    // More than a kernel takes ahead of a client.
+    let blob = noise(3, 24 << 20);
     let digest = cached(&upstream, &mirror, &blob).await;
     upstream.forget_requests();
     upstream.on(Match::get(&digest), Fault::Gate { after: 0 });
@@ -150,12 +151,12 @@ async fn many_readers_of_one_damaged_file_cost_one_request() {
         body.take(10_000).await;
     }
     // The file is cut under their feet.
-    fs::OpenOptions::new().write(true).open(file(&mirror.cache_dir(), &digest)).unwrap().set_len(20_000).unwrap();
+    fs::OpenOptions::new().write(true).open(file(&mirror.cache_dir(), &digest)).unwrap().set_len(16 << 20).unwrap();
     let rest = tokio::spawn(join_all(bodies.into_iter().map(crate::support::Streaming::rest)));
     upstream.held(1).await;
     upstream.release();
     for answer in rest.await.unwrap() {
-        assert_eq!(answer.expect(200).body, blob.slice(10_000..));
+        assert!(answer.expect(200).body == blob.slice(10_000..));
     }
     assert_eq!((upstream.count("GET", &digest), quarantined(&mirror).await), (1, 1));
     until("kept", || mirror.holds(&digest)).await;
@@ -274,7 +275,7 @@ async fn the_quarantine_is_bounded_and_what_is_in_it_counts() {
     let mut digests = Vec::new();
     for n in 0..20 {
         let digest = cached(&upstream, &mirror, &noise(60 + n, 100_000)).await;
-        let_reads_fail(&mirror, &digest, 1, false);
+        let_reads_fail(&mirror, &digest, 0, false);
         mirror.get(&path(&digest)).await.expect(200);
         mirror.faults().heal();
         digests.push(digest);

@@ -55,6 +55,7 @@ mod resuming;
 mod returning;
 mod rights;
 mod secrets;
+mod sending;
 mod serving;
 mod sizes;
 mod slow;

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use larder::clock::Clock;
 use larder::metrics::Metrics;
-use larder::mirror::{self, Access, Blob, Freshness, Mirror, Pieces, Registries, Served};
+use larder::mirror::{self, Access, Blob, Freshness, Mirror, Piece, Pieces, Registries, Served};
 use larder::store::{self, Store};
 use larder::upstream::{self, Hop, Upstream};
 
@@ -100,7 +100,14 @@ pub(crate) async fn blob(mirror: &Mirror, image: &str, digest: &str) -> Blob {
 }
 
 pub(crate) async fn read(blob: &Blob) -> Option<Vec<u8>> {
-    let chunks: Vec<Bytes> = blob.read_all(&Pieces::default()).try_collect().await.ok()?;
+    let pieces: Vec<Piece> = blob.read_all(&Pieces::default()).try_collect().await.ok()?;
+    let chunks: Vec<Bytes> = pieces
+        .into_iter()
+        .map(|piece| match piece {
+            Piece::Bytes(bytes) => bytes,
+            Piece::Sent(_) => unreachable!("there is no outlet"),
+        })
+        .collect();
     Some(chunks.concat())
 }
 

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Write as _};
 use std::num::NonZeroU64;
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use rustix::fs::{Advice, FallocateFlags};
 use rustix::io::ReadWriteFlags;
 
 use super::gate::{Gate, Operation};
+use super::residence;
 
 pub(in crate::store) struct File {
     inner: fs::File,
@@ -106,6 +108,27 @@ impl File {
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Unsupported) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether all of these bytes are in memory. `length`: at least one.
+    pub(in crate::store) fn is_cached(&self, offset: u64, length: usize) -> io::Result<bool> {
+        /// What one page tells of its neighbours, where the kernel does not tell of all.
+        const STRETCH: usize = 32 << 10;
+        let is_there = |ahead: usize| io::Result::Ok(self.read_cached(offset + ahead as u64, &mut [0])? == Some(1));
+        // What is on its way from the disk has its pages already. The last is filled last.
+        if !is_there(length - 1)? {
+            return Ok(false);
+        }
+        match residence::has_pages(&self.inner, offset, length) {
+            Some(has) => Ok(has),
+            None => (0..length).step_by(STRETCH).try_fold(true, |all, ahead| Ok(all && is_there(ahead)?)),
+        }
+    }
+
+    /// Has the kernel write into a socket, as much as that takes without waiting. Where the bytes are not in memory it waits
+    /// for the disk.
+    pub(in crate::store) fn send(&self, socket: BorrowedFd<'_>, mut offset: u64, limit: usize) -> io::Result<usize> {
+        Ok(rustix::fs::sendfile(socket, &self.inner, Some(&mut offset), limit)?)
     }
 
     /// Lets go of what was read here, if it is in memory. Only a hint.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -47,6 +47,13 @@ pub enum StartError {
     Cache(#[from] store::OpenError),
 }
 
+/// An address that nobody else can take, and that lets nobody in yet.
+struct Bound {
+    option: &'static str,
+    address: SocketAddr,
+    socket: TcpSocket,
+}
+
 /// `[log]`
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -76,6 +83,8 @@ pub enum LogLevel {
     Trace,
 }
 
+/// So many connections may wait to be accepted.
+const BACKLOG: u32 = 1024;
 const UPKEEP: Duration = Duration::from_mins(1);
 /// How often a disk that has failed is looked at.
 const PROBE: Duration = Duration::from_secs(2);
@@ -87,7 +96,10 @@ const AFTER_GRACE: Duration = Duration::from_millis(900);
 // === impl App ===
 
 impl App {
-    /// Starts larder. It serves when this returns.
+    /// Starts larder. It serves when this returns; until then connections are refused, so that clients go elsewhere while the
+    /// disk lets wait.
+    ///
+    /// Cancel safe, but for the mark of a clean stop: the next start may look at every file.
     ///
     /// # Errors
     /// See [`StartError`].
@@ -97,11 +109,8 @@ impl App {
         for image in &config.mirror.keep {
             registries.resolve(image).map_err(|refusal| StartError::Upstream(format!("mirror.keep: {image}: {refusal}")))?;
         }
-        let (listener, address) = listen("server.listen", config.server.listen).await?;
-        let admin = match config.admin.listen {
-            Some(address) => Some(listen("admin.listen", address).await?),
-            None => None,
-        };
+        let clients = Bound::to("server.listen", config.server.listen)?;
+        let operator = config.admin.listen.map(|address| Bound::to("admin.listen", address)).transpose()?;
         let store = Store::open(&config.cache, clock.clone(), metrics.clone()).await?;
         for upstream in registries.upstreams() {
             if let Some(Tally { since, amount }) = store.tally(&tally_name(upstream)) {
@@ -115,11 +124,13 @@ impl App {
                  say in upstream.{name:?}.allow what may be read"
             );
         }
+        let (address, admin_address) = (clients.address, operator.as_ref().map(|bound| bound.address));
+        let listener = clients.listen()?;
+        let admin = operator.map(Bound::listen).transpose()?;
         let stop = CancellationToken::new();
         let beside = TaskTracker::new();
         beside.spawn(mirror.clone().keep(stop.clone()));
-        let admin_address = admin.as_ref().map(|(_, address)| *address);
-        if let Some((listener, _)) = admin {
+        if let Some(listener) = admin {
             let stopped = stop.clone().cancelled_owned();
             beside.spawn(server::serve_admin(listener, config.admin, mirror.clone(), clock.clone(), stopped));
         }
@@ -160,11 +171,25 @@ impl App {
     }
 }
 
-async fn listen(option: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
-    let failed = |error| StartError::Listen { option, address, error };
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
-    let bound = listener.local_addr().map_err(failed)?;
-    Ok((listener, bound))
+// === impl Bound ===
+
+impl Bound {
+    fn to(option: &'static str, address: SocketAddr) -> Result<Self, StartError> {
+        let bound = || {
+            let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+            // Of a larder that has just ended, connections may linger at the address.
+            socket.set_reuseaddr(true)?;
+            socket.bind(address)?;
+            Ok((socket.local_addr()?, socket))
+        };
+        let (address, socket) = bound().map_err(|error| StartError::Listen { option, address, error })?;
+        Ok(Self { option, address, socket })
+    }
+
+    fn listen(self) -> Result<TcpListener, StartError> {
+        let Self { option, address, socket } = self;
+        socket.listen(BACKLOG).map_err(|error| StartError::Listen { option, address, error })
+    }
 }
 
 async fn run(

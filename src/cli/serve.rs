@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
 
 use crate::app::{App, Drained};
 use crate::clock::Clock;
@@ -46,12 +46,21 @@ impl Serve {
 
 async fn serve(config: Config, wanted_connections: usize) -> Result<ExitCode, String> {
     let failed = |error: std::io::Error| error.to_string();
-    let (mut terminate, mut interrupt) =
-        (signal(SignalKind::terminate()).map_err(failed)?, signal(SignalKind::interrupt()).map_err(failed)?);
+    let mut stop = Stop {
+        terminate: signal(SignalKind::terminate()).map_err(failed)?,
+        interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
+    };
     // Of itself, it ends a process that writes beyond its largest file. Where it is received, the write fails.
     let _too_large = signal(SignalKind::from_raw(Signal::XFSZ.as_raw())).map_err(failed)?;
     let (greeting, max_connections) = (Greeting::of(&config), config.server.max_connections);
-    let app = App::start(config, Clock::system()).await.map_err(|error| error.to_string())?;
+    let app = tokio::select! {
+        app = App::start(config, Clock::system()) => app.map_err(|error| error.to_string())?,
+        // A disk that hangs would let wait for ever.
+        () = stop.told() => {
+            tracing::warn!("stopped before the cache could be used");
+            return Ok(ExitCode::FAILURE);
+        }
+    };
     greeting.print(&app);
     if max_connections < wanted_connections {
         tracing::info!(
@@ -60,15 +69,11 @@ async fn serve(config: Config, wanted_connections: usize) -> Result<ExitCode, St
             "of max_connections, as many as the limit of open files has room for"
         );
     }
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    stop.told().await;
     tracing::info!("stopping; a second signal stops at once");
     let drained = tokio::select! {
         drained = app.stop() => drained,
-        _ = terminate.recv() => return Ok(ExitCode::FAILURE),
-        _ = interrupt.recv() => return Ok(ExitCode::FAILURE),
+        () = stop.told() => return Ok(ExitCode::FAILURE),
     };
     if drained == Drained::default() {
         return Ok(ExitCode::SUCCESS);
@@ -85,12 +90,34 @@ const FOR_EVER: Duration = Duration::from_hours(24 * 365);
 /// Sockets that listen, the log, what the runtime needs.
 const FILES_OF_OUR_OWN: u64 = 32;
 
+/// The signals that ask it to stop.
+struct Stop {
+    terminate: Signals,
+    interrupt: Signals,
+}
+
 /// What an operator wants to see first.
 struct Greeting {
     dir: PathBuf,
     max_size: String,
     upstreams: String,
 }
+
+// === impl Stop ===
+
+impl Stop {
+    /// Waits for one of them.
+    ///
+    /// Cancel safe.
+    async fn told(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+// === impl Greeting ===
 
 impl Greeting {
     fn of(config: &Config) -> Self {

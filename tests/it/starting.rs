@@ -1,14 +1,17 @@
 //! The program as an operator meets it: greeting, mistakes, log, signals, sudden ends.
 
-use std::fs;
-use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{self, DirBuilder};
+use std::io::ErrorKind;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::process::Command;
 
 use std::time::{Duration, Instant};
 
 use larder::store::faults::Fault as DiskFault;
+use rustix::fs::{CWD, Mode, mkfifoat};
 
+use super::damage::until;
 use crate::support::{Fault, Image, Match, Process, Registry, TestMirror, get, head, stream};
 
 fn to(registry: &Registry) -> String {
@@ -75,6 +78,45 @@ async fn told_to_stop_it_does_not_wait_for_a_disk_that_hangs() {
     let took = begun.elapsed();
     assert!(took >= grace && took < grace + Duration::from_secs(2), "{took:?} {drained:?}");
     faults.heal();
+}
+
+/// The signal was heard, and nobody listened: only `kill -9` ended it.
+#[tokio::test]
+async fn told_to_stop_while_the_disk_hangs_at_its_start_it_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = dir.path().join("cache");
+    DirBuilder::new().mode(0o700).create(&cache).unwrap();
+    // Who opens it to read waits until someone writes.
+    mkfifoat(CWD, cache.join("layout"), Mode::RUSR | Mode::WUSR).unwrap();
+    let ended = tokio::task::spawn_blocking(move || Process::stop_at_start(dir.path(), &[])).await.unwrap();
+    assert_eq!(ended.status.code(), Some(1), "{}", ended.log);
+    assert!(ended.log.contains("stopped before the cache could be used"), "{}", ended.log);
+}
+
+/// Who came while the disk hung was let in and left without an answer, when other registries would have had one.
+#[tokio::test]
+async fn nobody_is_let_in_before_the_disk_has_answered() {
+    let upstream = Registry::start().await;
+    let image = Image::new(1).put(&upstream, "library/app", "latest");
+    // Of this address nobody else takes a port.
+    let free = || TcpListener::bind("127.0.77.1:0").unwrap().local_addr().unwrap();
+    let (clients, operator) = (free(), free());
+    let stopped = TestMirror::builder()
+        .upstream("docker.io", &upstream)
+        .set(&format!("server.listen = \"{clients}\""))
+        .set(&format!("admin.listen = \"{operator}\""));
+    let faults = stopped.faults().clone();
+    faults.each(|_, _| true, DiskFault::Hang);
+    let starting = tokio::spawn(stopped.start());
+    until("the disk hangs", || faults.hanging() > 0).await;
+    for address in [clients, operator] {
+        let refused = TcpStream::connect(address).expect_err("it is not ready");
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    }
+    faults.heal();
+    let mirror = starting.await.unwrap();
+    assert_eq!((mirror.address(), mirror.admin_address()), (clients, Some(operator)));
+    mirror.get(&image.tag_path("latest")).await.expect(200);
 }
 
 #[tokio::test]

@@ -5,7 +5,8 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::{PATIENCE, secrets};
 
@@ -57,6 +58,30 @@ impl Process {
         let output = command(&[], dir, settings, environment).output().expect("the program starts");
         let log = fs::read_to_string(dir.join("log")).expect("a log");
         Ended { status: output.status, stdout: String::from_utf8(output.stdout).expect("text"), log }
+    }
+
+    /// Runs a larder that cannot begin to serve, and tells it to stop as soon as it hears that.
+    pub fn stop_at_start(dir: &Path, settings: &[&str]) -> Ended {
+        let child = command(&[], dir, settings, &[]).spawn().expect("the program starts");
+        let mut larder = Self { child, address: ([0, 0, 0, 0], 0).into(), greeting: String::new(), log: dir.join("log") };
+        let deadline = Instant::now() + PATIENCE;
+        while !larder.hears(15) {
+            assert!(Instant::now() < deadline, "it does not hear signals: {}", larder.log());
+            thread::sleep(Duration::from_millis(1));
+        }
+        larder.tell_to_stop();
+        while larder.child.try_wait().expect("it is ours").is_none() {
+            assert!(Instant::now() < deadline, "it does not end: {}", larder.log());
+            thread::sleep(Duration::from_millis(1));
+        }
+        larder.wait()
+    }
+
+    /// Whether it has a handler for this signal.
+    fn hears(&self, signal: u32) -> bool {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.id())).expect("it runs");
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).expect("it catches some");
+        u64::from_str_radix(caught.trim(), 16).expect("a number") >> (signal - 1) & 1 == 1
     }
 
     /// Runs `larder health`.

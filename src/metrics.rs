@@ -41,6 +41,7 @@ struct Shared {
     disk_errors: Counters<2>,
     quarantined: Counter,
     verified: Counters<1>,
+    forgotten: Counters<1>,
     cache_bytes: Gauges<1>,
     cache_blobs: Gauge,
     cache_state: Gauge,
@@ -132,6 +133,11 @@ impl Metrics {
             disk_errors: register.add("disk_errors", "Operations on the cache directory that failed, by operation and error"),
             quarantined: register.add("quarantined", "Blobs that were found damaged and set aside"),
             verified: register.add("verified", "Blobs of the cache that were hashed again, by outcome: right, damaged, unknown"),
+            forgotten: register.add(
+                "forgotten",
+                "What is not remembered, or no longer, as there was too much of it: links of manifests to what they name, tags \
+                 and proofs, or the oldest records of all",
+            ),
             cache_bytes: register.add("cache_bytes", "Bytes of the disk, by what they are there for"),
             cache_blobs: register.add("cache_blobs", "Blobs in the cache, manifests among them"),
             cache_state: register.add("cache_state", "0 if all is well, 1 while the disk fails"),
@@ -268,6 +274,13 @@ impl Metrics {
 
     pub fn verified(&self, outcome: &'static str) {
         self.0.verified.get_or_create(&[("outcome", outcome.into())]).inc();
+    }
+
+    /// `what`: link, tag, proof, record.
+    pub fn forgotten(&self, what: &'static str, number: usize) {
+        if number > 0 {
+            self.0.forgotten.get_or_create(&[("what", what.into())]).inc_by(number as u64);
+        }
     }
 
     /// Replaces what is shown of the cache.

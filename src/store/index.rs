@@ -112,7 +112,7 @@ impl Shared {
                 Ok(Manifest::parse(None, &bytes).map(|manifest| manifest.names).unwrap_or_default())
             });
             if let Ok(names) = names {
-                lock(&self.books).lru.link(digest, &names);
+                self.link(digest, &names);
             }
         }
         Ok(())

@@ -17,13 +17,26 @@ use entries::{Entries, Entry, List, NONE, Place};
 ///
 /// Pure bookkeeping, about 200 bytes an entry; whoever calls it does the I/O.
 #[derive(Default)]
-pub(super) struct Lru(Entries);
+pub(super) struct Lru {
+    entries: Entries,
+    /// Names in all manifests that are in the cache.
+    links: usize,
+}
 
 /// How much later a second use must be to count as one: the requests of one pull are one use.
 const AGAIN: Duration = Duration::from_mins(10);
 
 /// At most this part of all bytes is protected, or nothing new could ever stay.
 const PROTECTED_SHARE: (u64, u64) = (4, 5);
+
+/// However much an image names, a use of it uses no more than this, as it must not take long; more is not remembered of one
+/// manifest either. Images name a hundred layers at most, indexes some hundreds of manifests.
+const MOST_NAMES: usize = 10_000;
+
+/// And of all together no more than this, whatever upstreams send: what a manifest names need not be here, and takes memory
+/// then, some 250 bytes, and none of `max_size`. It is as much as 50,000 images name that are made for 16 platforms each, with as
+/// many attestations. Beyond it a manifest is used alone.
+const MOST_LINKS: usize = 2_000_000;
 
 /// File systems give space in blocks; a file of one byte takes a whole one.
 const BLOCK: u64 = 4096;
@@ -60,15 +73,15 @@ impl Snapshot {
 impl Lru {
     /// Bytes that all entries take of the disk.
     pub(super) fn bytes(&self) -> u64 {
-        self.0.once.bytes + self.0.again.bytes
+        self.entries.once.bytes + self.entries.again.bytes
     }
 
     pub(super) fn len(&self) -> usize {
-        self.0.once.len + self.0.again.len
+        self.entries.once.len + self.entries.again.len
     }
 
     pub(super) fn size(&self, digest: &Digest) -> Option<u64> {
-        let entry = self.0.at(self.0.find(digest)?);
+        let entry = self.entries.at(self.entries.find(digest)?);
         (entry.place != Place::Absent).then_some(entry.size)
     }
 
@@ -78,85 +91,91 @@ impl Lru {
 
     /// When a blob was last verified, if it is in the cache and that is known.
     pub(super) fn verified(&self, digest: &Digest) -> Option<Timestamp> {
-        let entry = self.0.at(self.0.find(digest)?);
+        let entry = self.entries.at(self.entries.find(digest)?);
         (entry.place != Place::Absent && entry.verified != Timestamp::default()).then_some(entry.verified)
     }
 
     pub(super) fn set_verified(&mut self, digest: &Digest, now: Timestamp) {
-        if let Some(slot) = self.0.find(digest) {
-            self.0.at_mut(slot).verified = now;
+        if let Some(slot) = self.entries.find(digest) {
+            self.entries.at_mut(slot).verified = now;
         }
     }
 
     /// The blobs that were verified before `limit`, those first of which that is not known.
     pub(super) fn verified_before(&self, limit: Timestamp) -> Vec<Digest> {
-        let mut due: Vec<&Entry> = self.0.held().filter(|entry| entry.verified < limit).collect();
+        let mut due: Vec<&Entry> = self.entries.held().filter(|entry| entry.verified < limit).collect();
         due.sort_by_key(|entry| (entry.verified, entry.used));
         due.into_iter().map(|entry| entry.digest.clone()).collect()
     }
 
     /// Adds a blob, used now, whose bytes are known to be right. Adding it again changes nothing.
     pub(super) fn insert(&mut self, digest: &Digest, size: u64, now: Timestamp) {
-        let slot = self.0.slot(digest);
-        if self.0.at(slot).place != Place::Absent {
+        let slot = self.entries.slot(digest);
+        if self.entries.at(slot).place != Place::Absent {
             return;
         }
         // A new layer of a hot image is as hot as the image.
-        let hot = self.0.at(slot).named_by.iter().any(|by| self.0.at(*by).place == Place::Again);
-        let entry = self.0.at_mut(slot);
+        let hot = self.entries.at(slot).named_by.iter().any(|by| self.entries.at(*by).place == Place::Again);
+        let entry = self.entries.at_mut(slot);
         (entry.size, entry.first_used, entry.used, entry.verified) = (size, now, now, now);
-        self.0.push_newest(slot, if hot { Place::Again } else { Place::Once });
+        self.entries.push_newest(slot, if hot { Place::Again } else { Place::Once });
         self.bound_protected();
     }
 
-    /// Says what a manifest names, so that using it uses them. They need not be in the cache.
-    pub(super) fn link(&mut self, manifest: &Digest, names: &[Digest]) {
-        let slot = self.0.slot(manifest);
-        if !self.0.at(slot).names.is_empty() || names.is_empty() {
-            return;
+    /// Says what a manifest of the cache names, so that using it uses them. They need not be in the cache. Returns how many are
+    /// left out, as they are too many.
+    pub(super) fn link(&mut self, manifest: &Digest, names: &[Digest]) -> usize {
+        // It may have been evicted meanwhile.
+        let Some(slot) = self.entries.find(manifest).filter(|slot| self.entries.at(*slot).place != Place::Absent) else {
+            return 0;
+        };
+        if !self.entries.at(slot).names.is_empty() {
+            return 0;
         }
-        let mut named: Vec<u32> = names.iter().filter(|name| *name != manifest).map(|name| self.0.slot(name)).collect();
+        let room = MOST_NAMES.min(MOST_LINKS.saturating_sub(self.links));
+        let others = names.iter().filter(|name| *name != manifest);
+        let mut named: Vec<u32> = others.take(room).map(|name| self.entries.slot(name)).collect();
         named.sort_unstable();
         named.dedup();
         for &name in &named {
-            self.0.at_mut(name).named_by.push(slot);
+            self.entries.at_mut(name).named_by.push(slot);
         }
-        self.0.at_mut(slot).names = named.into();
+        self.links += named.len();
+        self.entries.at_mut(slot).names = named.into();
+        names.len().saturating_sub(room)
     }
 
     /// Uses a blob, and if it is a manifest, what it names. Returns the time of the use before, if it is in the cache.
     pub(super) fn touch(&mut self, digest: &Digest, now: Timestamp) -> Option<Timestamp> {
         /// An index names manifests, which name blobs; deeper nesting is legal and rare.
         const DEPTH: u8 = 4;
-        /// However much an image names, a use of it must not take long.
-        const MOST: u32 = 10_000;
-        let slot = self.0.find(digest)?;
-        if self.0.at(slot).place == Place::Absent {
+        let slot = self.entries.find(digest)?;
+        if self.entries.at(slot).place == Place::Absent {
             return None;
         }
-        let before = self.0.at(slot).used;
-        let mut left = MOST;
+        let before = self.entries.at(slot).used;
+        let mut left = MOST_NAMES;
         self.touch_slot(slot, now, false, DEPTH, &mut left);
         self.bound_protected();
         Some(before)
     }
 
-    fn touch_slot(&mut self, slot: u32, now: Timestamp, hot: bool, depth: u8, left: &mut u32) {
+    fn touch_slot(&mut self, slot: u32, now: Timestamp, hot: bool, depth: u8, left: &mut usize) {
         if *left == 0 {
             return;
         }
         *left -= 1;
-        let entry = self.0.at_mut(slot);
+        let entry = self.entries.at_mut(slot);
         let mut hot = hot;
         if entry.place != Place::Absent {
             hot |= entry.place == Place::Again || now.since(entry.first_used) >= AGAIN;
             entry.used = now;
-            self.0.unlink(slot);
-            self.0.push_newest(slot, if hot { Place::Again } else { Place::Once });
+            self.entries.unlink(slot);
+            self.entries.push_newest(slot, if hot { Place::Again } else { Place::Once });
         }
         if depth > 0 {
-            for i in 0..self.0.at(slot).names.len() {
-                let name = self.0.at(slot).names[i];
+            for i in 0..self.entries.at(slot).names.len() {
+                let name = self.entries.at(slot).names[i];
                 self.touch_slot(name, now, hot, depth - 1, left);
             }
         }
@@ -164,15 +183,15 @@ impl Lru {
 
     /// Takes out the entry that goes first, passing over those that `keep` wants kept.
     pub(super) fn pop(&mut self, keep: impl Fn(&Digest) -> bool) -> Option<(Digest, u64)> {
-        for oldest in [self.0.once.oldest, self.0.again.oldest] {
+        for oldest in [self.entries.once.oldest, self.entries.again.oldest] {
             let mut slot = oldest;
             while slot != NONE {
-                if !keep(&self.0.at(slot).digest) {
-                    let (digest, size) = (self.0.at(slot).digest.clone(), self.0.at(slot).size);
+                if !keep(&self.entries.at(slot).digest) {
+                    let (digest, size) = (self.entries.at(slot).digest.clone(), self.entries.at(slot).size);
                     self.remove(&digest);
                     return Some((digest, size));
                 }
-                slot = self.0.at(slot).next;
+                slot = self.entries.at(slot).next;
             }
         }
         None
@@ -180,19 +199,20 @@ impl Lru {
 
     /// Takes out one entry; returns its size.
     pub(super) fn remove(&mut self, digest: &Digest) -> Option<u64> {
-        let slot = self.0.find(digest)?;
-        if self.0.at(slot).place == Place::Absent {
+        let slot = self.entries.find(digest)?;
+        if self.entries.at(slot).place == Place::Absent {
             return None;
         }
-        self.0.unlink(slot);
-        self.0.at_mut(slot).place = Place::Absent;
-        let names = std::mem::take(&mut self.0.at_mut(slot).names);
+        self.entries.unlink(slot);
+        self.entries.at_mut(slot).place = Place::Absent;
+        let names = std::mem::take(&mut self.entries.at_mut(slot).names);
+        self.links -= names.len();
         for &name in &names {
-            self.0.at_mut(name).named_by.retain(|by| *by != slot);
-            self.0.forget_if_unused(name);
+            self.entries.at_mut(name).named_by.retain(|by| *by != slot);
+            self.entries.forget_if_unused(name);
         }
-        let size = self.0.at(slot).size;
-        self.0.forget_if_unused(slot);
+        let size = self.entries.at(slot).size;
+        self.entries.forget_if_unused(slot);
         Some(size)
     }
 
@@ -200,10 +220,10 @@ impl Lru {
     pub(super) fn snapshot(&self) -> impl Iterator<Item = Snapshot> + '_ {
         let walk = |list: &List| {
             let some = |slot| (slot != NONE).then_some(slot);
-            std::iter::successors(some(list.oldest), move |slot| some(self.0.at(*slot).next))
+            std::iter::successors(some(list.oldest), move |slot| some(self.entries.at(*slot).next))
         };
-        walk(&self.0.once).chain(walk(&self.0.again)).map(|slot| {
-            let entry = self.0.at(slot);
+        walk(&self.entries.once).chain(walk(&self.entries.again)).map(|slot| {
+            let entry = self.entries.at(slot);
             Snapshot {
                 digest: entry.digest.clone(),
                 size: entry.size,
@@ -211,19 +231,19 @@ impl Lru {
                 used: entry.used,
                 verified: entry.verified,
                 again: entry.place == Place::Again,
-                names: entry.names.iter().map(|name| self.0.at(*name).digest.clone()).collect(),
+                names: entry.names.iter().map(|name| self.entries.at(*name).digest.clone()).collect(),
             }
         })
     }
 
     /// Adds an entry of a snapshot as the newest of its segment.
     pub(super) fn restore(&mut self, snapshot: &Snapshot) {
-        let slot = self.0.slot(&snapshot.digest);
-        if self.0.at(slot).place == Place::Absent {
-            let entry = self.0.at_mut(slot);
+        let slot = self.entries.slot(&snapshot.digest);
+        if self.entries.at(slot).place == Place::Absent {
+            let entry = self.entries.at_mut(slot);
             (entry.size, entry.first_used, entry.used) = (snapshot.size, snapshot.first_used, snapshot.used);
             entry.verified = snapshot.verified;
-            self.0.push_newest(slot, if snapshot.again { Place::Again } else { Place::Once });
+            self.entries.push_newest(slot, if snapshot.again { Place::Again } else { Place::Once });
         }
         self.link(&snapshot.digest, &snapshot.names);
     }
@@ -231,13 +251,13 @@ impl Lru {
     /// When protected bytes are too many, the oldest of them must prove themselves anew. Their order stays.
     fn bound_protected(&mut self) {
         let (share, of) = PROTECTED_SHARE;
-        while self.0.again.bytes > self.bytes() / of * share && self.0.again.oldest != self.0.again.newest {
-            let slot = self.0.again.oldest;
-            self.0.unlink(slot);
+        while self.entries.again.bytes > self.bytes() / of * share && self.entries.again.oldest != self.entries.again.newest {
+            let slot = self.entries.again.oldest;
+            self.entries.unlink(slot);
             // Its time begins again, or the next use would bring it straight back.
-            let entry = self.0.at_mut(slot);
+            let entry = self.entries.at_mut(slot);
             entry.first_used = entry.used;
-            self.0.push_newest(slot, Place::Once);
+            self.entries.push_newest(slot, Place::Once);
         }
     }
 }
@@ -267,7 +287,7 @@ mod tests {
         assert_eq!(lru.touch(&digest(1), at(4)), Some(at(1)));
         assert_eq!((lru.bytes(), lru.len()), (3 * BLOCK, 3));
         assert_eq!(pop_all(&mut lru), [digest(2), digest(3), digest(1)]);
-        assert_eq!((lru.bytes(), lru.len(), lru.0.slots.len()), (0, 0, 0));
+        assert_eq!((lru.bytes(), lru.len(), lru.entries.slots.len()), (0, 0, 0));
     }
 
     #[test]
@@ -323,7 +343,7 @@ mod tests {
         for n in 0..10 {
             lru.touch(&digest(n), at(600 + u64::from(n)));
         }
-        assert_eq!((lru.0.once.bytes, lru.0.again.bytes), (2 * BLOCK, 8 * BLOCK));
+        assert_eq!((lru.entries.once.bytes, lru.entries.again.bytes), (2 * BLOCK, 8 * BLOCK));
         assert_eq!(pop_all(&mut lru)[..3], [digest(0), digest(1), digest(2)]);
     }
 
@@ -335,6 +355,36 @@ mod tests {
         }
         assert_eq!(lru.pop(|d| *d == digest(1)), Some((digest(2), BLOCK)));
         assert_eq!(lru.pop(|_| true), None);
+    }
+
+    #[test]
+    fn what_is_not_in_the_cache_names_nothing() {
+        let mut lru = Lru::default();
+        lru.insert(&digest(1), BLOCK, at(0));
+        lru.pop(|_| false);
+        assert_eq!(lru.link(&digest(1), &[digest(2)]), 0);
+        assert!(lru.entries.slots.is_empty(), "nothing would ever remove it");
+    }
+
+    #[test]
+    fn links_are_bounded_for_one_and_for_all() {
+        let mut lru = Lru::default();
+        let names: Vec<Digest> = (0..=MOST_NAMES).map(|n| Digest::sha256(&n.to_le_bytes())).collect();
+        for n in 1..=2 {
+            lru.insert(&digest(n), BLOCK, at(0));
+        }
+        assert_eq!(lru.link(&digest(1), &names), 1);
+        // As if others had the rest.
+        let others = MOST_LINKS - MOST_NAMES - 3;
+        lru.links += others;
+        assert_eq!(lru.link(&digest(2), &names[..5]), 2);
+        assert_eq!(lru.links, MOST_LINKS);
+        lru.remove(&digest(2));
+        lru.insert(&digest(2), BLOCK, at(0));
+        lru.links -= 2;
+        assert_eq!(lru.link(&digest(2), &names[..5]), 0, "there is room again");
+        (1..=2).for_each(|n| _ = lru.remove(&digest(n)));
+        assert_eq!((lru.links, lru.entries.slots.len()), (others - 2, 0));
     }
 
     #[test]

@@ -106,8 +106,8 @@ impl Store {
         let broken = |broken| unusable(io::Error::from(broken));
         let Opened { disk, new, clean, rebooted } = opened.map_err(broken)??;
         let disk = Arc::new(disk);
-        let (records_disk, records_pool) = (Arc::clone(&disk), writes.clone());
-        let records = writes.run(move || Records::open(records_disk, records_pool)).await.map_err(broken)?;
+        let (records_disk, records_pool, counting) = (Arc::clone(&disk), writes.clone(), metrics.clone());
+        let records = writes.run(move || Records::open(records_disk, records_pool, counting)).await.map_err(broken)?;
         let (gate, indexing) = (Mutex::new(()), Mutex::new(()));
         let store = Self(Arc::new(Shared {
             disk,
@@ -230,7 +230,7 @@ impl Store {
         writer.push(bytes);
         let finished = writer.finish().await;
         if finished == Finished::Kept {
-            lock(&self.0.books).lru.link(digest, names);
+            self.0.link(digest, names);
         }
         finished
     }
@@ -354,6 +354,12 @@ impl Shared {
         };
         drop(closed);
         Ok(Some(Blob::new(handle, length)))
+    }
+
+    /// Says what a manifest names, so that using it uses them.
+    fn link(&self, manifest: &Digest, names: &[Digest]) {
+        let left_out = lock(&self.books).lru.link(manifest, names);
+        self.metrics.forgotten("link", left_out);
     }
 
     /// Reports trouble with the disk and names it as the reason to go past the cache.

@@ -3,17 +3,24 @@
 //! Kept in memory and in a log of lines that `cat` shows. The last line about a thing counts; `untag` and `unproof` take
 //! back. When most lines are outdated the log is written anew.
 
-use std::collections::HashMap;
+mod known;
+mod line;
+
+use std::fmt::Write as _;
 use std::io;
 use std::sync::Arc;
 
 use crate::clock::Timestamp;
+use crate::metrics::Metrics;
 use crate::oci::{Digest, Repository, Tag};
 use crate::sync::{Mutex, MutexGuard, Notify};
 
 use super::disk::{Disk, File};
 use super::lock;
 use super::pool::{Pool, caught};
+
+use known::{Known, Place};
+use line::Line;
 
 /// The log and what it says.
 pub(super) struct Records {
@@ -22,20 +29,15 @@ pub(super) struct Records {
     pool: Pool,
 }
 
-#[derive(Default)]
 struct Shared {
     state: Mutex<State>,
     /// Told when a job has written all there was.
     written: Notify,
+    metrics: Metrics,
 }
 
-#[derive(Default)]
 struct State {
-    repositories: Vec<Repository>,
-    ids: HashMap<Repository, u32>,
-    tags: HashMap<(u32, Tag), TagRecord>,
-    proofs: HashMap<Digest, Vec<(u32, Proof)>>,
-    tallies: HashMap<String, Tally>,
+    known: Known,
     log: Log,
 }
 
@@ -80,7 +82,7 @@ pub struct Tally {
 }
 
 /// As what a repository holds a digest. One says nothing of the other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     Blob,
     Manifest,
@@ -96,8 +98,9 @@ const FEW: usize = 4096;
 
 impl Records {
     /// Reads the log. Lines that cannot be read are passed over with a warning: what they said is asked again upstream.
-    pub(super) fn open(disk: Arc<Disk>, pool: Pool) -> Self {
-        let records = Self { shared: Arc::default(), disk, pool };
+    pub(super) fn open(disk: Arc<Disk>, pool: Pool, metrics: Metrics) -> Self {
+        let state = Mutex::new(State { known: Known::new(metrics.clone()), log: Log::default() });
+        let records = Self { shared: Arc::new(Shared { state, written: Notify::default(), metrics }), disk, pool };
         match records.read() {
             Ok(file) => records.lock().log.file = Some(Arc::new(file)),
             // What is there is left as it is, for whoever can make sense of it.
@@ -121,7 +124,9 @@ impl Records {
         let mut state = self.lock();
         for line in lines.lines().filter(|line| !line.is_empty()) {
             state.log.lines += 1;
-            if state.read(line).is_none() {
+            if let Some(line) = Line::read(line) {
+                state.known.take(line);
+            } else {
                 tracing::warn!(line, "a record cannot be read; passed over");
             }
         }
@@ -134,100 +139,88 @@ impl Records {
     }
 
     pub(super) fn tag(&self, repository: &Repository, tag: &Tag) -> Option<TagRecord> {
-        let state = self.lock();
-        state.tags.get(&(*state.ids.get(repository)?, tag.clone())).cloned()
+        self.lock().known.tag(repository, tag)
     }
 
     pub(super) fn set_tag(&self, repository: &Repository, tag: &Tag, record: &TagRecord) {
         let mut state = self.lock();
-        let id = state.id(repository);
-        let line = tag_line(repository, tag, record);
-        let before = state.tags.insert((id, tag.clone()), record.clone());
+        let before = state.known.set_tag(repository, tag, record.clone());
         // That a tag was looked at again is worth a line once an hour; that it moved, always.
         let known = before.is_some_and(|old| old.digest == record.digest && old.checked.same_hour(record.checked));
         if !known {
-            self.append(&mut state, &line);
+            self.append(&mut state, &Line::Tag(repository.clone(), tag.clone(), record.clone()));
         }
     }
 
     pub(super) fn remove_tag(&self, repository: &Repository, tag: &Tag) {
         let mut state = self.lock();
-        let Some(id) = state.ids.get(repository).copied() else { return };
-        if state.tags.remove(&(id, tag.clone())).is_some() {
-            self.append(&mut state, &format!("untag {} {} {tag}\n", repository.upstream, repository.name));
+        if state.known.remove_tag(repository, tag) {
+            self.append(&mut state, &Line::Untag(repository.clone(), tag.clone()));
         }
     }
 
     pub(super) fn proof(&self, repository: &Repository, digest: &Digest, kind: Kind) -> Option<Proof> {
-        let state = self.lock();
-        let id = *state.ids.get(repository)?;
-        state.proofs.get(digest)?.iter().find(|(by, proof)| *by == id && proof.kind() == kind).map(|(_, proof)| proof.clone())
+        self.lock().known.proof(repository, digest, kind)
     }
 
     pub(super) fn set_proof(&self, repository: &Repository, digest: &Digest, proof: Proof) {
         let mut state = self.lock();
-        let id = state.id(repository);
-        let proofs = state.proofs.entry(digest.clone()).or_default();
-        let line = proof_line(repository, digest, &proof);
+        let before = state.known.set_proof(repository, digest, proof.clone());
         // As with tags: that it was proven again is worth a line once an hour.
-        let old = proofs.iter().position(|(by, old)| *by == id && old.kind() == proof.kind());
-        let said = old.is_some_and(|at| proofs.swap_remove(at).1.says_the_same(&proof));
-        proofs.push((id, proof));
-        if !said {
-            self.append(&mut state, &line);
+        if !before.is_some_and(|before| before.says_the_same(&proof)) {
+            self.append(&mut state, &Line::Proof(repository.clone(), digest.clone(), proof));
         }
     }
 
     pub(super) fn remove_proof(&self, repository: &Repository, digest: &Digest, kind: Kind) {
         let mut state = self.lock();
-        let Some(id) = state.ids.get(repository).copied() else { return };
-        let Some(proofs) = state.proofs.get_mut(digest) else { return };
-        let before = proofs.len();
-        proofs.retain(|(by, proof)| *by != id || proof.kind() != kind);
-        if proofs.len() < before {
-            let Repository { upstream, name } = repository;
-            self.append(&mut state, &format!("unproof {upstream} {name} {digest} {}\n", kind.word()));
+        if state.known.remove_proof(repository, digest, kind) {
+            self.append(&mut state, &Line::Unproof(repository.clone(), digest.clone(), kind));
         }
     }
 
     pub(super) fn tally(&self, name: &str) -> Option<Tally> {
-        self.lock().tallies.get(name).copied()
+        self.lock().known.tally(name)
     }
 
     pub(super) fn set_tally(&self, name: &str, tally: Tally) {
         let mut state = self.lock();
-        if state.tallies.insert(name.to_owned(), tally) != Some(tally) {
-            self.append(&mut state, &tally_line(name, tally));
+        if state.known.set_tally(name, tally) != Some(tally) {
+            self.append(&mut state, &Line::Tally(name.to_owned(), tally));
         }
     }
 
     /// The digests that are manifests, as far as the records tell.
     pub(super) fn manifests(&self) -> Vec<Digest> {
-        let state = self.lock();
-        let is_manifest = |proofs: &[(u32, Proof)]| proofs.iter().any(|(_, proof)| proof.media_type.is_some());
-        state.proofs.iter().filter(|(_, proofs)| is_manifest(proofs)).map(|(digest, _)| digest.clone()).collect()
+        self.lock().known.manifests()
     }
 
-    /// Forgets what is said of digests that are no longer `held`, once the log has grown enough to be worth writing anew, or
-    /// lacks lines that could not be written.
-    pub(super) fn compact(&self, held: impl Fn(&Digest) -> bool) {
-        let text = {
+    /// Forgets what is said of digests that are no longer `held`, of which there are so many `blobs`, and what was said longest
+    /// ago where that is too much: once the log has grown enough to be worth writing anew, or lacks lines that could not be
+    /// written.
+    pub(super) fn compact(&self, blobs: usize, held: impl Fn(&Digest) -> bool + Send + 'static) {
+        let most = Known::most(blobs);
+        {
             let mut state = self.lock();
-            let outgrown = state.log.lines >= FEW + 2 * state.log.lines_then;
+            let outgrown = state.log.lines >= FEW + 2 * state.log.lines_then || state.known.len() > most;
             if state.log.writing || !(outgrown || state.log.lost) {
                 return;
             }
-            state.proofs.retain(|digest, _| held(digest));
-            state.tags.retain(|_, record| held(&record.digest));
+            // What is recorded from here on is appended behind what is written anew.
             state.log.pending.clear();
+            state.log.lines = 0;
             state.log.writing = true;
-            state.log.lines = state.tallies.len() + state.tags.len() + state.proofs.values().map(Vec::len).sum::<usize>();
-            state.log.lines_then = state.log.lines;
-            state.text()
-        };
+        }
         let (disk, shared) = (Arc::clone(&self.disk), Arc::clone(&self.shared));
         self.pool.start(move || {
-            let log = caught(|| disk.replace(NAME, text.as_bytes()).and_then(|()| disk.open_log(NAME, text.len() as u64)));
+            let log = caught(|| {
+                let (text, lines) = shared.all(most, held);
+                let mut state = lock(&shared.state);
+                state.log.lines += lines;
+                state.log.lines_then = lines;
+                drop(state);
+                disk.replace(NAME, text.as_bytes()).and_then(|()| disk.open_log(NAME, text.len() as u64))
+            });
             let mut state = lock(&shared.state);
             state.log.lost = log.is_err();
             match log {
@@ -257,8 +250,9 @@ impl Records {
         }
     }
 
-    fn append(&self, state: &mut State, line: &str) {
-        state.log.pending.push_str(line);
+    fn append(&self, state: &mut State, line: &Line) {
+        // Writing to a string does not fail.
+        let _ = write!(state.log.pending, "{line}");
         state.log.lines += 1;
         // Lines that come while a job writes are written by that job: one sync for all of them.
         if !state.log.writing {
@@ -272,6 +266,52 @@ impl Records {
 // === impl Shared ===
 
 impl Shared {
+    /// The whole log as it is to be, and how many lines it has. It is made a stretch at a time, so that nobody who asks
+    /// meanwhile waits for all of it.
+    fn all(&self, most: usize, held: impl Fn(&Digest) -> bool) -> (String, usize) {
+        let (since, mut forgotten) = (self.oldest_of(most), 0);
+        let (mut text, mut written) = (String::from(HEADER), 0);
+        let mut write = |lines: Vec<Line>| {
+            written += lines.len();
+            lines.iter().for_each(|line| _ = write!(text, "{line}"));
+        };
+        write(lock(&self.state).known.tallies());
+        let keep = |digest: &Digest, date| {
+            let held = held(digest);
+            forgotten += usize::from(held && date < since);
+            held && date >= since
+        };
+        self.each_stretch(keep, &mut write);
+        self.metrics.forgotten("record", forgotten);
+        (text, written)
+    }
+
+    /// From when on records are kept, if there are to be no more than `most`.
+    fn oldest_of(&self, most: usize) -> Timestamp {
+        let mut dates = Vec::new();
+        if lock(&self.state).known.len() > most {
+            let date = |_: &Digest, date| {
+                dates.push(date);
+                true
+            };
+            self.each_stretch(date, drop);
+        }
+        // A few more go, so that it need not be done again at once.
+        match dates.len().checked_sub(most - most / 8) {
+            Some(too_many) if too_many < dates.len() => *dates.select_nth_unstable(too_many).1,
+            _ => Timestamp::default(),
+        }
+    }
+
+    fn each_stretch(&self, mut keep: impl FnMut(&Digest, Timestamp) -> bool, mut kept: impl FnMut(Vec<Line>)) {
+        let mut next = Some(Place::Tags(0));
+        while let Some(place) = next {
+            let mut lines = Vec::new();
+            next = lock(&self.state).known.stretch(place, &mut keep, &mut lines);
+            kept(lines);
+        }
+    }
+
     fn append_pending(&self) {
         loop {
             let (mut lines, file) = {
@@ -298,87 +338,6 @@ impl Shared {
     }
 }
 
-// === impl State ===
-
-impl State {
-    fn id(&mut self, repository: &Repository) -> u32 {
-        if let Some(id) = self.ids.get(repository) {
-            return *id;
-        }
-        let id = u32::try_from(self.repositories.len()).expect("fewer than 2^32 repositories");
-        self.repositories.push(repository.clone());
-        self.ids.insert(repository.clone(), id);
-        id
-    }
-
-    fn text(&self) -> String {
-        let mut text = String::from(HEADER);
-        self.tallies.iter().for_each(|(name, tally)| text.push_str(&tally_line(name, *tally)));
-        for ((id, tag), record) in &self.tags {
-            text.push_str(&tag_line(&self.repositories[*id as usize], tag, record));
-        }
-        for (digest, proofs) in &self.proofs {
-            for (id, proof) in proofs {
-                text.push_str(&proof_line(&self.repositories[*id as usize], digest, proof));
-            }
-        }
-        text
-    }
-
-    fn read(&mut self, line: &str) -> Option<()> {
-        let mut words = line.split(' ');
-        let kind = words.next()?;
-        if kind == "tally" {
-            let name = words.next()?.to_owned();
-            let since = Timestamp::from_unix_millis(words.next()?.parse().ok()?);
-            let amount = words.next()?.parse().ok()?;
-            whole(&mut words)?;
-            self.tallies.insert(name, Tally { since, amount });
-            return Some(());
-        }
-        let repository = Repository { upstream: words.next()?.into(), name: words.next()?.parse().ok()? };
-        let id = self.id(&repository);
-        match kind {
-            "tag" => {
-                let tag = words.next()?.parse().ok()?;
-                let digest = words.next()?.parse().ok()?;
-                let checked = Timestamp::from_unix_millis(words.next()?.parse().ok()?);
-                whole(&mut words)?;
-                self.tags.insert((id, tag), TagRecord { digest, checked });
-            }
-            "untag" => {
-                self.tags.remove(&(id, words.next()?.parse().ok()?));
-            }
-            "proof" => {
-                let digest: Digest = words.next()?.parse().ok()?;
-                let size = words.next()?.parse().ok()?;
-                let media_type = Some(words.next()?).filter(|text| *text != "-").map(String::from);
-                // Once they had no date.
-                let proven = Timestamp::from_unix_millis(words.next().map_or(Ok(0), str::parse).ok()?);
-                let proof = Proof { size, media_type, proven };
-                whole(&mut words)?;
-                let proofs = self.proofs.entry(digest).or_default();
-                proofs.retain(|(by, old)| *by != id || old.kind() != proof.kind());
-                proofs.push((id, proof));
-            }
-            "unproof" => {
-                let digest: Digest = words.next()?.parse().ok()?;
-                let kind = [Kind::Blob, Kind::Manifest].into_iter().find(|kind| Some(kind.word()) == words.clone().next())?;
-                if let Some(proofs) = self.proofs.get_mut(&digest) {
-                    proofs.retain(|(by, old)| *by != id || old.kind() != kind);
-                }
-            }
-            _ => return None,
-        }
-        Some(())
-    }
-}
-
-/// Nothing follows: two lines that a full disk has run together are none.
-fn whole(words: &mut std::str::Split<'_, char>) -> Option<()> {
-    words.next().is_none().then_some(())
-}
-
 // === impl Proof ===
 
 impl Proof {
@@ -403,21 +362,6 @@ impl Kind {
     }
 }
 
-fn tag_line(repository: &Repository, tag: &Tag, record: &TagRecord) -> String {
-    let Repository { upstream, name } = repository;
-    format!("tag {upstream} {name} {tag} {} {}\n", record.digest, record.checked.unix_millis())
-}
-
-fn proof_line(repository: &Repository, digest: &Digest, proof: &Proof) -> String {
-    let Repository { upstream, name } = repository;
-    let (media_type, proven) = (proof.media_type.as_deref().unwrap_or("-"), proof.proven.unix_millis());
-    format!("proof {upstream} {name} {digest} {} {media_type} {proven}\n", proof.size)
-}
-
-fn tally_line(name: &str, tally: Tally) -> String {
-    format!("tally {name} {} {}\n", tally.since.unix_millis(), tally.amount)
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
@@ -435,7 +379,7 @@ mod tests {
         let options = Options { dir: dir.path().join("cache"), ..Options::default() };
         let disk = Disk::open(&options, Metrics::new()).unwrap().disk;
         let pool = Pool::new("test", Duration::from_secs(10)).unwrap();
-        let records = Arc::new(Records::open(Arc::new(disk), pool.clone()));
+        let records = Arc::new(Records::open(Arc::new(disk), pool.clone(), Metrics::new()));
         // No thread is free until they have come, and something is recorded after that.
         let (free, busy): (Vec<_>, Vec<_>) = (0..THREADS).map(|_| mpsc::channel::<()>()).unzip();
         busy.into_iter().for_each(|busy| pool.start(move || _ = busy.recv()));

@@ -77,9 +77,15 @@ impl Shared {
     }
 
     fn compact_records(&self) {
-        if lock(&self.books).known {
-            self.records.compact(|digest| lock(&self.books).holds(digest));
-        }
+        let blobs = {
+            let books = lock(&self.books);
+            if !books.known {
+                return;
+            }
+            books.lru.len()
+        };
+        let books = Arc::clone(&self.books);
+        self.records.compact(blobs, move |digest| lock(&books).holds(digest));
     }
 
     fn upkeep(&self) {

@@ -51,6 +51,7 @@ mod ranges;
 mod reaching;
 mod refusals;
 mod registries;
+mod remembered;
 mod resuming;
 mod returning;
 mod rights;

@@ -1,0 +1,361 @@
+//! What the records say, in memory: no more of it than clients have a use for, whatever an upstream answers them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound::{Excluded, Unbounded};
+
+use crate::clock::Timestamp;
+use crate::metrics::Metrics;
+use crate::oci::{Digest, Repository, Tag};
+
+use super::line::Line;
+use super::{Kind, Proof, TagRecord, Tally};
+
+/// Tags, proofs and tallies. Pure bookkeeping.
+pub(super) struct Known {
+    repositories: Repositories,
+    /// By digest, those of each by repository and kind.
+    proofs: BTreeMap<Digest, Vec<(u32, Proof)>>,
+    tallies: HashMap<String, Tally>,
+    metrics: Metrics,
+}
+
+/// The repositories of which something is known, by number.
+#[derive(Default)]
+struct Repositories {
+    all: Vec<Named>,
+    ids: HashMap<Repository, u32>,
+    /// The numbers that are free.
+    free: Vec<u32>,
+    tags: usize,
+    proofs: usize,
+}
+
+struct Named {
+    repository: Repository,
+    tags: HashMap<Tag, TagRecord>,
+    /// How many proofs there are by it.
+    proofs: usize,
+}
+
+/// How far all that is known has been gone through.
+pub(super) enum Place {
+    /// To this repository.
+    Tags(usize),
+    /// To behind this digest.
+    Proofs(Option<Digest>),
+}
+
+/// Of one repository. Who tags each of his builds and pulls it here has thousands, as long as they are in the cache.
+const MOST_TAGS: usize = 10_000;
+/// By so many repositories one digest may be known to be held: the empty layer is in nearly all there are.
+const MOST_PROOFS: usize = 10_000;
+/// Of these, so many go at once when there is one too many: those that were said longest ago.
+const AT_ONCE: usize = 1_000;
+/// Of all together, beside [`FOR_EACH`]; about 20 MB.
+const SPARE: usize = 100_000;
+/// For each blob in the cache. Most are held by one repository or two, and few have a tag.
+const FOR_EACH: usize = 4;
+/// So many are looked at before others may have the lock again, or all of one repository or digest if they are more.
+const STRETCH: usize = 512;
+
+// === impl Known ===
+
+impl Known {
+    pub(super) fn new(metrics: Metrics) -> Self {
+        Self { repositories: Repositories::default(), proofs: BTreeMap::new(), tallies: HashMap::new(), metrics }
+    }
+
+    /// Tags and proofs.
+    pub(super) fn len(&self) -> usize {
+        self.repositories.tags + self.repositories.proofs
+    }
+
+    /// How many tags and proofs there should be at most, in a cache of so many blobs.
+    pub(super) fn most(blobs: usize) -> usize {
+        SPARE + FOR_EACH * blobs
+    }
+
+    pub(super) fn tag(&self, repository: &Repository, tag: &Tag) -> Option<TagRecord> {
+        self.repositories.at(self.repositories.id(repository)?).tags.get(tag).cloned()
+    }
+
+    /// Returns what was said of it before.
+    pub(super) fn set_tag(&mut self, repository: &Repository, tag: &Tag, record: TagRecord) -> Option<TagRecord> {
+        let id = self.repositories.id_or_new(repository);
+        let tags = &mut self.repositories.all[id as usize].tags;
+        if tags.len() >= MOST_TAGS && !tags.contains_key(tag) {
+            let oldest = oldest(tags.iter().map(|(tag, record)| (record.checked, tag.clone())));
+            self.metrics.forgotten("tag", oldest.len());
+            self.repositories.tags -= oldest.len();
+            oldest.iter().for_each(|tag| _ = tags.remove(tag));
+        }
+        let before = tags.insert(tag.clone(), record);
+        self.repositories.tags += usize::from(before.is_none());
+        before
+    }
+
+    /// True if there was one.
+    pub(super) fn remove_tag(&mut self, repository: &Repository, tag: &Tag) -> bool {
+        let Some(id) = self.repositories.id(repository) else { return false };
+        let removed = self.repositories.all[id as usize].tags.remove(tag).is_some();
+        self.repositories.tags -= usize::from(removed);
+        self.repositories.forget_if_unused(id);
+        removed
+    }
+
+    pub(super) fn proof(&self, repository: &Repository, digest: &Digest, kind: Kind) -> Option<Proof> {
+        let id = self.repositories.id(repository)?;
+        let proofs = self.proofs.get(digest)?;
+        Some(proofs[find(proofs, id, kind).ok()?].1.clone())
+    }
+
+    /// Returns what was said before.
+    pub(super) fn set_proof(&mut self, repository: &Repository, digest: &Digest, proof: Proof) -> Option<Proof> {
+        let id = self.repositories.id_or_new(repository);
+        let proofs = self.proofs.entry(digest.clone()).or_default();
+        let mut place = find(proofs, id, proof.kind());
+        if let Ok(at) = place {
+            return Some(std::mem::replace(&mut proofs[at].1, proof));
+        }
+        // Before anything is removed: it is not to be taken for unused.
+        self.repositories.proven(id);
+        if proofs.len() >= MOST_PROOFS {
+            let oldest = oldest(proofs.iter().map(|(by, proof)| (proof.proven, (*by, proof.kind()))));
+            self.metrics.forgotten("proof", oldest.len());
+            proofs.retain(|(by, proof)| oldest.binary_search(&(*by, proof.kind())).is_err());
+            oldest.iter().for_each(|(by, _)| self.repositories.unproven(*by));
+            place = find(proofs, id, proof.kind());
+        }
+        let (Ok(at) | Err(at)) = place;
+        proofs.insert(at, (id, proof));
+        None
+    }
+
+    /// True if there was one.
+    pub(super) fn remove_proof(&mut self, repository: &Repository, digest: &Digest, kind: Kind) -> bool {
+        let Some(id) = self.repositories.id(repository) else { return false };
+        let Some(proofs) = self.proofs.get_mut(digest) else { return false };
+        let Ok(at) = find(proofs, id, kind) else { return false };
+        proofs.remove(at);
+        if proofs.is_empty() {
+            self.proofs.remove(digest);
+        }
+        self.repositories.unproven(id);
+        true
+    }
+
+    pub(super) fn tally(&self, name: &str) -> Option<Tally> {
+        self.tallies.get(name).copied()
+    }
+
+    /// Returns what it was before.
+    pub(super) fn set_tally(&mut self, name: &str, tally: Tally) -> Option<Tally> {
+        self.tallies.insert(name.to_owned(), tally)
+    }
+
+    pub(super) fn tallies(&self) -> Vec<Line> {
+        self.tallies.iter().map(|(name, tally)| Line::Tally(name.clone(), *tally)).collect()
+    }
+
+    /// The digests that are manifests.
+    pub(super) fn manifests(&self) -> Vec<Digest> {
+        let is_manifest = |proofs: &[(u32, Proof)]| proofs.iter().any(|(_, proof)| proof.kind() == Kind::Manifest);
+        self.proofs.iter().filter(|(_, proofs)| is_manifest(proofs)).map(|(digest, _)| digest.clone()).collect()
+    }
+
+    /// Goes through tags and proofs from `place` on, a stretch of them; forgets those that `keep` does not want, and puts the
+    /// others with `kept`. Returns where it goes on, or `None` at the end.
+    pub(super) fn stretch(
+        &mut self,
+        place: Place,
+        mut keep: impl FnMut(&Digest, Timestamp) -> bool,
+        kept: &mut Vec<Line>,
+    ) -> Option<Place> {
+        let mut looked_at = 0;
+        let after = match place {
+            Place::Tags(mut id) => {
+                while looked_at < STRETCH {
+                    let Some(named) = self.repositories.all.get_mut(id) else { return Some(Place::Proofs(None)) };
+                    let before = named.tags.len();
+                    looked_at += 1 + before;
+                    named.tags.retain(|_, record| keep(&record.digest, record.checked));
+                    let record =
+                        |(tag, record): (&Tag, &TagRecord)| Line::Tag(named.repository.clone(), tag.clone(), record.clone());
+                    kept.extend(named.tags.iter().map(record));
+                    self.repositories.tags -= before - named.tags.len();
+                    if before > named.tags.len() {
+                        self.repositories.forget_if_unused(u32::try_from(id).unwrap_or(u32::MAX));
+                    }
+                    id += 1;
+                }
+                return Some(Place::Tags(id));
+            }
+            Place::Proofs(after) => after,
+        };
+        let (mut last, mut bare) = (None, Vec::new());
+        let rest = (after.as_ref().map_or(Unbounded, Excluded), Unbounded);
+        for (digest, proofs) in self.proofs.range_mut::<Digest, _>(rest) {
+            looked_at += proofs.len();
+            proofs.retain(|(id, proof)| {
+                let keeps = keep(digest, proof.proven);
+                if !keeps {
+                    self.repositories.unproven(*id);
+                }
+                keeps
+            });
+            let record = |(id, proof): &(u32, Proof)| {
+                Line::Proof(self.repositories.at(*id).repository.clone(), digest.clone(), proof.clone())
+            };
+            kept.extend(proofs.iter().map(record));
+            if proofs.is_empty() {
+                bare.push(digest.clone());
+            }
+            if looked_at >= STRETCH {
+                last = Some(digest.clone());
+                break;
+            }
+        }
+        bare.iter().for_each(|digest| _ = self.proofs.remove(digest));
+        last.map(|last| Place::Proofs(Some(last)))
+    }
+
+    /// Takes what a line of the log says.
+    pub(super) fn take(&mut self, line: Line) {
+        match line {
+            Line::Tag(repository, tag, record) => _ = self.set_tag(&repository, &tag, record),
+            Line::Untag(repository, tag) => _ = self.remove_tag(&repository, &tag),
+            Line::Proof(repository, digest, proof) => _ = self.set_proof(&repository, &digest, proof),
+            Line::Unproof(repository, digest, kind) => _ = self.remove_proof(&repository, &digest, kind),
+            Line::Tally(name, tally) => _ = self.set_tally(&name, tally),
+        }
+    }
+}
+
+/// Where a proof is, or where it belongs.
+fn find(proofs: &[(u32, Proof)], id: u32, kind: Kind) -> Result<usize, usize> {
+    proofs.binary_search_by_key(&(id, kind), |(by, proof)| (*by, proof.kind()))
+}
+
+/// The keys of what is dated longest ago, in their order.
+fn oldest<K: Ord>(dated: impl Iterator<Item = (Timestamp, K)>) -> Vec<K> {
+    let mut all: Vec<_> = dated.collect();
+    all.sort_unstable();
+    let mut keys: Vec<K> = all.into_iter().take(AT_ONCE).map(|(_, key)| key).collect();
+    keys.sort_unstable();
+    keys
+}
+
+// === impl Repositories ===
+
+impl Repositories {
+    fn id(&self, repository: &Repository) -> Option<u32> {
+        self.ids.get(repository).copied()
+    }
+
+    fn at(&self, id: u32) -> &Named {
+        &self.all[id as usize]
+    }
+
+    fn id_or_new(&mut self, repository: &Repository) -> u32 {
+        if let Some(id) = self.id(repository) {
+            return id;
+        }
+        let named = Named { repository: repository.clone(), tags: HashMap::new(), proofs: 0 };
+        let id = if let Some(id) = self.free.pop() {
+            self.all[id as usize] = named;
+            id
+        } else {
+            self.all.push(named);
+            u32::try_from(self.all.len() - 1).expect("fewer than 2^32 repositories")
+        };
+        self.ids.insert(repository.clone(), id);
+        id
+    }
+
+    fn proven(&mut self, id: u32) {
+        self.proofs += 1;
+        self.all[id as usize].proofs += 1;
+    }
+
+    fn unproven(&mut self, id: u32) {
+        self.proofs -= 1;
+        self.all[id as usize].proofs -= 1;
+        self.forget_if_unused(id);
+    }
+
+    /// One of which nothing is known any more is none.
+    fn forget_if_unused(&mut self, id: u32) {
+        let named = &mut self.all[id as usize];
+        if named.proofs == 0 && named.tags.is_empty() {
+            // It may have grown.
+            named.tags = HashMap::new();
+            self.ids.remove(&named.repository);
+            self.free.push(id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn repository(n: usize) -> Repository {
+        Repository { upstream: "docker.io".into(), name: format!("library/r{n}").parse().unwrap() }
+    }
+
+    fn proof(kind: Kind, proven: u64) -> Proof {
+        let media_type = (kind == Kind::Manifest).then(|| "application/json".to_owned());
+        Proof { size: 1, media_type, proven: Timestamp::from_unix_millis(proven) }
+    }
+
+    /// Also those of repositories of which nothing was known any more were kept for ever.
+    #[test]
+    fn names_of_repositories_are_forgotten_with_the_last_that_is_known_of_them() {
+        let mut known = Known::new(Metrics::new());
+        let (digest, tag): (_, Tag) = (Digest::sha256(b""), "latest".parse().unwrap());
+        for round in 0..3 {
+            for n in 0..10 {
+                let record = TagRecord { digest: digest.clone(), checked: Timestamp::default() };
+                known.set_tag(&repository(n), &tag, record);
+                known.set_proof(&repository(n), &digest, proof(Kind::Blob, 1));
+                known.set_proof(&repository(n), &digest, proof(Kind::Manifest, 1));
+            }
+            assert_eq!(known.len(), 30);
+            for n in 0..10 {
+                if round == 0 {
+                    assert!(known.remove_tag(&repository(n), &tag) && !known.remove_tag(&repository(n), &tag));
+                    assert!(known.remove_proof(&repository(n), &digest, Kind::Blob));
+                    assert_eq!(known.proof(&repository(n), &digest, Kind::Manifest), Some(proof(Kind::Manifest, 1)));
+                    assert!(known.remove_proof(&repository(n), &digest, Kind::Manifest));
+                }
+            }
+            let mut next = Some(Place::Tags(0));
+            while let Some(place) = next {
+                next = known.stretch(place, |_, _| false, &mut Vec::new());
+            }
+            let Repositories { all, ids, free, .. } = &known.repositories;
+            assert_eq!((known.len(), all.len(), ids.len(), free.len()), (0, 10, 0, 10), "round {round}");
+            assert!(known.proofs.is_empty());
+        }
+    }
+
+    #[test]
+    fn every_record_is_in_one_stretch() {
+        let mut known = Known::new(Metrics::new());
+        for n in 0..3 * STRETCH {
+            known.set_proof(&repository(n % 7), &Digest::sha256(&n.to_le_bytes()), proof(Kind::Blob, 1));
+            let record = TagRecord { digest: Digest::sha256(b""), checked: Timestamp::default() };
+            known.set_tag(&repository(n), &"latest".parse().unwrap(), record);
+        }
+        let (mut next, mut lines, mut stretches) = (Some(Place::Tags(0)), Vec::new(), 0);
+        while let Some(place) = next {
+            next = known.stretch(place, |_, _| true, &mut lines);
+            stretches += 1;
+        }
+        let mut lines: Vec<String> = lines.iter().map(ToString::to_string).collect();
+        lines.sort_unstable();
+        lines.dedup();
+        assert_eq!((lines.len(), known.len()), (6 * STRETCH, 6 * STRETCH));
+        assert!(stretches >= 6, "{stretches}");
+    }
+}

@@ -1,13 +1,14 @@
 //! The index: sizes and order of use, so that a start need not look at every file. Disposable.
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::sync::{Arc, Weak};
 
 use crate::clock::Timestamp;
 use crate::oci::{Digest, MAX_MANIFEST, Manifest};
 
 use super::books::Partial;
-use super::lru::{Snapshot, charge};
+use super::lru::{Lru, STRETCH, Snapshot, charge};
 use super::quarantine::Damage;
 use super::{Shared, lock};
 
@@ -18,17 +19,13 @@ const LARGEST_DISK: u64 = 1 << 60;
 
 /// One line an entry, those that go first in front:
 /// `<digest> <size> <first used, ms> <used, ms> <1 if used again> <verified, ms; 0 if that is not known> <named digest>…`
-pub(super) fn write(entries: impl Iterator<Item = Snapshot>) -> String {
-    let mut text = String::from(HEADER);
-    for Snapshot { digest, size, first_used, used, verified, again, names } in entries {
-        let [first_used, used, verified] = [first_used, used, verified].map(Timestamp::unix_millis);
-        text.push_str(&format!("{digest} {size} {first_used} {used} {} {verified}", u8::from(again)));
-        for name in names {
-            text.push_str(&format!(" {name}"));
-        }
-        text.push('\n');
-    }
-    text
+fn write(text: &mut String, entry: Snapshot) {
+    let Snapshot { digest, size, first_used, used, verified, again, names } = entry;
+    let [first_used, used, verified] = [first_used, used, verified].map(Timestamp::unix_millis);
+    // Writing to a string does not fail.
+    let _ = write!(text, "{digest} {size} {first_used} {used} {} {verified}", u8::from(again));
+    names.into_iter().for_each(|name| _ = write!(text, " {name}"));
+    text.push('\n');
 }
 
 /// `None` if any of it cannot be read, or it tells of more than any disk holds: then it is worth nothing.
@@ -54,6 +51,22 @@ fn read_line(line: &str) -> Option<Snapshot> {
 // === impl Shared ===
 
 impl Shared {
+    /// The index as it is to be. The books are read a stretch at a time, as every request needs them: what is used meanwhile may
+    /// be where it was before, and what comes meanwhile is in the next index.
+    pub(super) fn index(&self) -> String {
+        let mut order = self.look_through(Lru::ranks);
+        order.sort_unstable();
+        let mut text = String::from(HEADER);
+        for stretch in order.chunks(STRETCH) {
+            let entries: Vec<Snapshot> = {
+                let books = lock(&self.books);
+                stretch.iter().filter_map(|(_, slot)| books.lru.snapshot(*slot)).collect()
+            };
+            entries.into_iter().for_each(|entry| write(&mut text, entry));
+        }
+        text
+    }
+
     /// Counts what is there after a clean stop, by the index alone. False if it cannot be used.
     pub(super) fn count_by_index(&self) -> bool {
         let Some(entries) = self.disk.read(NAME).ok().and_then(|bytes| read(std::str::from_utf8(&bytes).ok()?)) else {
@@ -149,7 +162,9 @@ mod tests {
     fn the_format_is_what_it_was() {
         let entries = read(GOLDEN).unwrap();
         assert_eq!(entries[1].names, [entries[0].digest.clone()]);
-        assert_eq!(write(entries.into_iter()), GOLDEN);
+        let mut text = String::from(HEADER);
+        entries.into_iter().for_each(|entry| write(&mut text, entry));
+        assert_eq!(text, GOLDEN);
     }
 
     /// A larder whose index had a wrong digit did not start.

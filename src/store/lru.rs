@@ -2,12 +2,13 @@
 
 mod entries;
 
+use std::ops::Range;
 use std::time::Duration;
 
 use crate::clock::Timestamp;
 use crate::oci::Digest;
 
-use entries::{Entries, Entry, List, NONE, Place};
+use entries::{Entries, Entry, NONE, Place};
 
 /// The entries of the cache in order of use, image by image.
 ///
@@ -58,6 +59,15 @@ pub(super) struct Snapshot {
     pub(super) names: Vec<Digest>,
 }
 
+/// What goes first has the least.
+pub(super) type Rank = (bool, u64);
+
+/// A blob that is to be verified, behind what tells how soon.
+pub(super) type Due = (Timestamp, Timestamp, Digest);
+
+/// So many slots are looked at before others may have the lock again.
+pub(super) const STRETCH: usize = 1024;
+
 // === impl Snapshot ===
 
 impl Snapshot {
@@ -101,11 +111,11 @@ impl Lru {
         }
     }
 
-    /// The blobs that were verified before `limit`, those first of which that is not known.
-    pub(super) fn verified_before(&self, limit: Timestamp) -> Vec<Digest> {
-        let mut due: Vec<&Entry> = self.entries.held().filter(|entry| entry.verified < limit).collect();
-        due.sort_by_key(|entry| (entry.verified, entry.used));
-        due.into_iter().map(|entry| entry.digest.clone()).collect()
+    /// The blobs in these slots that were verified before `limit`, those first of which that is not known. `None` where there
+    /// are no slots any more.
+    pub(super) fn verified_before(&self, limit: Timestamp, slots: Range<usize>) -> Option<Vec<Due>> {
+        let due = self.entries.held(slots)?.filter(|(_, entry)| entry.verified < limit);
+        Some(due.map(|(_, Entry { verified, used, digest, .. })| (*verified, *used, digest.clone())).collect())
     }
 
     /// Adds a blob, used now, whose bytes are known to be right. Adding it again changes nothing.
@@ -216,23 +226,23 @@ impl Lru {
         Some(size)
     }
 
-    /// All entries, those that go first in front.
-    pub(super) fn snapshot(&self) -> impl Iterator<Item = Snapshot> + '_ {
-        let walk = |list: &List| {
-            let some = |slot| (slot != NONE).then_some(slot);
-            std::iter::successors(some(list.oldest), move |slot| some(self.entries.at(*slot).next))
-        };
-        walk(&self.entries.once).chain(walk(&self.entries.again)).map(|slot| {
-            let entry = self.entries.at(slot);
-            Snapshot {
-                digest: entry.digest.clone(),
-                size: entry.size,
-                first_used: entry.first_used,
-                used: entry.used,
-                verified: entry.verified,
-                again: entry.place == Place::Again,
-                names: entry.names.iter().map(|name| self.entries.at(*name).digest.clone()).collect(),
-            }
+    /// The entries in these slots by their rank. `None` where there are no slots any more.
+    pub(super) fn ranks(&self, slots: Range<usize>) -> Option<Vec<(Rank, u32)>> {
+        let held = self.entries.held(slots)?;
+        Some(held.map(|(slot, entry)| ((entry.place == Place::Again, entry.turn), slot)).collect())
+    }
+
+    /// The entry in a slot, if it is in the cache.
+    pub(super) fn snapshot(&self, slot: u32) -> Option<Snapshot> {
+        let entry = self.entries.at(slot);
+        (entry.place != Place::Absent).then(|| Snapshot {
+            digest: entry.digest.clone(),
+            size: entry.size,
+            first_used: entry.first_used,
+            used: entry.used,
+            verified: entry.verified,
+            again: entry.place == Place::Again,
+            names: entry.names.iter().map(|name| self.entries.at(*name).digest.clone()).collect(),
         })
     }
 
@@ -272,6 +282,13 @@ mod tests {
 
     fn at(seconds: u64) -> Timestamp {
         Timestamp::from_unix_millis(seconds * 1000)
+    }
+
+    fn snapshot(lru: &Lru) -> Vec<Snapshot> {
+        let mut ranks = lru.ranks(0..STRETCH).unwrap();
+        assert!(lru.ranks(ranks.len() + 1000..usize::MAX).is_none());
+        ranks.sort_unstable();
+        ranks.into_iter().filter_map(|(_, slot)| lru.snapshot(slot)).collect()
     }
 
     fn pop_all(lru: &mut Lru) -> Vec<Digest> {
@@ -395,10 +412,12 @@ mod tests {
         }
         lru.link(&digest(0), &[digest(3), digest(77)]);
         lru.touch(&digest(0), at(900));
-        let snapshot: Vec<_> = lru.snapshot().collect();
+        let entries = snapshot(&lru);
         let mut restored = Lru::default();
-        snapshot.iter().for_each(|entry| restored.restore(entry));
-        assert_eq!(restored.snapshot().collect::<Vec<_>>(), snapshot);
-        assert_eq!(pop_all(&mut restored), pop_all(&mut lru));
+        entries.iter().for_each(|entry| restored.restore(entry));
+        assert_eq!(snapshot(&restored), entries);
+        let order: Vec<_> = entries.into_iter().map(|entry| entry.digest).collect();
+        assert_eq!(pop_all(&mut restored), order);
+        assert_eq!(pop_all(&mut lru), order);
     }
 }

@@ -1,11 +1,14 @@
 //! What is due from time to time, and at the end: looking whether the disk is well again, counting what could not be counted,
 //! removing what is too old or too much, and writing down what only memory knows.
 
+use std::ops::Range;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use crate::sync::atomic::Ordering;
 
+use super::lru::{Lru, STRETCH};
 use super::pool::caught;
 use super::{Shared, Store, index, lock};
 
@@ -104,15 +107,27 @@ impl Shared {
         self.write_index(false);
     }
 
+    /// Asks about all slots of the books, a stretch of them at a time, until there are none: every request needs the books, and
+    /// who waits for them has them in between.
+    pub(super) fn look_through<T>(&self, ask: impl Fn(&Lru, Range<usize>) -> Option<Vec<T>>) -> Vec<T> {
+        let mut found = Vec::new();
+        for from in (0..).step_by(STRETCH) {
+            let Some(more) = ask(&lock(&self.books).lru, from..from + STRETCH) else { break };
+            found.extend(more);
+            thread::yield_now();
+        }
+        found
+    }
+
     fn write_index(&self, clean: bool) {
         let _indexing = lock(&self.indexing);
-        let text = {
+        {
             let mut books = lock(&self.books);
             if !books.known || !(books.changed() || clean) {
                 return;
             }
-            index::write(books.lru.snapshot())
-        };
+        }
+        let text = self.index();
         let clean = clean && !lock(&self.books).miscounted;
         let written = self.disk.replace(index::NAME, text.as_bytes());
         let written = written.and_then(|()| if clean { self.disk.replace("clean", b"") } else { Ok(()) });

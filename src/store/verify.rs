@@ -59,11 +59,7 @@ impl Store {
     pub async fn scrub_once(&self) -> Scrubbed {
         let store = &self.0;
         let mut scrubbed = Scrubbed::default();
-        let due = {
-            let books = lock(&store.books);
-            if books.known && store.scrub_rate > 0 { books.lru.verified_before(store.clock.now() - AGAIN) } else { Vec::new() }
-        };
-        for digest in due {
+        for digest in store.due() {
             match self.scrub(&digest).await {
                 Some(true) => scrubbed.right += 1,
                 Some(false) => scrubbed.damaged += 1,
@@ -97,6 +93,17 @@ impl Store {
 // === impl Shared ===
 
 impl Shared {
+    /// What is to be verified, those first of which nobody knows anything.
+    fn due(&self) -> Vec<Digest> {
+        if self.scrub_rate == 0 || !lock(&self.books).known {
+            return Vec::new();
+        }
+        let limit = self.clock.now() - AGAIN;
+        let mut due = self.look_through(|lru, slots| lru.verified_before(limit, slots));
+        due.sort_unstable();
+        due.into_iter().map(|(.., digest)| digest).collect()
+    }
+
     /// Begins to verify a blob, or joins the verification that is under way.
     pub(super) fn verify(self: &Arc<Self>, digest: &Digest, blob: &Blob, urgent: bool) -> Growth {
         let mut verifying = lock(&self.verifying);

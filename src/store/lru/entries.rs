@@ -1,6 +1,7 @@
 //! The entries of the cache in two lists, found by digest.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use crate::clock::Timestamp;
 use crate::oci::Digest;
@@ -15,6 +16,7 @@ pub(super) struct Entries {
     free: Vec<u32>,
     pub(super) once: List,
     pub(super) again: List,
+    turns: u64,
 }
 
 pub(super) struct Entry {
@@ -25,6 +27,8 @@ pub(super) struct Entry {
     /// When its bytes were last known to be right; 0: nobody knows.
     pub(super) verified: Timestamp,
     pub(super) place: Place,
+    /// Counts up: within a list, what goes first has the least.
+    pub(super) turn: u64,
     previous: u32,
     pub(super) next: u32,
     /// What this manifest names.
@@ -60,9 +64,11 @@ impl Entries {
         self.slots.get(digest).copied()
     }
 
-    /// Those in the cache, in no order.
-    pub(super) fn held(&self) -> impl Iterator<Item = &Entry> {
-        self.slots.values().map(|slot| self.at(*slot)).filter(|entry| entry.place != Place::Absent)
+    /// Those in the cache that have these slots. `None` where there are no slots any more.
+    pub(super) fn held(&self, slots: Range<usize>) -> Option<impl Iterator<Item = (u32, &Entry)>> {
+        let entries = self.all.get(slots.start..slots.end.min(self.all.len())).filter(|entries| !entries.is_empty())?;
+        let numbered = (u32::try_from(slots.start).ok()?..).zip(entries);
+        Some(numbered.filter(|(_, entry)| entry.place != Place::Absent))
     }
 
     /// The slot of `digest`, made as absent where there is none.
@@ -77,6 +83,7 @@ impl Entries {
             used: Timestamp::default(),
             verified: Timestamp::default(),
             place: Place::Absent,
+            turn: 0,
             previous: NONE,
             next: NONE,
             names: Box::default(),
@@ -116,8 +123,10 @@ impl Entries {
         } else {
             self.at_mut(newest).next = slot;
         }
+        self.turns += 1;
+        let turn = self.turns;
         let entry = self.at_mut(slot);
-        (entry.place, entry.previous, entry.next) = (place, newest, NONE);
+        (entry.place, entry.turn, entry.previous, entry.next) = (place, turn, newest, NONE);
     }
 
     /// Takes an entry out of its list; its place still tells which.

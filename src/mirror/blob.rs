@@ -64,15 +64,22 @@ impl Mirror {
     }
 
     /// Likewise; `unreadable`: the cache may have it, but not so that it can be read.
+    ///
+    /// Each round looks into the cache first, and where that cannot serve, joins the fill or starts one. A further round follows
+    /// where what was joined came to an end that says nothing of this request: the blob has just come in or was found damaged,
+    /// or the fill failed for another repository or client.
     pub(super) async fn find_blob(&self, origin: &Origin, digest: &Digest, mut unreadable: bool) -> Result<Blob, Refusal> {
+        // This request has started a fill that was over before it could be read; it may start one more.
         let mut started_one = false;
         let blob = |served, source| {
             let (mirror, digest, origin) = (self.clone(), digest.clone(), origin.clone());
             Blob { served, mirror, digest, origin, source, given: Arc::default(), detours: Detours::new() }
         };
         'find: loop {
+            // The upstream has answered for it in this repository, which gives the right to it, here or in a fill of others.
             let mut proven = self.proof(origin, digest, Kind::Blob).is_some();
-            // What is here is not for it: it is fetched as if it were not.
+            // What is here is not for it, as its upstream's word is no proof and the bytes may be others': it is fetched as if it
+            // were not here.
             let mut foreign = !proven && !origin.is_taken_at_its_word();
             let mut served = if origin.is_offline() { Served::Offline } else { Served::Hit };
             if !unreadable && !foreign && !proven && self.0.store.size(digest).is_some() {

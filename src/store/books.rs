@@ -15,7 +15,23 @@ use super::quarantine::Kept;
 
 /// What lies on the disk or may come to lie there. One lock guards it; no I/O happens under it.
 ///
-/// `committed + partial + reserved + quarantined + leaving + lingering ≤ budget` at every moment.
+/// `committed + partial + reserved + quarantined + leaving + lingering ≤ budget` at every moment. A file is in one of these sums
+/// from the moment when space is set aside for it to the moment when the disk has it back:
+///
+/// | what happens | from | to |
+/// |---|---|---|
+/// | [`reserve`](Self::reserve), [`release`](Self::release) | free, reserved | reserved, free |
+/// | [`commit`](Self::commit) | reserved | committed |
+/// | … over a blob of that name that is open | | lingering, the old file |
+/// | a writer leaves its file: `release`, [`add_partial`](Self::add_partial) | reserved | partial |
+/// | [`take_partial`](Self::take_partial) | partial | reserved |
+/// | [`leave_partial`](Self::leave_partial), then [`partial_stays`](Self::partial_stays) if it cannot be removed | partial | leaving, partial |
+/// | [`leave`](Self::leave), [`take_out`](Self::take_out) | committed | leaving |
+/// | [`left`](Self::left), and a `Kept` is noted | leaving | quarantined |
+/// | [`pop_quarantined`](Self::pop_quarantined) | quarantined | leaving |
+/// | [`left`](Self::left), [`partial_left`](Self::partial_left) | leaving | free |
+/// | … and [`Handle::unlinked`], of a file that is open: [`linger`](Self::linger) | leaving | lingering |
+/// | its last reader lets go: [`closed`](Self::closed) | lingering | free |
 #[derive(Default)]
 pub(super) struct Books {
     pub(super) lru: Lru,

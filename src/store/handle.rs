@@ -40,6 +40,7 @@ impl Handle {
 
     /// Says that the name is gone: the bytes count until the last holder lets go.
     pub(super) fn unlinked(&self, books: &mut Books, charge: u64) {
+        // Who removes it and who has just opened it may both say so; the sum is moved once.
         if self.lingers.swap(charge, Ordering::Relaxed) == 0 {
             books.linger(charge);
         }

@@ -286,13 +286,18 @@ impl BlobWriter {
                     reserve(&store, &partial, enough).await?;
                 }
             }
-            let written = store.writes.soon(move || {
-                writing.iter().for_each(|chunk| hasher.update(chunk));
-                partial.file().write_at(offset, &writing)?;
-                growing.advance(end, hasher.clone());
-                Ok(hasher)
+            // Each takes about as long as the other.
+            let (to_hash, to_write) = (writing.clone(), writing);
+            let hashed = store.writes.soon(move || {
+                to_hash.iter().for_each(|chunk| hasher.update(chunk));
+                hasher
             });
-            written.await.map_err(io::Error::from).flatten().map_err(|error| store.disk_failed("write", &error))
+            let written = store.writes.soon(move || partial.file().write_at(offset, &to_write));
+            let (hashed, written) = futures_util::join!(hashed, written);
+            let hasher = written.map_err(io::Error::from).flatten().and(hashed.map_err(io::Error::from));
+            let hasher = hasher.map_err(|error| store.disk_failed("write", &error))?;
+            growing.advance(end, hasher.clone());
+            Ok(hasher)
         };
         self.job = Some(Job { written: Box::pin(written), chunks });
     }

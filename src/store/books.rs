@@ -53,6 +53,8 @@ pub(super) struct Books {
     /// Digests that a writer is at work on.
     writing: HashSet<Digest>,
     open: HashMap<Digest, Weak<Handle>>,
+    /// How many are about to open the file of a blob.
+    opening: HashMap<Digest, usize>,
     /// Keeps what was opened lately open, so that a hot blob is opened once.
     recent: VecDeque<Arc<Handle>>,
 }
@@ -60,6 +62,13 @@ pub(super) struct Books {
 /// The right to write the partial file of a digest, and to make it the blob: nobody else has it until this is dropped. Not to be
 /// dropped under the lock of the books.
 pub(super) struct Claim {
+    books: Arc<Mutex<Books>>,
+    digest: Digest,
+}
+
+/// Someone is about to open the file of a blob: until this is dropped it is not evicted, or the same bytes would be lent to a
+/// writer while a reader has them. Not to be dropped under the lock of the books.
+pub(super) struct Opening {
     books: Arc<Mutex<Books>>,
     digest: Digest,
 }
@@ -211,7 +220,8 @@ impl Books {
         let mut victims = Vec::new();
         let mut sum = 0;
         while sum < bytes {
-            let in_use = |digest: &Digest| self.open.get(digest).is_some_and(|handle| handle.strong_count() > 0);
+            let is_open = |digest: &Digest| self.open.get(digest).is_some_and(|handle| handle.strong_count() > 0);
+            let in_use = |digest: &Digest| is_open(digest) || self.opening.contains_key(digest);
             let Some((digest, size)) = self.lru.pop(in_use) else { break };
             self.open.remove(&digest);
             let charge = charge(size);
@@ -258,6 +268,11 @@ impl Books {
     }
 
     // --- open files ---
+
+    pub(super) fn opening(&mut self, this: &Arc<Mutex<Self>>, digest: &Digest) -> Opening {
+        *self.opening.entry(digest.clone()).or_default() += 1;
+        Opening { books: Arc::clone(this), digest: digest.clone() }
+    }
 
     pub(super) fn opened(&self, digest: &Digest) -> Option<Arc<Handle>> {
         self.open.get(digest).and_then(Weak::upgrade)
@@ -312,5 +327,19 @@ impl Books {
 impl Drop for Claim {
     fn drop(&mut self) {
         lock(&self.books).writing.remove(&self.digest);
+    }
+}
+
+// === impl Opening ===
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        let mut books = lock(&self.books);
+        if let Some(opening) = books.opening.get_mut(&self.digest) {
+            *opening -= 1;
+            if *opening == 0 {
+                books.opening.remove(&self.digest);
+            }
+        }
     }
 }

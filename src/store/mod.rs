@@ -316,6 +316,14 @@ impl Shared {
     /// bytes are missing, before anyone has a wrong one.
     /// `recent`: it may be wanted again.
     fn open_blob(&self, digest: &Digest, size: Option<u64>, recent: bool) -> io::Result<Option<Blob>> {
+        let _opening = {
+            let mut books = lock(&self.books);
+            if books.known && !books.lru.contains(digest) {
+                // Evicted meanwhile.
+                return Ok(None);
+            }
+            books.opening(&self.books, digest)
+        };
         let opened = self.disk.open_blob(digest).and_then(|file| Ok((file.length()?, file)));
         let (length, file) = match opened {
             Ok((length, file)) if size.is_none_or(|size| size == length) => (length, file),
@@ -340,7 +348,7 @@ impl Shared {
                 (open, Some(handle))
             } else {
                 if books.known && !books.lru.contains(digest) {
-                    // Evicted while it was being opened.
+                    // Set aside while it was being opened.
                     handle.unlinked(&mut books, lru::charge(length));
                 }
                 let closed = if recent {

@@ -148,6 +148,13 @@ impl Pool {
         !self.shared().lock().queue.is_empty()
     }
 
+    /// True if no thread has anything to do.
+    #[cfg(all(test, feature = "schedules"))]
+    pub(super) fn is_at_rest(&self) -> bool {
+        let jobs = self.shared().lock();
+        jobs.queue.is_empty() && jobs.idle == jobs.threads
+    }
+
     /// Runs `job` with nobody waiting for it.
     pub(super) fn start(&self, job: impl FnOnce() + Send + 'static) {
         let mut jobs = self.shared().lock();

@@ -7,7 +7,7 @@ import sys
 
 from content import Content
 from peers import PEERS, Upstream
-from workloads import Bench, workloads
+from workloads import COLD_TURNS, Bench, workloads
 
 
 def main(work, wanted):
@@ -15,6 +15,11 @@ def main(work, wanted):
     # bash sets SECONDS itself.
     seconds = float(os.environ.get("SECONDS_EACH", 2))
     names = os.environ.get("PEERS", " ".join(peer.name for peer in PEERS)).split()
+
+    if unknown := set(names) - {peer.name for peer in PEERS}:
+        raise SystemExit(f"no peer is called {', '.join(unknown)}; there are {', '.join(peer.name for peer in PEERS)}")
+    if rounds >= COLD_TURNS:
+        raise SystemExit(f"ROUNDS is at most {COLD_TURNS - 1}: there are so many blobs to be pulled cold")
 
     upstream = Upstream(work)
     say("making what the upstream has")

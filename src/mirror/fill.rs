@@ -4,6 +4,7 @@ mod interest;
 mod running;
 #[cfg(all(test, feature = "schedules"))]
 mod schedules;
+mod segments;
 mod tries;
 
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use crate::upstream::{self, BlobAnswer, Body, Source, Span, pause};
 use super::{Mirror, Origin, Refusal, Thing};
 
 use running::{Begun, Fill, Head};
+use segments::Segments;
 
 pub(super) use interest::Interest;
 pub(super) use running::{Fills, Joined};
@@ -92,8 +94,10 @@ impl Mirror {
         };
         let mut tries = Tries::new(TRIES, self.0.options.fill_timeout, writer.accepted());
         loop {
-            senders.now.push(body.source());
-            match self.transfer(fill, &mut writer, body).await {
+            let mut segments = Segments::new(fill, body, writer.accepted(), self.0.options.blob_connections);
+            let stretch = self.transfer(fill, &mut writer, &mut segments).await;
+            senders.now.extend(segments.into_sources());
+            match stretch {
                 Stretch::Complete => return self.finish_fill(fill, writer, &senders, last).await,
                 Stretch::Stopped => {
                     self.stop_fill(fill, writer).await;
@@ -200,9 +204,11 @@ impl Mirror {
         }
     }
 
-    /// Moves bytes from `body` to `writer` until one of them ends.
-    async fn transfer(&self, fill: &Arc<Fill>, writer: &mut BlobWriter, mut body: Body) -> Stretch {
+    /// Moves bytes to `writer` until one of them ends.
+    async fn transfer(&self, fill: &Arc<Fill>, writer: &mut BlobWriter, body: &mut Segments) -> Stretch {
         let mut permit = None;
+        // Nobody tells it but the first answer.
+        let size = writer.size();
         loop {
             if writer.is_too_long() {
                 return Stretch::Complete;
@@ -217,7 +223,7 @@ impl Mirror {
                 () = self.0.stopping.cancelled() => return Stretch::Stopped,
                 () = fill.abandoned() => {}
                 () = writer.progress(), if writer.is_busy() => {}
-                chunk = body.chunk(), if !writer.is_full() => match chunk {
+                chunk = body.chunk(size), if !writer.is_full() => match chunk {
                     Ok(Some(bytes)) => writer.push(bytes),
                     Ok(None) if writer.is_short() => {
                         return Stretch::Broken(upstream::Error::ended_early());

@@ -36,6 +36,9 @@ pub struct Options {
     /// For how long it is remembered that something is not there.
     #[serde(with = "humantime_serde")]
     pub negative_ttl: Duration,
+    /// By how many connections at once a blob of more than 32 MiB is fetched where one alone is slow, as some registries limit
+    /// each. Those beyond the first have at most 4 MiB each in memory.
+    pub blob_connections: usize,
     /// How many blobs are fetched to their end after all their clients have left.
     pub orphan_fills: usize,
     /// How much of such a blob may still be missing.
@@ -59,6 +62,8 @@ pub struct Options {
     pub offline: bool,
 }
 
+/// More would be rude.
+const MOST_CONNECTIONS: usize = 16;
 /// More than any machine can do at once.
 const MOST_ORPHANS: usize = 1_000_000;
 
@@ -71,6 +76,9 @@ impl Options {
         }
         if !(1..=1_000).contains(&self.stretch_factor) {
             return Err(format!("mirror.stretch_factor is {}; it must be from 1 to 1000", self.stretch_factor));
+        }
+        if !(1..=MOST_CONNECTIONS).contains(&self.blob_connections) {
+            return Err(format!("mirror.blob_connections is {}; it must be from 1 to {MOST_CONNECTIONS}", self.blob_connections));
         }
         if self.orphan_fills > MOST_ORPHANS {
             return Err(format!("mirror.orphan_fills is {}; it must be at most {MOST_ORPHANS}", self.orphan_fills));
@@ -94,6 +102,7 @@ impl Default for Options {
             proof_ttl: Duration::from_hours(24),
             revalidate_wait: Duration::from_secs(2),
             negative_ttl: Duration::from_secs(5),
+            blob_connections: 1,
             orphan_fills: 4,
             orphan_bytes: ByteSize::gib(2),
             fill_timeout: Duration::from_hours(1),

@@ -56,6 +56,7 @@ mod resuming;
 mod returning;
 mod rights;
 mod secrets;
+mod segments;
 mod sending;
 mod serving;
 mod sizes;

@@ -1,0 +1,220 @@
+//! One blob by several connections: where one brings it slowly, as registries and their CDNs limit each, others bring what comes
+//! after, a segment each. The bytes are taken in their order, so that who reads at the front never waits for the end.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::upstream::{Aside, Body, Error, Source, Span};
+
+use super::running::Fill;
+
+/// The bytes of a blob from one place on.
+pub(super) struct Segments {
+    fill: Arc<Fill>,
+    /// Where the next bytes are.
+    at: u64,
+    front: Front,
+    /// What comes after, each behind the one before; the first of them behind the front.
+    ahead: VecDeque<Segment>,
+    /// How many connections there may be in all.
+    most: usize,
+    begun: Begun,
+    sources: Sources,
+}
+
+enum Front {
+    /// To the end of the blob; and what it has brought beyond the first segment.
+    Body(Box<Body>, Option<Bytes>),
+    Segment(Segment),
+}
+
+/// A part of the blob, on its way into memory.
+struct Segment {
+    span: Range<u64>,
+    bytes: mpsc::UnboundedReceiver<Result<Bytes, Error>>,
+    /// Bounds also what is in memory, of all fills of an upstream.
+    _aside: Aside,
+    _task: AbortOnDropHandle<()>,
+}
+
+struct Begun {
+    when: Instant,
+    at: u64,
+}
+
+/// Who has sent what there is.
+type Sources = Arc<Mutex<Vec<Source>>>;
+
+/// What one connection brings at once, and may have in memory.
+const SEGMENT: u64 = 4 << 20;
+/// With less missing, one connection is soon done.
+const WORTH_IT: u64 = 32 << 20;
+/// One that would bring the rest within this time is quick enough,
+const SOON: Duration = Duration::from_secs(1);
+/// as far as can be told after this one.
+const GLANCE: Duration = Duration::from_millis(100);
+
+// === impl Segments ===
+
+impl Segments {
+    /// `at`: where `body` goes on. `most`: how many connections there may be.
+    pub(super) fn new(fill: &Arc<Fill>, body: Body, at: u64, most: usize) -> Self {
+        Self {
+            fill: Arc::clone(fill),
+            at,
+            sources: Arc::new(Mutex::new(vec![body.source()])),
+            front: Front::Body(Box::new(body), None),
+            ahead: VecDeque::new(),
+            most,
+            begun: Begun { when: Instant::now(), at },
+        }
+    }
+
+    /// Who has sent bytes, or was about to.
+    pub(super) fn into_sources(self) -> Vec<Source> {
+        std::mem::take(&mut self.sources.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The next bytes; `None` at the end. `size`: of the blob, if it is known.
+    ///
+    /// Cancel safe.
+    ///
+    /// # Errors
+    /// Of the transfer at the front, which may be taken up again.
+    pub(super) async fn chunk(&mut self, size: Option<u64>) -> Result<Option<Bytes>, Error> {
+        if let Some(size) = size
+            && self.is_worth_it(size)
+        {
+            self.look_ahead(size);
+        }
+        loop {
+            let next = self.ahead.front_mut().filter(|next| next.span.start == self.at);
+            match (&mut self.front, next) {
+                // The body is let go when there is something in its place.
+                (Front::Body(..), Some(next)) => match next.bytes.recv().await {
+                    Some(Ok(bytes)) => {
+                        self.at += bytes.len() as u64;
+                        self.take_next();
+                        return Ok(Some(bytes));
+                    }
+                    Some(Err(_)) | None => self.go_on_alone(),
+                },
+                (Front::Body(body, beyond), None) => {
+                    let bytes = match beyond.take() {
+                        Some(bytes) => bytes,
+                        None => match body.chunk().await? {
+                            Some(bytes) => bytes,
+                            None => return Ok(None),
+                        },
+                    };
+                    let end = self.ahead.front().map_or(u64::MAX, |next| next.span.start);
+                    let fits = bytes.len().min(usize::try_from(end - self.at).unwrap_or(usize::MAX));
+                    *beyond = Some(bytes.slice(fits..)).filter(|rest| !rest.is_empty());
+                    self.at += fits as u64;
+                    return Ok(Some(bytes.slice(..fits)));
+                }
+                (Front::Segment(segment), next) if segment.span.end == self.at => {
+                    if size == Some(self.at) {
+                        return Ok(None);
+                    }
+                    next.ok_or_else(Error::ended_early)?;
+                    self.take_next();
+                }
+                (Front::Segment(segment), _) => {
+                    let bytes = segment.bytes.recv().await.ok_or_else(Error::ended_early)??;
+                    self.at += bytes.len() as u64;
+                    return Ok(Some(bytes));
+                }
+            }
+        }
+    }
+
+    /// Whether one connection alone would take long for what is missing. Once it would, it is not asked again.
+    fn is_worth_it(&self, size: u64) -> bool {
+        if self.most < 2 {
+            return false;
+        }
+        if matches!(self.front, Front::Segment(_)) || !self.ahead.is_empty() {
+            return true;
+        }
+        let (elapsed, come, missing) = (self.begun.when.elapsed(), self.at - self.begun.at, size.saturating_sub(self.at));
+        // It would take `missing / (come / elapsed)`.
+        let slow = u128::from(missing) * elapsed.as_nanos() > u128::from(come) * SOON.as_nanos();
+        missing >= WORTH_IT && elapsed >= GLANCE && slow
+    }
+
+    /// Sees to it that as many segments are on their way as may be.
+    fn look_ahead(&mut self, size: u64) {
+        while self.ahead.len() + 1 < self.most {
+            let start = match (self.ahead.back(), &self.front) {
+                (Some(last), _) => last.span.end,
+                (None, Front::Segment(front)) => front.span.end,
+                // What a connection has in flight when it is let go is lost: that is little beside a segment.
+                (None, Front::Body(..)) => self.at + SEGMENT,
+            };
+            if start >= size {
+                return;
+            }
+            let Some(aside) = self.fill.origin.upstream().aside() else { return };
+            self.ahead.push_back(Segment::begin(&self.fill, start..size.min(start + SEGMENT), aside, &self.sources));
+        }
+    }
+
+    fn take_next(&mut self) {
+        if let Some(next) = self.ahead.pop_front() {
+            self.front = Front::Segment(next);
+        }
+    }
+
+    /// What others bring is not to be had, or not in parts.
+    fn go_on_alone(&mut self) {
+        self.ahead.clear();
+        self.most = 1;
+    }
+}
+
+// === impl Segment ===
+
+impl Segment {
+    fn begin(fill: &Arc<Fill>, span: Range<u64>, aside: Aside, sources: &Sources) -> Self {
+        let (send, bytes) = mpsc::unbounded_channel();
+        let (fill, sources, asked) = (Arc::clone(fill), Arc::clone(sources), span.clone());
+        let task = tokio::spawn(async move {
+            if let Err(error) = bring(&fill, asked, &sources, &send).await {
+                // Nobody may be there any more.
+                let _ = send.send(Err(error));
+            }
+        });
+        Self { span, bytes, _aside: aside, _task: AbortOnDropHandle::new(task) }
+    }
+}
+
+async fn bring(
+    fill: &Fill,
+    span: Range<u64>,
+    sources: &Mutex<Vec<Source>>,
+    send: &mpsc::UnboundedSender<Result<Bytes, Error>>,
+) -> Result<(), Error> {
+    let answer = fill.ask(Some(Span { start: span.start, end: Some(span.end) })).await?;
+    if answer.offset != span.start {
+        return Err(Error::Unsupported(200));
+    }
+    let mut body = answer.body;
+    sources.lock().unwrap_or_else(PoisonError::into_inner).push(body.source());
+    let mut missing = usize::try_from(span.end - span.start).unwrap_or(usize::MAX);
+    while missing > 0 {
+        let mut bytes = body.chunk().await?.ok_or_else(Error::ended_early)?;
+        bytes.truncate(missing);
+        missing -= bytes.len();
+        if send.send(Ok(bytes)).is_err() {
+            break;
+        }
+    }
+    Ok(())
+}

@@ -112,7 +112,7 @@ impl Mirror {
                 }
             }
             body = loop {
-                match self.unless_stopping(self.resume(fill, &mut writer, tries.in_vain())).await {
+                match self.unless_stopping(self.resume(fill, &mut writer, tries.in_vain())).await.flatten() {
                     Ok(Resumed::GoesOn(body)) => {
                         self.0.metrics.fill_resumed();
                         break *body;
@@ -156,9 +156,9 @@ impl Mirror {
         let mut span = (start > 0).then_some(Span { start, end: None });
         let mut tries = 0;
         let (size, cache_status, body) = loop {
-            let error = match self.unless_stopping(fill.ask(span)).await {
+            let error = match self.unless_stopping(fill.ask(span)).await.flatten() {
                 Ok(BlobAnswer { offset, size, cache_status, mut body }) if offset == start && start > 0 => {
-                    match self.unless_stopping(body.pass_over(1, |_| {})).await {
+                    match self.unless_stopping(body.pass_over(1, |_| {})).await.flatten() {
                         Ok(()) => break (size, cache_status, body),
                         Err(error) => error,
                     }
@@ -180,11 +180,7 @@ impl Mirror {
             if tries == FIRST_TRIES || !worth_it || fill.origin.ask().is_in_vain() {
                 return Err(error);
             }
-            let paused = async {
-                pause(tries).await;
-                Ok(())
-            };
-            self.unless_stopping(paused).await?;
+            self.unless_stopping(pause(tries)).await?;
             tries += 1;
         };
         if let Some(size) = size {
@@ -197,9 +193,9 @@ impl Mirror {
     }
 
     /// What an upstream that is silent has to say is not waited for when larder stops.
-    async fn unless_stopping<T>(&self, answer: impl Future<Output = Result<T, upstream::Error>>) -> Result<T, upstream::Error> {
+    async fn unless_stopping<T>(&self, answer: impl Future<Output = T>) -> Result<T, upstream::Error> {
         tokio::select! {
-            answer = answer => answer,
+            answer = answer => Ok(answer),
             () = self.0.stopping.cancelled() => Err(upstream::Error::Offline),
         }
     }

@@ -101,7 +101,7 @@ impl Body {
             self.appetite.pieces.go_out_by(line);
         }
         // The head.
-        passage.line.gives();
+        passage.gives();
         self.passage = Some(passage);
         self
     }
@@ -181,7 +181,7 @@ impl hyper::body::Body for Body {
             if this.last_apart && bytes.len() > 1 && this.left == Some(bytes.len() as u64) {
                 this.last = Some(bytes.split_off(bytes.len() - 1));
             }
-            this.passage.iter().for_each(|passage| passage.line.gives());
+            this.passage.iter().for_each(Passage::gives);
         }
         let length = piece.len();
         this.left = this.left.map(|left| left.saturating_sub(length as u64));

@@ -68,6 +68,13 @@ impl Passage {
         if self.stream.is_some() { Poll::Ready(()) } else { self.line.poll_written(cx) }
     }
 
+    /// Says that hyper is given something to write, for the same to be waited for.
+    pub(super) fn gives(&self) {
+        if self.stream.is_none() {
+            self.line.gives();
+        }
+    }
+
     /// A crowd that takes nothing is to leave room for the others: half of the memory in small pieces is enough for one each.
     pub(super) fn is_crowded(&self) -> bool {
         self.buffers.metrics.body_buffers() >= self.buffers.most / 2

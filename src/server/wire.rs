@@ -21,7 +21,7 @@ use super::pace::{Least, Pace};
 /// What hyper reads from and writes to.
 pub(super) struct Wire(Arc<Line>);
 
-/// What there is to know of a connection besides its bytes.
+/// A connection: its stream, which hyper and an answer's body share, and what there is to know of it.
 pub(super) struct Line {
     pub(super) pace: Pace,
     /// There until it is closed.

@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use larder::store::Operation;
 use larder::store::faults::Fault;
 
-use super::damage::{accounts_are_right, aside, cached, file, path, until};
+use super::damage::{accounts_are_right, aside, cached, file, path};
 use crate::support::{Client, PATIENCE, Registry, StoppedMirror, TestMirror, logged, noise};
 
 const SIZE: usize = 3_000_000;
@@ -77,7 +77,7 @@ impl Doubtful {
         };
         tokio::time::timeout(PATIENCE, well).await.expect("it notices that the disk is well again");
         assert!(mirror.get(&path(&digest)).await.expect(200).body == blob);
-        until("kept", || mirror.holds(&digest)).await;
+        mirror.kept(&digest).await;
         accounts_are_right(&mirror).await;
         assert_eq!(mirror.get(&path(&digest)).await.expect(200).header("cache-status"), Some("larder; hit"));
     }

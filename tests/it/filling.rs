@@ -4,9 +4,8 @@ use std::fs;
 
 use futures_util::future::join_all;
 use larder::app::Drained;
-use tokio::time::timeout;
 
-use crate::support::{Fault, Match, PATIENCE, Registry, StoppedMirror, Streaming, TestMirror, noise, stream};
+use crate::support::{Fault, Match, Registry, StoppedMirror, Streaming, TestMirror, noise, stream, until};
 
 const REPOSITORY: &str = "library/app";
 const TAIL: usize = 64 << 10;
@@ -19,16 +18,6 @@ fn path(digest: &str) -> String {
 async fn clients(mirror: &TestMirror, digest: &str, number: usize) -> Vec<Streaming> {
     let url = mirror.url(&path(digest));
     join_all((0..number).map(|_| stream(&url))).await
-}
-
-/// Lets everything else run until this is so.
-async fn until(what: &str, so: impl Fn() -> bool) {
-    let waited = timeout(PATIENCE, async {
-        while !so() {
-            tokio::task::yield_now().await;
-        }
-    });
-    assert!(waited.await.is_ok(), "never {what}");
 }
 
 // === joining ===
@@ -127,7 +116,7 @@ async fn all_clients_leave_and_the_fill_goes_on_to_its_end() {
     drop(bodies);
     upstream.held(1).await;
     upstream.release();
-    until("in the cache", || mirror.holds(&digest)).await;
+    mirror.kept(&digest).await;
 
     let answer = mirror.stop().await.start().await.get(&path(&digest)).await.expect(200);
     assert_eq!(answer.body, blob);

@@ -7,8 +7,9 @@ use std::path::Path;
 use bytes::Bytes;
 use larder::store::{Operation, faults};
 
-use super::damage::{accounts_are_right, let_reads_fail, path, until};
-use crate::support::{Client, Fault, Match, PATIENCE, Registry, Streaming, TestMirror, logged, noise};
+use super::damage::{accounts_are_right, path};
+use super::unreadable::let_reads_fail;
+use crate::support::{Client, Fault, Match, PATIENCE, Registry, Streaming, TestMirror, logged, noise, until};
 
 const REPOSITORY: &str = "library/app";
 const MIB: usize = 1 << 20;
@@ -63,7 +64,7 @@ async fn nor_is_who_fetches_all_of_it_anew_as_the_file_cannot_be_read() {
     mirror.faults().heal();
     upstream.release();
     assert!(mirror.get(&path(&digest)).await.expect(200).body == blob);
-    until("kept", || mirror.holds(&digest)).await;
+    mirror.kept(&digest).await;
     accounts_are_right(&mirror).await;
 }
 

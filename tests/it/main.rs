@@ -69,6 +69,7 @@ mod sweep;
 mod tags;
 mod tls;
 mod tokens;
+mod unreadable;
 mod upstreams;
 mod warming;
 mod wire;

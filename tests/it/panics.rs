@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use larder::store::{Operation, faults};
 
-use super::damage::{accounts_are_right, aside, cached, file, let_reads_fail, path, until};
-use crate::support::{Fault, Match, PATIENCE, Registry, Streaming, TestMirror, assert_sound, digest_of, logged, noise};
+use super::damage::{accounts_are_right, aside, cached, file, path};
+use super::unreadable::let_reads_fail;
+use crate::support::{Fault, Match, PATIENCE, Registry, Streaming, TestMirror, assert_sound, digest_of, logged, noise, until};
 
 const REPOSITORY: &str = "library/app";
 const MIB: usize = 1 << 20;
@@ -43,7 +44,7 @@ async fn a_panic_while_a_blob_is_evicted_costs_its_space_and_eviction_goes_on() 
         assert!(answer.expect(200).body == new);
         assert!(!status.contains("bypass"), "{status}");
     }
-    until("kept", || mirror.holds(&digest)).await;
+    mirror.kept(&digest).await;
     logged(&["ERROR", &old[0], "a blob could not be evicted", "a disk job panicked"]).await;
     assert_eq!([0, 1, 2, 3].map(|n| mirror.holds(&old[n])), [false, false, false, true], "two more had to go");
     assert!(first.exists() && !file(&mirror.cache_dir(), &old[1]).exists());
@@ -93,7 +94,7 @@ async fn a_panic_while_a_damaged_blob_is_set_aside_costs_the_evidence_and_no_spa
     let moves = |operation, path: &Path| operation == Operation::Rename && path.to_string_lossy().contains("quarantine");
     mirror.faults().each(moves, faults::Fault::Panic);
     assert!(mirror.get(&path(&digest)).await.expect(200).body == blob);
-    until("kept", || mirror.holds(&digest)).await;
+    mirror.kept(&digest).await;
     logged(&["ERROR", &digest, "a cached blob is damaged; it will be fetched anew"]).await;
     assert!(!aside(&mirror.cache_dir(), &digest).exists());
     assert_eq!((mirror.metric("larder_quarantined_total"), upstream.count("GET", &digest)), (1, 2));
@@ -111,7 +112,7 @@ async fn a_panic_while_the_quarantine_is_bounded_costs_the_space_of_one_file_unt
     let removes = |operation, path: &Path| operation == Operation::Remove && path.to_string_lossy().contains("quarantine");
     mirror.faults().each(removes, faults::Fault::Panic);
     assert!(mirror.get(&path(&digest)).await.expect(200).body == blob);
-    until("kept", || mirror.holds(&digest)).await;
+    mirror.kept(&digest).await;
     logged(&["ERROR", &digest, "a file in quarantine could not be removed", "a disk job panicked"]).await;
     logged(&["ERROR", &digest, "a cached blob is damaged; it is in quarantine/ and will be fetched anew"]).await;
     let aside = aside(&mirror.cache_dir(), &digest);
@@ -196,7 +197,7 @@ async fn a_fill_that_panics_ends_at_once_for_all_who_read_it_and_the_next_reques
             assert!(answer.body == blob);
             fills += 1;
             if !answer.header("cache-status").unwrap().contains("bypass") {
-                until("kept", || mirror.holds(&digest)).await;
+                mirror.kept(&digest).await;
             }
             assert!(fills < 10);
         }
@@ -237,7 +238,7 @@ async fn a_fill_that_panics_before_it_has_begun_is_told_to_all_who_wait_by_a_sta
         took.push(when().max().unwrap() - when().min().unwrap());
         assert_eq!(upstream.count("GET", &digest), 1);
         assert!(mirror.get(&url).await.expect(200).body == blob);
-        until("kept", || mirror.holds(&digest)).await;
+        mirror.kept(&digest).await;
         let asked: Vec<_> = upstream.requests().iter().map(|request| request.range().map(str::to_owned)).collect();
         assert_eq!(asked, [Some("bytes=199999-".to_owned()), Some("bytes=199999-".to_owned())], "what was there is still there");
         accounts_are_right(&mirror).await;

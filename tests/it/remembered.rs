@@ -4,8 +4,7 @@ use std::fs;
 use std::io::Write as _;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::damage::until;
-use crate::support::{Image, PutImage, Registry, StoppedMirror, TestMirror, digest_of};
+use crate::support::{Image, PutImage, Registry, StoppedMirror, TestMirror, digest_of, until};
 
 const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";

@@ -5,11 +5,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use larder::store::faults::Loss;
-use tokio::time::timeout;
 
-use crate::support::{
-    Auth, Blobs, Fault, Log, Match, PATIENCE, Registry, Setup, TestMirror, assert_booked, digest_of, noise, reboot,
-};
+use crate::support::{Auth, Blobs, Fault, Log, Match, Registry, Setup, TestMirror, assert_booked, digest_of, noise, reboot};
 
 const REPOSITORY: &str = "library/app";
 const SIZE: usize = 500_000;
@@ -33,15 +30,6 @@ async fn with_blob(size: usize) -> (Registry, Bytes, String) {
 fn ranges(upstream: &Registry, digest: &str) -> Vec<String> {
     let gets = upstream.requests().into_iter().filter(|request| request.method == "GET" && request.path.contains(digest));
     gets.map(|request| request.range().unwrap_or("all").to_owned()).collect()
-}
-
-async fn held(mirror: &TestMirror, digest: &str) {
-    let waited = timeout(PATIENCE, async {
-        while !mirror.holds(digest) {
-            tokio::task::yield_now().await;
-        }
-    });
-    assert!(waited.await.is_ok(), "it is never in the cache");
 }
 
 // === how often ===
@@ -121,7 +109,7 @@ async fn an_upstream_that_lies_about_parts_is_asked_for_everything_and_what_is_h
         let overlap = upstream.bytes_sent() - SIZE as u64;
         assert!(overlap <= CUT as u64 + 300_000, "{lie:?}: {overlap} bytes more than the blob has");
         assert_eq!(mirror.metric("larder_resume_mismatches_total"), 0, "{lie:?}");
-        held(&mirror, &digest).await;
+        mirror.kept(&digest).await;
     }
 }
 
@@ -162,7 +150,7 @@ async fn where_the_blob_now_begins_otherwise_its_readers_end_short_and_who_has_n
     assert!(!rest.complete && rest.body.is_empty(), "{} bytes of another version", rest.body.len());
     assert_eq!(given.len(), CUT);
     assert_eq!(waited.expect(206).body, blob.slice(300_000..400_000));
-    held(&mirror, &digest).await;
+    mirror.kept(&digest).await;
     assert_eq!(ranges(&upstream, &digest), ["all", "bytes=200000-", "all"]);
     assert_eq!(mirror.metric("larder_resume_mismatches_total"), 1);
     log.will_say(&["ERROR", &digest, &format!("found={}", digest_of(&given)), "other bytes than the digest promises"]).await;
@@ -183,7 +171,7 @@ async fn an_upstream_that_has_another_size_by_then_is_begun_anew() {
     short.take(CUT).await;
     upstream.release();
     assert!(!short.rest().await.complete);
-    held(&mirror, &digest).await;
+    mirror.kept(&digest).await;
     assert_eq!(mirror.get(&path(&digest)).await.expect(200).body, blob);
 }
 
@@ -212,7 +200,7 @@ async fn a_partial_file_that_was_damaged_is_found_out_and_the_blob_fetched_anew(
     let (whole, tail) = tokio::join!(mirror.get(&url), mirror.get_with(&url, &[("range", "bytes=-1000")]));
     assert!(!whole.complete && whole.body.len() <= SIZE - TAIL, "{} bytes", whole.body.len());
     assert_eq!(tail.expect(206).body, blob.slice(SIZE - 1000..), "who has none of it gets the right bytes");
-    held(&mirror, &digest).await;
+    mirror.kept(&digest).await;
     assert_eq!(mirror.get(&url).await.expect(200).body, blob);
     assert_eq!(ranges(&upstream, &digest), ["bytes=199999-", "all"]);
 }
@@ -247,7 +235,7 @@ async fn a_partial_file_is_not_gone_on_with_after_a_restart_of_the_machine_which
         let mirror = stopped.start().await;
         assert!(!partial.exists(), "{after}");
         assert_eq!(mirror.get(&path(&digest)).await.expect(200).body, blob, "{after}");
-        held(&mirror, &digest).await;
+        mirror.kept(&digest).await;
         assert_eq!(ranges(&upstream, &digest), ["all"], "{after}");
         assert_booked(&mirror).await;
     }

@@ -2,7 +2,6 @@
 
 use bytes::Bytes;
 
-use crate::damage::until;
 use crate::support::{Fault, Match, Registry, TestMirror, get, noise};
 
 const MIB: usize = 1 << 20;
@@ -36,7 +35,7 @@ async fn a_large_blob_of_a_slow_upstream_comes_by_several_connections_each_byte_
     let mirror = by_four(&upstream).await;
     let clients = futures_util::future::join_all((0..10).map(|_| get(mirror.url(&path)))).await;
     assert!(clients.into_iter().all(|answer| answer.expect(200).body == blob));
-    until("kept", || mirror.holds(&digest)).await;
+    mirror.kept(&digest).await;
     let parts = upstream.count("GET", &digest);
     assert!(parts > 4, "one from the beginning, and one for each 4 MiB of the rest: {parts}");
     assert!(upstream.bytes_sent() < (SIZE + 6 * MIB) as u64, "{}", upstream.bytes_sent());
@@ -70,7 +69,7 @@ async fn an_upstream_that_gives_no_parts_is_read_on() {
     assert!(mirror.get(&path).await.expect(200).body == blob);
     let asked = upstream.count("GET", &digest);
     assert!(asked <= 4, "and asked no further: {asked}");
-    until("kept", || mirror.holds(&digest)).await;
+    mirror.kept(&digest).await;
 }
 
 /// Whatever breaks, what has come is not fetched again, but for what lies in memory beyond the break.

@@ -11,6 +11,15 @@ use crate::support::{Closed, Raw, Registry, TestMirror, noise};
 
 const MIB: usize = 1 << 20;
 
+/// A larder that has one blob.
+async fn holding(length: usize) -> (Registry, TestMirror, String, Bytes) {
+    let upstream = Registry::start().await;
+    let mirror = TestMirror::of(&upstream).await;
+    let blob = noise(1, length);
+    let digest = cached(&upstream, &mirror, &blob).await;
+    (upstream, mirror, digest, blob)
+}
+
 /// The answer's body, by its length.
 async fn answer(client: &mut Raw) -> Vec<u8> {
     let head = client.head().await;
@@ -44,10 +53,7 @@ async fn answers_to_many_questions_that_came_at_once_stand_in_their_order() {
 
 #[tokio::test]
 async fn parts_of_many_ranges_stand_between_their_heads() {
-    let upstream = Registry::start().await;
-    let mirror = TestMirror::of(&upstream).await;
-    let blob = noise(1, 8 * MIB);
-    let digest = cached(&upstream, &mirror, &blob).await;
+    let (_upstream, mirror, digest, blob) = holding(8 * MIB).await;
     let mut client = Raw::connect(mirror.address()).await;
     let ranges = "bytes=10-1000009,2000000-2000009,3000000-3499999,5000000-8388607";
     client.send(format!("GET {} HTTP/1.1\r\nhost: mirror\r\nrange: {ranges}\r\n\r\n", path(&digest))).await;
@@ -65,10 +71,7 @@ async fn parts_of_many_ranges_stand_between_their_heads() {
 
 #[tokio::test]
 async fn what_is_not_in_memory_is_read() {
-    let upstream = Registry::start().await;
-    let mirror = TestMirror::of(&upstream).await;
-    let blob = noise(1, 8 * MIB);
-    let digest = cached(&upstream, &mirror, &blob).await;
+    let (upstream, mirror, digest, blob) = holding(8 * MIB).await;
     let opened = fs::File::open(file(&mirror.cache_dir(), &digest)).unwrap();
     opened.sync_all().unwrap();
     for (offset, length) in [(0, 0), (0, 1 << 20), (3 << 20, 4096), (7 << 20, 0)] {
@@ -81,10 +84,7 @@ async fn what_is_not_in_memory_is_read() {
 /// What the kernel has not sent yet of a file that is cut it may send as zeros.
 #[tokio::test]
 async fn who_was_sent_what_is_then_cut_from_a_file_gets_no_whole_answer() {
-    let upstream = Registry::start().await;
-    let mirror = TestMirror::of(&upstream).await;
-    let blob = noise(4, 24 * MIB);
-    let digest = cached(&upstream, &mirror, &blob).await;
+    let (_upstream, mirror, digest, blob) = holding(24 * MIB).await;
     let mut client = Raw::asking(mirror.address(), &path(&digest)).await;
     client.head().await;
     let mut body = client.take(MIB).await;

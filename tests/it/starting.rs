@@ -11,8 +11,7 @@ use std::time::{Duration, Instant};
 use larder::store::faults::Fault as DiskFault;
 use rustix::fs::{CWD, Mode, mkfifoat};
 
-use super::damage::until;
-use crate::support::{Fault, Image, Match, Process, Registry, TestMirror, get, head, stream};
+use crate::support::{Fault, Image, Match, Process, Registry, TestMirror, get, head, stream, until};
 
 fn to(registry: &Registry) -> String {
     format!("upstream.\"docker.io\".url={}", registry.url())

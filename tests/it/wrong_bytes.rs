@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use tokio::time::timeout;
 
-use crate::support::{Fault, Log, Match, PATIENCE, Registry, StoppedMirror, TestMirror, digest_of, noise};
+use crate::support::{Fault, Log, Match, Registry, StoppedMirror, TestMirror, digest_of, noise};
 
 const REPOSITORY: &str = "library/app";
 
@@ -29,15 +28,6 @@ fn before(first: &Registry, second: &Registry) -> StoppedMirror {
     TestMirror::builder().upstream("docker.io", first).set(&fallbacks)
 }
 
-async fn held(mirror: &TestMirror, digest: &str) {
-    let waited = timeout(PATIENCE, async {
-        while !mirror.holds(digest) {
-            tokio::task::yield_now().await;
-        }
-    });
-    assert!(waited.await.is_ok(), "it is never in the cache");
-}
-
 const MISMATCHES: &str = "larder_digest_mismatches_total{upstream=\"docker.io\"}";
 
 #[tokio::test]
@@ -53,7 +43,7 @@ async fn a_small_blob_that_comes_wrong_comes_right_from_the_next_address_and_no_
         }
         assert_eq!((first.requests().len(), second.requests().len()), (1, 1), "{wrong:?}");
         assert_eq!(mirror.metric(MISMATCHES), 1, "{wrong:?}");
-        held(&mirror, &digest).await;
+        mirror.kept(&digest).await;
         if let Fault::WrongBody(bytes) = &wrong {
             log.will_say(&["ERROR", &digest, &format!("found={}", digest_of(bytes)), "upstream=docker.io"]).await;
         }
@@ -76,7 +66,7 @@ async fn of_a_large_blob_who_has_wrong_bytes_ends_short_and_who_has_none_gets_ri
     });
     assert!(!misled.complete, "{} wrong bytes ended cleanly", misled.body.len());
     assert_eq!(tail.expect(206).body, blob.slice(490_000..));
-    held(&mirror, &digest).await;
+    mirror.kept(&digest).await;
     assert_eq!(mirror.get(&url).await.expect(200).body, blob);
     assert_eq!((first.requests().len(), second.requests().len()), (1, 1));
     assert_eq!(second.requests()[0].range(), None, "with an empty file");
@@ -95,7 +85,7 @@ async fn no_answer_has_parts_of_two_versions() {
         first.release();
     });
     assert!(!both.complete, "{} bytes of two versions", both.body.len());
-    held(&mirror, &digest).await;
+    mirror.kept(&digest).await;
     let right = mirror.get_with(&url, &[("range", "bytes=0-99")]).await.expect(206);
     assert_eq!(right.body, blob.slice(..100));
 }

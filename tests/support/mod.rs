@@ -77,3 +77,13 @@ pub use self::{
 /// How long anything may take that must happen: far longer than it ever does, and short enough
 /// that a hang becomes a failure that says what was missing.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits until this is so.
+pub async fn until(what: &str, so: impl Fn() -> bool) {
+    let waited = tokio::time::timeout(PATIENCE, async {
+        while !so() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    assert!(waited.await.is_ok(), "never: {what}");
+}

@@ -123,6 +123,7 @@ impl Segments {
                     if size == Some(self.at) {
                         return Ok(None);
                     }
+                    // There was no place for another: one connection takes the transfer up again.
                     next.ok_or_else(Error::ended_early)?;
                     self.take_next();
                 }

@@ -1,11 +1,14 @@
 //! Wiring: builds the store, the upstreams, the mirror and the server from the configuration, owns their tasks, and drains.
 
+mod bound;
+mod inherited;
+
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -15,18 +18,28 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::mirror::{self, Access, Freshness, Mirror, Registries, Registry};
-use crate::server;
+use crate::server::{self, Door, Place, Terms};
 use crate::store::{self, Store, Tally};
 use crate::upstream::{self, Hop, PublicUrl, Spent, Upstream};
 
+use bound::Bound;
+
 /// A running larder. To be ended with [`App::stop`]; dropped, its tasks go on.
 pub struct App {
-    address: SocketAddr,
+    listening: Vec<Listening>,
     admin_address: Option<SocketAddr>,
     store: Store,
     mirror: Mirror,
     stop: CancellationToken,
     running: JoinHandle<Drained>,
+}
+
+/// Where clients come in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listening {
+    pub place: Place,
+    /// Whether they speak TLS there.
+    pub tls: bool,
 }
 
 /// What a stop had to cut off.
@@ -41,17 +54,12 @@ pub struct Drained {
 pub enum StartError {
     #[error("{0}")]
     Upstream(String),
-    #[error("cannot listen on {address}: {error}; give another address as {option}")]
-    Listen { option: &'static str, address: SocketAddr, error: std::io::Error },
+    #[error("cannot listen on {place}: {error}; give another address as {option}")]
+    Listen { option: &'static str, place: Place, error: std::io::Error },
+    #[error("{0}")]
+    Listener(String),
     #[error(transparent)]
     Cache(#[from] store::OpenError),
-}
-
-/// An address that nobody else can take, and that lets nobody in yet.
-struct Bound {
-    option: &'static str,
-    address: SocketAddr,
-    socket: TcpSocket,
 }
 
 /// `[log]`
@@ -83,8 +91,7 @@ pub enum LogLevel {
     Trace,
 }
 
-/// So many connections may wait to be accepted.
-const BACKLOG: u32 = 1024;
+const ADMIN_LISTEN: &str = "admin.listen";
 const UPKEEP: Duration = Duration::from_mins(1);
 /// How often a disk that has failed is looked at.
 const PROBE: Duration = Duration::from_secs(2);
@@ -109,8 +116,8 @@ impl App {
         for image in &config.mirror.keep {
             registries.resolve(image).map_err(|refusal| StartError::Upstream(format!("mirror.keep: {image}: {refusal}")))?;
         }
-        let clients = Bound::to("server.listen", config.server.listen)?;
-        let operator = config.admin.listen.map(|address| Bound::to("admin.listen", address)).transpose()?;
+        let clients = bind(&config.server).await?;
+        let operator = config.admin.listen.map(|address| Bound::to_address(ADMIN_LISTEN, address)).transpose()?;
         let store = Store::open(&config.cache, clock.clone(), metrics.clone()).await?;
         for upstream in registries.upstreams() {
             if let Some(Tally { since, amount }) = store.tally(&tally_name(upstream)) {
@@ -124,9 +131,16 @@ impl App {
                  say in upstream.{name:?}.allow what may be read"
             );
         }
-        let (address, admin_address) = (clients.address, operator.as_ref().map(|bound| bound.address));
-        let listener = clients.listen()?;
-        let admin = operator.map(Bound::listen).transpose()?;
+        let listening = clients.iter().map(|(bound, terms)| Listening { place: bound.place.clone(), tls: terms.has_tls() });
+        let listening = listening.collect();
+        let admin_address = operator.as_ref().map(|(_, address)| *address);
+        let (mut doors, mut made) = (Vec::new(), Vec::new());
+        for (bound, terms) in clients {
+            let (listener, file) = bound.listen()?;
+            doors.push(Door::new(listener, terms));
+            made.extend(file);
+        }
+        let admin = operator.map(|bound| bound::listen(ADMIN_LISTEN, bound)).transpose()?;
         let stop = CancellationToken::new();
         let beside = TaskTracker::new();
         beside.spawn(mirror.clone().keep(stop.clone()));
@@ -137,15 +151,25 @@ impl App {
         beside.spawn(scrub(store.clone(), stop.clone()));
         beside.close();
         let (serving, stopped, grace) = (mirror.clone(), stop.clone().cancelled_owned(), config.server.shutdown_grace);
-        let clients = async move { server::serve(listener, &config.server, serving, hop, clock, stopped).await };
+        let clients = async move {
+            let cut = server::serve(doors, &config.server, serving, hop, clock, stopped).await;
+            drop(made);
+            cut
+        };
         let running = tokio::spawn(run(clients, grace, beside, mirror.clone(), store.clone(), stop.clone()));
-        Ok(Self { address, admin_address, store, mirror, stop, running })
+        Ok(Self { listening, admin_address, store, mirror, stop, running })
     }
 
-    /// Where it listens.
+    /// Where it listens, first at `server.listen`.
     #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    pub fn listening(&self) -> &[Listening] {
+        &self.listening
+    }
+
+    /// The first address of TCP at which it listens.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.listening.iter().find_map(Listening::address)
     }
 
     /// Where it listens for its operator, if it does.
@@ -171,25 +195,37 @@ impl App {
     }
 }
 
-// === impl Bound ===
+// === impl Listening ===
 
-impl Bound {
-    fn to(option: &'static str, address: SocketAddr) -> Result<Self, StartError> {
-        let bound = || {
-            let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-            // Of a larder that has just ended, connections may linger at the address.
-            socket.set_reuseaddr(true)?;
-            socket.bind(address)?;
-            Ok((socket.local_addr()?, socket))
-        };
-        let (address, socket) = bound().map_err(|error| StartError::Listen { option, address, error })?;
-        Ok(Self { option, address, socket })
+impl Listening {
+    /// Where it is reached over the network.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        if let Place::Tcp(address) = self.place { Some(address) } else { None }
     }
+}
 
-    fn listen(self) -> Result<TcpListener, StartError> {
-        let Self { option, address, socket } = self;
-        socket.listen(BACKLOG).map_err(|error| StartError::Listen { option, address, error })
+/// As a URL, where there is one for it.
+impl fmt::Display for Listening {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.place, self.tls) {
+            (Place::Tcp(address), false) => write!(f, "http://{address}"),
+            (Place::Tcp(address), true) => write!(f, "https://{address}"),
+            (place, _) => place.fmt(f),
+        }
     }
+}
+
+/// Binds all that clients may come by.
+async fn bind(options: &server::Options) -> Result<Vec<(Bound, Arc<Terms>)>, StartError> {
+    let mut bound = Vec::new();
+    for listener in options.listeners() {
+        let terms = Arc::new(Terms::of(&listener).map_err(StartError::Listener)?);
+        let option = if Some(&listener.listen) == options.listen.as_ref() { "server.listen" } else { "server.listener.listen" };
+        let sockets = Bound::to(option, &listener.listen).await?;
+        bound.extend(sockets.into_iter().map(|socket| (socket, Arc::clone(&terms))));
+    }
+    Ok(bound)
 }
 
 async fn run(

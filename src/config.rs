@@ -226,6 +226,11 @@ fn put(table: &mut Table, key: &[String], text: &str) -> Result<(), ConfigError>
         None | Some(Value::Table(_)) => return Err(unknown(key)),
         Some(Value::Boolean(_)) => Value::Boolean(text.parse().map_err(|_| wrong("neither true nor false"))?),
         Some(Value::Integer(_)) => Value::Integer(text.parse().map_err(|_| wrong("no whole number"))?),
+        // A list of tables.
+        Some(Value::Array(_)) if text.starts_with("[{") => {
+            let lists: Table = format!("list = {text}").parse().map_err(|_| wrong("no list of tables"))?;
+            lists["list"].clone()
+        }
         Some(Value::Array(_)) => {
             let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
             Value::Array(items.map(|item| Value::String(item.into())).collect())
@@ -245,6 +250,7 @@ fn put(table: &mut Table, key: &[String], text: &str) -> Result<(), ConfigError>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::Place;
     use bytesize::ByteSize;
 
     fn load(variables: &[(&str, &str)], settings: &[&str]) -> Result<Config, ConfigError> {
@@ -279,6 +285,7 @@ mod tests {
             include_str!("../config/dockerhub.toml"),
             include_str!("../config/multi-upstream.toml"),
             include_str!("../config/passthrough.toml"),
+            include_str!("../config/company.toml"),
         ] {
             Config::from_toml(text).unwrap();
         }
@@ -305,7 +312,7 @@ mod tests {
             ],
         )
         .unwrap();
-        assert_eq!(config.server.listen.port(), 2);
+        assert_eq!(config.server.listen, Some(Place::Tcp(([0, 0, 0, 0], 2).into())));
         assert_eq!(config.cache.max_size, ByteSize::gib(1));
         assert!(config.mirror.offline);
         assert_eq!(config.mirror.tag_ttls.iter().map(ToString::to_string).collect::<Vec<_>>(), ["latest=30s", "v*=forever"]);

@@ -23,6 +23,7 @@ struct Shared {
     client_aborts: Counters<1>,
     slow_clients: Counter,
     shed: Counters<1>,
+    handshakes: Counters<1>,
     fills: Counters<1>,
     fill_resumes: Counter,
     resume_mismatches: Counter,
@@ -104,6 +105,8 @@ impl Metrics {
                 "shed",
                 "What was not served for want of something: connections, memory, descriptors, sockets (to ask upstreams with)",
             ),
+            handshakes: register
+                .add("tls_handshakes", "TLS handshakes of clients, by outcome: done, failed, slow, given_up (for newer ones)"),
             fills: register.add("fills", "Fills that have ended, by how: kept, passed, mismatch, stopped, given_up, failed"),
             fill_resumes: register.add("fill_resumes", "Transfers that broke and were taken up again"),
             resume_mismatches: register.add(
@@ -189,6 +192,11 @@ impl Metrics {
 
     pub fn shed(&self, reason: &'static str) {
         self.0.shed.get_or_create(&[("reason", reason.into())]).inc();
+    }
+
+    /// `outcome`: done, failed, slow, `given_up`.
+    pub fn handshake(&self, outcome: &'static str) {
+        self.0.handshakes.get_or_create(&[("outcome", outcome.into())]).inc();
     }
 
     // --- fills ---

@@ -148,7 +148,8 @@ impl World {
             }
             app
         });
-        let world = Self { runtime, larder: app.address(), clock, says, runs: 0.into(), _app: app, _dir: dir };
+        let world =
+            Self { runtime, larder: app.address().expect("it listens"), clock, says, runs: 0.into(), _app: app, _dir: dir };
         for (content, path) in [(BLOB, world.blob_path(BLOB)), (MANIFEST, "/v2/library/app/manifests/latest".into())] {
             world.next_run(vec![ok(content)]);
             assert_eq!(world.asks("GET", &path, "").body, content);

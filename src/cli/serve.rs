@@ -128,15 +128,22 @@ impl Greeting {
     }
 
     fn print(&self, app: &App) {
-        let address = app.address();
-        let reached = if address.ip().is_unspecified() { format!("THIS-HOST:{}", address.port()) } else { address.to_string() };
+        let places: Vec<String> = app.listening().iter().map(ToString::to_string).collect();
         let admin = app.admin_address();
         let admin = admin.map_or_else(String::new, |admin| format!("Metrics and `larder refresh`: http://{admin}\n"));
+        let docker = app.listening().iter().find_map(|listening| {
+            let address = listening.address()?;
+            let host = if address.ip().is_unspecified() { "THIS-HOST".to_owned() } else { address.ip().to_string() };
+            let url = listening.to_string().replace(&address.ip().to_string(), &host);
+            Some(format!("Docker: put {{\"registry-mirrors\": [\"{url}\"]}} into /etc/docker/daemon.json\n"))
+        });
+        let docker = docker.unwrap_or_default();
         let text = format!(
-            "larder listens on http://{address} and caches up to {} in {}\n\
+            "larder listens on {} and caches up to {} in {}\n\
              It mirrors {}\n\
              {admin}\
-             Docker: put {{\"registry-mirrors\": [\"http://{reached}\"]}} into /etc/docker/daemon.json\n",
+             {docker}",
+            places.join(" and "),
             self.max_size,
             self.dir.display(),
             self.upstreams

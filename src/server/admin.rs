@@ -27,6 +27,7 @@ use crate::upstream::{BudgetReport, Upstream};
 
 use super::body::Body;
 use super::connections::{Limits, accept_all};
+use super::door::{Door, Listener, Terms};
 use super::metrics;
 use super::pace::Least;
 use super::passage::Buffers;
@@ -105,7 +106,8 @@ pub async fn serve_admin(
         grace: GRACE,
         metrics: aside,
     };
-    accept_all(listener, limits, handle, stop).await;
+    let door = Door::new(Listener::Tcp(listener), Terms::none().into());
+    accept_all(vec![door], limits, handle, stop).await;
 }
 
 // === impl Admin ===

@@ -2,13 +2,12 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
 
-use crate::mirror::{Broken, ByteStream, Outlet, Piece, Pieces};
+use crate::mirror::{Broken, ByteStream, Piece, Pieces};
 
 use super::data::Data;
 use super::log::{AccessLine, End};
@@ -95,10 +94,11 @@ impl Body {
         self.last_apart = passage.stream.is_some() && self.left.is_some_and(|left| left > SMALL);
         if passage.stream.is_some() {
             self.appetite.pieces.set(FIRST_OF_STREAM);
-        } else if self.left.is_some() {
+        } else if self.left.is_some()
+            && let Some(outlet) = passage.line.outlet()
+        {
             // hyper cuts what has no length into chunks, which it would write around nothing.
-            let line: Arc<dyn Outlet> = Arc::clone(&passage.line) as _;
-            self.appetite.pieces.go_out_by(line);
+            self.appetite.pieces.go_out_by(outlet);
         }
         // The head.
         passage.gives();

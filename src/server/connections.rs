@@ -2,31 +2,35 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
+use futures_util::future::join_all;
 use http::{Request, Response, header};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, interval, timeout};
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::metrics::Metrics;
 
 use super::body::Body;
+use super::door::{Door, Peer, Terms};
 use super::pace::Least;
 use super::passage::{Buffers, Passage};
 use super::respond;
 use super::streams::{self, Streams};
+use super::tls::{Handshakes, Tls};
 use super::wire::{Line, Wire};
 
 /// What connections may take, and for how long.
@@ -40,12 +44,13 @@ pub(super) struct Limits {
     pub(super) metrics: Metrics,
 }
 
-/// The connections of one listener.
+/// The connections that came by some doors.
 struct Connections<H> {
     limits: Limits,
     handle: H,
     http: auto::Builder<Streams>,
     places: Arc<Semaphore>,
+    handshakes: Handshakes,
     open: Mutex<HashMap<u64, Arc<Connection>>>,
     next: AtomicU64,
     tasks: TaskTracker,
@@ -85,16 +90,18 @@ enum End {
     Http,
     /// The client took nothing for too long.
     Lost,
-    /// larder stops.
+    /// larder stops, or has no time for it.
     Cut,
 }
 
 /// How long a client may take to send the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// And how long from its first byte to the last of its handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often files are looked at that doors are made of.
+const LOOK: Duration = Duration::from_secs(1);
 /// hyper's own default lets a slow reader hold 400 KiB; podman sends heads of 20 KiB.
 const LARGEST_BUFFER: usize = 64 << 10;
-/// How much of an answer the kernel may hold beyond what the network has taken.
-const UNSENT: u32 = 128 << 10;
 const LARGEST_HEAD: u32 = 64 << 10;
 const H2_STREAMS: u32 = 128;
 /// So many streams may a client have opened and reset before larder has looked at them (CVE-2023-44487),
@@ -114,59 +121,46 @@ const REFUSAL: Duration = Duration::from_secs(1);
 /// After the last connection has been cut, for its task to end.
 const LAST_STEPS: Duration = Duration::from_millis(200);
 
-/// Answers what comes by `listener` until `stop` resolves; answers under way may then take the grace. Returns how many
+/// Answers what comes by `doors` until `stop` resolves; answers under way may then take the grace. Returns how many
 /// connections were cut off.
-pub(super) async fn accept_all<H, F>(listener: TcpListener, limits: Limits, handle: H, stop: impl Future<Output = ()>) -> usize
+pub(super) async fn accept_all<H, F>(doors: Vec<Door>, limits: Limits, handle: H, stop: impl Future<Output = ()>) -> usize
 where
-    H: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
+    H: Fn(Request<Incoming>, Peer) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
-    let stopping = CancellationToken::new();
     let connections = Arc::new(Connections {
         http: http(limits.least),
         places: Arc::new(Semaphore::new(limits.connections)),
         limits,
         handle,
+        handshakes: Handshakes::default(),
         open: Mutex::default(),
         next: AtomicU64::new(0),
         tasks: TaskTracker::new(),
-        stopping,
+        stopping: CancellationToken::new(),
         cut: CancellationToken::new(),
     });
     let waiting = Arc::new(Semaphore::new(MOST_WAITING));
-    tokio::pin!(stop);
-    loop {
-        let accepted = tokio::select! {
-            () = &mut stop => break,
-            accepted = accept(&listener, &waiting) => accepted,
-        };
-        match accepted {
-            Ok((stream, client, waits)) => {
-                let all = Arc::clone(&connections);
-                connections.tasks.spawn(async move { all.take(stream, client, waits).await });
-            }
-            Err(error) => {
-                connections.limits.metrics.shed("descriptors");
-                connections.make_room();
-                tracing::warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
+    let looking = look(doors.iter().map(|door| Arc::clone(&door.terms)).collect());
+    let accepting = join_all(doors.into_iter().map(|door| Arc::clone(&connections).accept(door, Arc::clone(&waiting))));
+    tokio::select! {
+        () = stop => {}
+        _ = accepting => {}
+        () = looking => {}
     }
-    drop(listener);
     connections.end().await
 }
 
-async fn accept(
-    listener: &TcpListener,
-    waiting: &Arc<Semaphore>,
-) -> std::io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
-    let waits = Arc::clone(waiting).acquire_owned().await.map_err(std::io::Error::other)?;
-    let (stream, client) = listener.accept().await?;
-    // Answers are written in large pieces; what remains small must not wait for more.
-    let _ = stream.set_nodelay(true);
-    let _ = socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT);
-    Ok((stream, client, waits))
+/// Sees to it that changed files are read anew.
+async fn look(terms: Vec<Arc<Terms>>) {
+    let terms = Arc::new(terms);
+    let mut due = interval(LOOK);
+    loop {
+        due.tick().await;
+        let terms = Arc::clone(&terms);
+        // Where no thread is to be had for it, there is one the next time.
+        let _ = tokio::task::spawn_blocking(move || terms.iter().for_each(|terms| terms.look())).await;
+    }
 }
 
 fn http(least: Least) -> auto::Builder<Streams> {
@@ -188,11 +182,30 @@ fn http(least: Least) -> auto::Builder<Streams> {
 
 impl<H, F> Connections<H>
 where
-    H: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
+    H: Fn(Request<Incoming>, Peer) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
+    /// Accepts what comes by a door, for ever.
+    async fn accept(self: Arc<Self>, door: Door, waiting: Arc<Semaphore>) {
+        loop {
+            let Ok(waits) = Arc::clone(&waiting).acquire_owned().await else { return };
+            match door.listener.accept().await {
+                Ok((stream, client)) => {
+                    let (all, terms) = (Arc::clone(&self), Arc::clone(&door.terms));
+                    self.tasks.spawn(async move { all.take(stream, client, terms, waits).await });
+                }
+                Err(error) => {
+                    self.limits.metrics.shed("descriptors");
+                    self.make_room();
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
     /// Finds a place for a new connection, or tells it that there is none.
-    async fn take(self: Arc<Self>, stream: TcpStream, client: SocketAddr, waits: OwnedSemaphorePermit) {
+    async fn take(self: Arc<Self>, stream: TcpStream, client: Peer, terms: Arc<Terms>, waits: OwnedSemaphorePermit) {
         let places = Arc::clone(&self.places);
         let mut place = Arc::clone(&places).try_acquire_owned().ok();
         if place.is_none() {
@@ -201,11 +214,15 @@ where
         }
         if let Some(place) = place {
             drop(waits);
-            return self.enter(place).serve(stream, client).await;
+            return self.enter(place).serve(stream, client, &terms).await;
         }
         self.limits.metrics.shed("connections");
         tracing::debug!(%client, "a connection is refused: there are max_connections");
-        let refused = timeout(REFUSAL, refuse(&stream));
+        if terms.has_tls() {
+            // Before the handshake it would not understand.
+            return;
+        }
+        let refused = timeout(REFUSAL, answer_unasked(&stream, respond::no_place()));
         tokio::select! {
             _ = refused => {}
             () = self.stopping.cancelled() => {}
@@ -256,13 +273,12 @@ impl<H> Connections<H> {
     }
 }
 
-/// Says that there is no place, once the client has said something: what comes before its question it would not understand.
-async fn refuse(stream: &TcpStream) -> std::io::Result<()> {
+/// Says this, once the client has said something: what comes before its question it would not understand.
+async fn answer_unasked(stream: &TcpStream, answer: String) -> std::io::Result<()> {
     // Readiness alone may be a false alarm.
     if stream.peek(&mut [0]).await? == 0 {
         return Ok(());
     }
-    let answer = respond::no_place();
     // So little fits into any buffer.
     stream.try_write(answer.as_bytes())?;
     super::wire::close(stream).await;
@@ -279,18 +295,34 @@ fn moment() -> u64 {
 
 impl<H, F> Open<H>
 where
-    H: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
+    H: Fn(Request<Incoming>, Peer) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
-    async fn serve(self, stream: TcpStream, client: SocketAddr) {
+    async fn serve(self, stream: TcpStream, client: Peer, terms: &Terms) {
         // hyper's limit on the time for a head begins with the first byte.
-        tokio::select! {
-            Ok(Ok(())) = timeout(HEAD_TIMEOUT, stream.readable()) => {}
-            () = self.connection.leave.cancelled() => return,
-            else => return,
+        let mut first = [0];
+        let came = tokio::select! {
+            // Readiness alone may be a false alarm.
+            came = timeout(HEAD_TIMEOUT, stream.peek(&mut first)) => matches!(came, Ok(Ok(1))),
+            () = self.connection.leave.cancelled() => false,
+        };
+        if !came {
+            return;
         }
-        let (wire, line) = Wire::new(stream, self.connections.limits.least);
-        match self.speak(wire, &line, client).await {
+        // A method, in cleartext; a record of TLS begins with 22.
+        if terms.has_tls() && first[0].is_ascii_uppercase() {
+            let _ = timeout(REFUSAL, answer_unasked(&stream, respond::wants_tls())).await;
+            return;
+        }
+        let (wire, line) = Wire::new(stream, self.connections.limits.least, terms.has_tls());
+        let end = match &terms.tls {
+            None => self.speak(wire, &line, client).await,
+            Some(tls) => match self.shake_hands(tls, wire, client).await {
+                Ok(stream) => self.speak(stream, &line, client).await,
+                Err(end) => end,
+            },
+        };
+        match end {
             End::Http => {
                 tokio::select! {
                     () = line.close() => {}
@@ -305,8 +337,46 @@ where
         }
     }
 
+    /// Comes to speak TLS, and waits for the first byte of what is said by it: hyper would do so for ever.
+    async fn shake_hands(&self, tls: &Tls, wire: Wire, client: Peer) -> Result<TlsStream<Wire>, End> {
+        let connection = &self.connection;
+        let metrics = &self.connections.limits.metrics;
+        let accepted = {
+            let _underway = self.connections.handshakes.begin(connection.leave.clone());
+            tokio::select! {
+                accepted = timeout(HANDSHAKE_TIMEOUT, tls.acceptor().accept(wire)) => accepted,
+                () = connection.leave.cancelled() => {
+                    metrics.handshake("given_up");
+                    return Err(End::Cut);
+                }
+            }
+        };
+        let mut stream = match accepted {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => {
+                metrics.handshake("failed");
+                tracing::debug!(%client, %error, "a TLS handshake failed");
+                return Err(End::Http);
+            }
+            Err(_) => {
+                metrics.handshake("slow");
+                tracing::debug!(%client, "a TLS handshake took too long");
+                return Err(End::Cut);
+            }
+        };
+        metrics.handshake("done");
+        let first_byte = tokio::select! {
+            said = timeout(HEAD_TIMEOUT, stream.fill_buf()) => matches!(said, Ok(Ok(said)) if !said.is_empty()),
+            () = connection.leave.cancelled() => false,
+        };
+        if first_byte { Ok(stream) } else { Err(End::Cut) }
+    }
+
     /// Speaks HTTP until the end.
-    async fn speak(&self, wire: Wire, line: &Arc<Line>, client: SocketAddr) -> End {
+    async fn speak<I>(&self, stream: I, line: &Arc<Line>, client: Peer) -> End
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let all = &self.connections;
         let (handle, connection, buffers) = (all.handle.clone(), Arc::clone(&self.connection), all.limits.buffers.clone());
         let on_line = Arc::clone(line);
@@ -322,7 +392,7 @@ where
                 Ok::<_, Infallible>(answer.map(|body| body.over(passage, length)))
             }
         });
-        let http = all.http.serve_connection(TokioIo::new(wire), service).into_owned();
+        let http = all.http.serve_connection(TokioIo::new(stream), service).into_owned();
         tokio::pin!(http);
         let mut leaves = false;
         loop {

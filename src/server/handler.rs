@@ -1,7 +1,5 @@
 //! One request: parse, ask the mirror, respond. The match below shows all that can happen.
 
-use std::net::SocketAddr;
-
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, header};
 use hyper::body::{Body as _, Incoming};
@@ -12,6 +10,7 @@ use crate::oci::{Accept, Digest, Page, Reference, Route, Target, namespace};
 use crate::upstream::Hop;
 
 use super::body::Body;
+use super::door::Peer;
 use super::log::AccessLine;
 use super::login::shown;
 use super::passage::Buffers;
@@ -36,7 +35,7 @@ pub(super) struct Asked<'a> {
 // === impl Handler ===
 
 impl Handler {
-    pub(super) async fn handle(&self, request: Request<Incoming>, client: SocketAddr) -> Response<Body> {
+    pub(super) async fn handle(&self, request: Request<Incoming>, client: Peer) -> Response<Body> {
         let (head, body) = request.into_parts();
         #[cfg(all(debug_assertions, not(fuzzing)))]
         assert!(!head.headers.contains_key("x-larder-panic"), "a test has asked for it");

@@ -1,6 +1,5 @@
 //! One line a request.
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use http::{Method, StatusCode};
@@ -8,10 +7,12 @@ use http::{Method, StatusCode};
 use crate::metrics::Metrics;
 use crate::mirror::Served;
 
+use super::door::Peer;
+
 /// What is told of a request once its answer has gone out. Names get here parsed, or quoted as in an error; no header, no
 /// query.
 pub(super) struct AccessLine {
-    pub(super) client: SocketAddr,
+    pub(super) client: Peer,
     pub(super) method: Method,
     /// What kind of thing was asked for.
     pub(super) kind: &'static str,
@@ -48,7 +49,7 @@ pub(super) enum End {
 // === impl AccessLine ===
 
 impl AccessLine {
-    pub(super) fn new(client: SocketAddr, method: &Method, metrics: Metrics) -> Self {
+    pub(super) fn new(client: Peer, method: &Method, metrics: Metrics) -> Self {
         Self {
             client,
             method: method.clone(),

@@ -1,12 +1,14 @@
 //! HTTP in: connections, requests, answers, drain.
 //!
-//! One listener for clients, one for the operator. Floor 3. It turns requests into questions to the mirror and its answers
+//! Listeners for clients, each with its own doors, and one for the operator. Floor 3. It turns requests into questions to the mirror and its answers
 //! into responses, and decides nothing else.
 
 mod admin;
 mod body;
 mod connections;
 mod data;
+mod door;
+mod fresh;
 mod handler;
 mod log;
 mod login;
@@ -14,14 +16,14 @@ mod metrics;
 mod options;
 mod pace;
 mod passage;
+mod place;
 mod range;
 mod respond;
 mod streams;
+mod tls;
 mod wire;
 
 use std::future::Future;
-
-use tokio::net::TcpListener;
 
 use crate::clock::Clock;
 use crate::mirror::Mirror;
@@ -33,12 +35,14 @@ use pace::Least;
 use passage::Buffers;
 
 pub use admin::{AdminOptions, serve_admin};
-pub use options::Options;
+pub use door::{Door, Listener, Terms};
+pub use options::{ListenerOptions, Options};
+pub use place::Place;
 
-/// Serves `mirror` on `listener` until `stop` resolves, then lets answers under way end for as long as the options say.
+/// Serves `mirror` to who comes by `doors` until `stop` resolves, then lets answers under way end for as long as the options say.
 /// Returns how many connections were cut off.
 pub async fn serve(
-    listener: TcpListener,
+    doors: Vec<Door>,
     options: &Options,
     mirror: Mirror,
     hop: Hop,
@@ -57,5 +61,5 @@ pub async fn serve(
         let handler = handler.clone();
         async move { handler.handle(request, client).await }
     };
-    accept_all(listener, limits, handle, stop).await
+    accept_all(doors, limits, handle, stop).await
 }

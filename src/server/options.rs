@@ -1,17 +1,23 @@
 //! `[server]`
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
+use super::place::{self, Place};
+
 /// Where larder listens and how it treats connections.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Options {
-    /// The address for clients: HTTP/1.1 and cleartext HTTP/2.
-    pub listen: SocketAddr,
+    /// The address for clients: HTTP/1.1 and cleartext HTTP/2, for whoever reaches it. Empty: none.
+    #[serde(with = "place::or_none")]
+    pub listen: Option<Place>,
+    /// More of them, each with doors of its own.
+    pub listener: Vec<ListenerOptions>,
     /// How many connections are held at once. For one more an idle one is closed; where none is idle, it is answered 503.
     pub max_connections: usize,
     /// How much of answers may be in memory on its way to clients. Beyond it blobs are answered 503.
@@ -26,6 +32,20 @@ pub struct Options {
     pub shutdown_grace: Duration,
 }
 
+/// `[[server.listener]]`: one listener, and what is asked of those who come by it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListenerOptions {
+    /// Where it listens.
+    pub listen: Place,
+    /// The certificate (PEM) that larder shows, with those that it is signed by. Empty: no TLS.
+    #[serde(default)]
+    pub cert_file: PathBuf,
+    /// Its key (PEM). Both are read again when they change.
+    #[serde(default)]
+    pub key_file: PathBuf,
+}
+
 impl Options {
     /// # Errors
     /// Says in one line what is wrong.
@@ -36,19 +56,52 @@ impl Options {
         if self.write_idle.is_zero() {
             return Err("server.write_idle is 0; every client takes some time".into());
         }
-        Ok(())
+        if self.listen.is_none() && self.listener.is_empty() {
+            return Err("server.listen is empty and there is no server.listener: nobody could ask for anything".into());
+        }
+        self.listener.iter().try_for_each(ListenerOptions::check)
+    }
+
+    /// All listeners, first the one without doors.
+    #[must_use]
+    pub fn listeners(&self) -> Vec<ListenerOptions> {
+        self.listen.clone().map(ListenerOptions::open).into_iter().chain(self.listener.iter().cloned()).collect()
     }
 }
 
 impl Default for Options {
     fn default() -> Self {
         Self {
-            listen: SocketAddr::from(([127, 0, 0, 1], 5000)),
+            listen: Some(Place::Tcp(SocketAddr::from(([127, 0, 0, 1], 5000)))),
+            listener: Vec::new(),
             max_connections: 10_000,
             max_buffers: ByteSize::mib(256),
             write_idle: Duration::from_mins(1),
             min_rate: ByteSize::kib(1),
             shutdown_grace: Duration::from_mins(1),
         }
+    }
+}
+
+// === impl ListenerOptions ===
+
+impl ListenerOptions {
+    /// For whoever reaches it, in cleartext.
+    fn open(listen: Place) -> Self {
+        Self { listen, cert_file: PathBuf::new(), key_file: PathBuf::new() }
+    }
+
+    /// Whether its clients speak TLS.
+    #[must_use]
+    pub fn has_tls(&self) -> bool {
+        !self.cert_file.as_os_str().is_empty()
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let wrong = |what: &str| Err(format!("server.listener at {}: {what}", self.listen));
+        if self.cert_file.as_os_str().is_empty() != self.key_file.as_os_str().is_empty() {
+            return wrong("cert_file and key_file go together; one of them is missing");
+        }
+        Ok(())
     }
 }

@@ -26,6 +26,8 @@ pub(super) struct Line {
     pub(super) pace: Pace,
     /// There until it is closed.
     stream: Mutex<Option<TcpStream>>,
+    /// What goes over it is encrypted, above here.
+    encrypted: bool,
     written: Mutex<Written>,
     cut: AtomicBool,
 }
@@ -46,10 +48,11 @@ const LAST_WORDS: usize = 256 << 10;
 // === impl Wire ===
 
 impl Wire {
-    pub(super) fn new(stream: TcpStream, least: Least) -> (Self, Arc<Line>) {
+    pub(super) fn new(stream: TcpStream, least: Least, encrypted: bool) -> (Self, Arc<Line>) {
         let line = Line {
             pace: Pace::new(least),
             stream: Mutex::new(Some(stream)),
+            encrypted,
             written: Mutex::new(Written::NotAll),
             cut: AtomicBool::new(false),
         };
@@ -107,6 +110,11 @@ impl Line {
             Poll::Ready(Err(_)) => {}
         }
         written
+    }
+
+    /// The way for bytes that need not be seen on their way, if there is one.
+    pub(super) fn outlet(self: &Arc<Self>) -> Option<Arc<dyn Outlet>> {
+        if self.encrypted { None } else { Some(Arc::clone(self) as _) }
     }
 
     /// Says that hyper has something to write.

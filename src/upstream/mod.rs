@@ -24,6 +24,7 @@ mod names;
 mod options;
 mod pace;
 mod pause;
+pub(crate) mod pem;
 mod places;
 mod public_url;
 mod quota;

@@ -1,14 +1,11 @@
 //! TLS to an upstream: whom larder trusts, and as whom it shows itself.
 
-use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use rustls::RootCertStore;
-use rustls::pki_types::pem::{Error, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use super::credentials::warn_of_readers;
 use super::options::Options;
+use super::pem;
 
 /// Trusts what the system trusts, and `ca_file` where one is given. `trusted`: for who may see the client
 /// certificate: the upstream itself, and nobody to whom it sends us.
@@ -17,8 +14,8 @@ use super::options::Options;
 /// One line that says which option is wrong.
 pub(super) fn config(options: &Options, trusted: bool) -> Result<rustls::ClientConfig, String> {
     let mut roots = system_roots().clone();
-    for certificate in certificates("ca_file", &options.ca_file)? {
-        roots.add(certificate).map_err(|error| unreadable("ca_file", &options.ca_file, &error))?;
+    for certificate in pem::certificates("ca_file", &options.ca_file)? {
+        roots.add(certificate).map_err(|error| pem::unreadable("ca_file", &options.ca_file, &error))?;
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = rustls::ClientConfig::builder_with_provider(provider)
@@ -31,25 +28,13 @@ pub(super) fn config(options: &Options, trusted: bool) -> Result<rustls::ClientC
         (false, false) => {}
         _ => return Err("client_cert_file and client_key_file go together; one of them is missing".into()),
     }
-    let chain = certificates("client_cert_file", chain)?;
-    let key = PrivateKeyDer::from_pem_file(key).map_err(|error| unreadable("client_key_file", key, &error))?;
+    let chain = pem::certificates("client_cert_file", chain)?;
+    let key = pem::key("client_key_file", key)?;
     if !trusted {
         return Ok(builder.with_no_client_auth());
     }
-    warn_of_readers("client_key_file", &options.client_key_file);
+    pem::warn_of_readers("client_key_file", &options.client_key_file);
     builder.with_client_auth_cert(chain, key).map_err(|error| format!("client_cert_file does not fit client_key_file: {error}"))
-}
-
-fn certificates(option: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    if path.as_os_str().is_empty() {
-        return Ok(Vec::new());
-    }
-    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, Error>>);
-    read.map_err(|error| unreadable(option, path, &error))
-}
-
-fn unreadable(option: &str, path: &Path, error: &dyn std::fmt::Display) -> String {
-    format!("{option} {} cannot be read: {error}", path.display())
 }
 
 fn system_roots() -> &'static RootCertStore {

@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
-use crate::support::{Client, Process, Raw, Registry, digest_of, get, noise};
+use crate::support::{Authority, Client, Process, Raw, Registry, digest_of, get, noise};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -107,6 +107,33 @@ async fn five_thousand_who_say_nothing_or_never_end_cost_little_and_are_closed()
     drop(dripping.join_all().await);
     attacked.larder.until("larder_connections", |open| open <= 1).await;
     assert!(attacked.larder.descriptors() < OTHERS);
+}
+
+/// Half a `ClientHello`, whose rest never comes.
+#[tokio::test]
+async fn five_thousand_who_stall_in_a_handshake_cost_little_and_keep_nobody_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::new();
+    let (certificate, key) = authority.server(dir.path(), "127.0.0.1");
+    let (certificate, key) = (certificate.display(), key.display());
+    let listener = format!("server.listener=[{{listen='127.0.0.1:0', cert_file='{certificate}', key_file='{key}'}}]");
+    let attacked = Attacked::with(Registry::start().await, &[&listener]).await;
+    let before = attacked.others_wait().await;
+    let tls = attacked.larder.greeting().split("https://").nth(1).unwrap().split_whitespace().next().unwrap();
+    let mut clients = crowd(tls.parse().unwrap(), CROWD).await;
+    for client in &mut clients {
+        // Those that have made room for others hear no more.
+        let _ = client.try_send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03").await;
+    }
+    let handshakes = Client::tls(authority.believed(rustls::ALL_VERSIONS, &["h2"]));
+    let begun = Instant::now();
+    handshakes.get(format!("https://{tls}/v2/")).await.expect(200);
+    eprintln!("a handshake among them takes {:?}", begun.elapsed());
+    attacked.tells("5,000 who stall in a handshake", before).await;
+    assert!(attacked.grown() < 40 * KIB * CROWD as u64, "{}", attacked.grown());
+    assert!(attacked.larder.descriptors() < CROWD + OTHERS);
+    attacked.larder.until("larder_connections", |open| open <= 2).await;
+    drop(clients);
 }
 
 /// They held all the memory that there is for answers, and for as long as they were borne with, others were told to come again.

@@ -135,6 +135,13 @@ impl Client {
         Self::build(reqwest::ClientBuilder::http2_prior_knowledge)
     }
 
+    /// By TLS, and by the protocol that is agreed on in it.
+    pub fn tls(config: rustls::ClientConfig) -> Self {
+        let builder = reqwest::Client::builder().tls_backend_preconfigured(config).no_proxy();
+        let builder = builder.redirect(redirect::Policy::none()).retry(reqwest::retry::never());
+        Self { http: builder.build().expect("a client") }
+    }
+
     fn build(protocol: impl FnOnce(reqwest::ClientBuilder) -> reqwest::ClientBuilder) -> Self {
         Self { http: http(protocol) }
     }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use larder::{
-    app::{App, Drained},
+    app::{App, Drained, Listening},
     clock::{Clock, Timestamp},
     config::Config,
     mirror::Warmed,
@@ -56,7 +56,12 @@ impl TestMirror {
     }
 
     pub fn address(&self) -> SocketAddr {
-        self.app.address()
+        self.app.address().expect("it listens on TCP")
+    }
+
+    /// Where it listens, first without doors.
+    pub fn listening(&self) -> &[Listening] {
+        self.app.listening()
     }
 
     /// Where it listens for its operator, if it does.
@@ -70,6 +75,18 @@ impl TestMirror {
 
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address())
+    }
+
+    /// By TLS, at the first listener that speaks it.
+    pub fn tls_url(&self, path: &str) -> String {
+        let tls = self.listening().iter().find(|listening| listening.tls).expect("it speaks TLS");
+        format!("{tls}{path}")
+    }
+
+    /// Where that is.
+    pub fn tls_address(&self) -> SocketAddr {
+        let tls = self.listening().iter().find(|listening| listening.tls).expect("it speaks TLS");
+        tls.address().expect("over TCP")
     }
 
     pub async fn get(&self, path: &str) -> Answer {
@@ -246,6 +263,23 @@ impl StoppedMirror {
             .set(&format!("upstream.{name:?}.auth = \"passthrough\""))
             .set(&format!("upstream.{name:?}.public_url = \"https://{host}\""))
             .set(&format!("upstream.{name:?}.token_hosts = [{token_host:?}]"))
+    }
+
+    /// Lets it listen by TLS as well, with the certificate and key in these files, and with these other options.
+    pub fn tls(self, (certificate, key): &(PathBuf, PathBuf), options: &str) -> Self {
+        let (certificate, key) = (certificate.display(), key.display());
+        self.listener(&format!("cert_file = '{certificate}', key_file = '{key}', {options}"))
+    }
+
+    /// Lets it listen at a port of the kernel's choice as well, with these options.
+    pub fn listener(mut self, options: &str) -> Self {
+        let options =
+            if options.contains("listen = ") { options.to_owned() } else { format!("listen = '127.0.0.1:0', {options}") };
+        let options = format!("listener = {{ {} }}", options.trim_end_matches(", ")).parse::<Table>().expect("options");
+        let server = self.config.entry("server").or_insert_with(|| Table::new().into());
+        let listeners = server.as_table_mut().expect("a section").entry("listener").or_insert_with(|| Vec::<Value>::new().into());
+        listeners.as_array_mut().expect("a list").push(options["listener"].clone());
+        self
     }
 
     /// Sets options as lines of the configuration file with dotted keys: `mirror.tag_ttl = "10s"`. The

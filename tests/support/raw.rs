@@ -54,6 +54,11 @@ impl Raw {
         self.0.shutdown().await.expect("it is open");
     }
 
+    /// The same, if the other side still listens.
+    pub async fn try_half_close(&mut self) -> io::Result<()> {
+        self.0.shutdown().await
+    }
+
     /// Reads the head of an answer.
     pub async fn head(&mut self) -> String {
         let mut head = Vec::new();

@@ -9,6 +9,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair,
 use rustls::pki_types::PrivateKeyDer;
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
+use rustls::{ClientConfig, SupportedProtocolVersion};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -48,6 +49,30 @@ impl Authority {
         fs::write(&certificate_file, certificate.pem()).expect("a file");
         fs::write(&key_file, key.serialize_pem()).expect("a file");
         (certificate_file, key_file)
+    }
+
+    /// Writes a certificate for a server of this name, and its key, into files of `dir`, in place of those that were there.
+    pub fn server(&self, dir: &Path, name: &str) -> (PathBuf, PathBuf) {
+        let key = KeyPair::generate().expect("a key");
+        let params = CertificateParams::new([name.to_owned()]).expect("a name");
+        let certificate = params.signed_by(&key, &self.0).expect("a certificate");
+        let (certificate_file, key_file) = (dir.join("server.pem"), dir.join("server.key"));
+        fs::write(&certificate_file, certificate.pem()).expect("a file");
+        fs::write(&key_file, key.serialize_pem()).expect("a file");
+        (certificate_file, key_file)
+    }
+
+    /// For a client that believes this authority, and speaks these versions of TLS and these protocols by it.
+    pub fn believed(&self, versions: &[&'static SupportedProtocolVersion], protocols: &[&str]) -> ClientConfig {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(self.0.der().clone()).expect("a certificate");
+        let mut config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_protocol_versions(versions)
+            .expect("versions")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+        config
     }
 
     /// Speaks TLS as `name` before `registry`, with a certificate that has `expired` or not.

@@ -56,9 +56,19 @@ pub(in crate::server) fn overloaded() -> Response<Body> {
 
 /// The same for a connection for which there is no place, as it goes over HTTP/1.1.
 pub(in crate::server) fn no_place() -> String {
-    let body = String::from_utf8_lossy(&ErrorCode::Unavailable.body(OVERLOADED)).into_owned();
+    unasked("503 Service Unavailable\r\nretry-after: 1", ErrorCode::Unavailable, OVERLOADED)
+}
+
+/// To who speaks HTTP where it must be HTTPS.
+pub(in crate::server) fn wants_tls() -> String {
+    unasked("400 Bad Request", ErrorCode::Unsupported, "this port speaks https; ask again by that")
+}
+
+/// An answer over HTTP/1.1 to a request that is not read.
+fn unasked(status: &str, code: ErrorCode, message: &str) -> String {
+    let body = String::from_utf8_lossy(&code.body(message)).into_owned();
     format!(
-        "HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-type: application/json\r\n\
+        "HTTP/1.1 {status}\r\nconnection: close\r\ncontent-type: application/json\r\n\
          content-length: {}\r\ncache-status: larder; detail=refused\r\n\r\n{body}",
         body.len()
     )

@@ -34,7 +34,7 @@ use state::{Cause, Failure, Held, State};
 
 pub(super) use expiry::jwt_expiry;
 pub use options::AccountOptions;
-pub(super) use source::warn_of_readers;
+pub(crate) use source::warn_of_readers;
 
 /// A user and a password. It has no `Debug`, so that it cannot get into a log.
 #[derive(Clone, PartialEq, Eq)]

@@ -124,7 +124,7 @@ impl Source {
 
 /// Says so if every user of this machine can read a file that holds a secret. It is used all the same: in a container, where
 /// secrets are often mounted so, there is no other user.
-pub(in crate::upstream) fn warn_of_readers(option: &str, path: &Path) {
+pub(crate) fn warn_of_readers(option: &str, path: &Path) {
     if std::fs::metadata(path).is_ok_and(|meta| meta.mode() & 0o004 != 0) {
         tracing::warn!("{option} {} can be read by every user of this machine; chmod 600 keeps it to its owner", path.display());
     }

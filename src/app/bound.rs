@@ -1,0 +1,140 @@
+//! Addresses that nobody else can take, and that let nobody in yet.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, chmod, unlink};
+use tokio::net::{TcpListener, TcpSocket, UnixSocket, UnixStream};
+
+use crate::server::{Listener, Place};
+
+use super::StartError;
+use super::inherited;
+
+/// A socket that is bound to its place.
+pub(super) struct Bound {
+    option: &'static str,
+    /// Where it is: with the port that the kernel has chosen, the path that systemd has.
+    pub(super) place: Place,
+    socket: Socket,
+    /// What lies at the path of a Unix socket that larder has made.
+    made: Option<Made>,
+}
+
+pub(super) enum Socket {
+    Tcp(TcpSocket),
+    Unix(UnixSocket),
+    /// It listens already; who comes waits.
+    Listens(Listener),
+}
+
+/// A socket in the file system. Dropped, it is removed, if it is still the same.
+pub(super) struct Made {
+    path: PathBuf,
+    file: (u64, u64),
+}
+
+/// So many connections may wait to be accepted.
+const BACKLOG: u32 = 1024;
+/// For larder's user and group; whom else it lets in is for the directory to say.
+const SOCKET_MODE: Mode = Mode::from_raw_mode(0o660);
+
+// === impl Bound ===
+
+impl Bound {
+    /// The sockets of a place: one, but for those of systemd.
+    pub(super) async fn to(option: &'static str, place: &Place) -> Result<Vec<Self>, StartError> {
+        let bound = match place {
+            Place::Tcp(address) => tcp(*address).map(|socket| vec![socket]),
+            Place::Unix(path) => unix(path).await.map(|socket| vec![socket]),
+            Place::Systemd(name) => inherited::take(name.as_deref()),
+        };
+        let failed = |error| StartError::Listen { option, place: place.clone(), error };
+        let sockets = bound.map_err(failed)?.into_iter();
+        sockets.map(|socket| Self::of(option, socket, place).map_err(failed)).collect()
+    }
+
+    fn of(option: &'static str, socket: Socket, place: &Place) -> io::Result<Self> {
+        let (place, made) = match &socket {
+            Socket::Tcp(socket) => (Place::Tcp(socket.local_addr()?), None),
+            Socket::Listens(Listener::Tcp(listener)) => (Place::Tcp(listener.local_addr()?), None),
+            Socket::Listens(Listener::Unix(listener)) => {
+                let address = listener.local_addr()?;
+                (Place::Unix(address.as_pathname().unwrap_or(Path::new("")).to_owned()), None)
+            }
+            Socket::Unix(_) => {
+                let Place::Unix(path) = place else { return Err(io::ErrorKind::InvalidInput.into()) };
+                (place.clone(), Some(Made { path: path.clone(), file: file(path)? }))
+            }
+        };
+        Ok(Self { option, place, socket, made })
+    }
+
+    /// Lets clients in. What is returned besides is to be kept as long as it listens.
+    pub(super) fn listen(self) -> Result<(Listener, Option<Made>), StartError> {
+        let Self { option, place, socket, made } = self;
+        let listener = match socket {
+            Socket::Tcp(socket) => socket.listen(BACKLOG).map(Listener::Tcp),
+            Socket::Unix(socket) => socket.listen(BACKLOG).map(Listener::Unix),
+            Socket::Listens(listener) => Ok(listener),
+        };
+        Ok((listener.map_err(|error| StartError::Listen { option, place, error })?, made))
+    }
+
+    /// At an address of TCP.
+    pub(super) fn to_address(option: &'static str, address: SocketAddr) -> Result<(TcpSocket, SocketAddr), StartError> {
+        let bound = bind(address).and_then(|socket| Ok((socket.local_addr()?, socket)));
+        match bound {
+            Ok((address, socket)) => Ok((socket, address)),
+            Err(error) => Err(StartError::Listen { option, place: Place::Tcp(address), error }),
+        }
+    }
+}
+
+pub(super) fn listen(option: &'static str, (socket, address): (TcpSocket, SocketAddr)) -> Result<TcpListener, StartError> {
+    socket.listen(BACKLOG).map_err(|error| StartError::Listen { option, place: Place::Tcp(address), error })
+}
+
+fn tcp(address: SocketAddr) -> io::Result<Socket> {
+    bind(address).map(Socket::Tcp)
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // Of a larder that has just ended, connections may linger at the address.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket)
+}
+
+async fn unix(path: &Path) -> io::Result<Socket> {
+    // A larder that was killed leaves its socket, to which nobody answers.
+    if std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
+        match UnixStream::connect(path).await {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => unlink(path)?,
+            Ok(_) | Err(_) => return Err(io::ErrorKind::AddrInUse.into()),
+        }
+    }
+    let socket = UnixSocket::new_stream()?;
+    socket.bind(path)?;
+    chmod(path, SOCKET_MODE)?;
+    Ok(Socket::Unix(socket))
+}
+
+/// Which file it is that lies there.
+fn file(path: &Path) -> io::Result<(u64, u64)> {
+    std::fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
+}
+
+// === impl Made ===
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        // A successor may have put its own there.
+        if file(&self.path).is_ok_and(|found| found == self.file) {
+            let _ = unlink(&self.path);
+        }
+    }
+}

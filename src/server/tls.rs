@@ -1,0 +1,102 @@
+//! TLS for clients: how larder shows itself, and handshakes, which cost most before anyone is known.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustls::ServerConfig;
+use rustls::crypto::ring;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use crate::upstream::pem;
+
+use super::fresh::Fresh;
+use super::options::ListenerOptions;
+
+/// The TLS of one listener.
+pub(super) struct Tls(Fresh<ServerConfig>);
+
+/// Handshakes under way. For one more than there may be, the one that has lasted longest is given up: it is the likeliest to be
+/// nobody's, and who has to wait has not been kept out by it.
+#[derive(Default)]
+pub(super) struct Handshakes(Mutex<Underway>);
+
+#[derive(Default)]
+struct Underway {
+    next: u64,
+    /// What ends each.
+    all: BTreeMap<u64, CancellationToken>,
+}
+
+/// A handshake is under way until this is dropped.
+pub(super) struct Handshake<'a> {
+    all: &'a Handshakes,
+    number: u64,
+}
+
+/// So many handshakes may be under way.
+const MOST_HANDSHAKES: usize = 1024;
+
+// === impl Tls ===
+
+impl Tls {
+    pub(super) fn of(options: &ListenerOptions) -> Result<Self, String> {
+        let files = vec![options.cert_file.clone(), options.key_file.clone()];
+        let what = format!("the certificate of {}", options.listen);
+        pem::warn_of_readers("key_file", &options.key_file);
+        let options = options.clone();
+        Fresh::new(what, files, move || config(&options)).map(Self)
+    }
+
+    /// For one handshake.
+    pub(super) fn acceptor(&self) -> TlsAcceptor {
+        TlsAcceptor::from(self.0.get())
+    }
+
+    pub(super) fn look(&self) {
+        self.0.look();
+    }
+}
+
+fn config(options: &ListenerOptions) -> Result<ServerConfig, String> {
+    let chain = pem::certificates("cert_file", &options.cert_file)?;
+    let key = pem::key("key_file", &options.key_file)?;
+    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .map_err(|error| format!("cert_file does not fit key_file: {error}"))?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    // Who comes again is spared the signature, and larder remembers nothing of anyone.
+    config.ticketer = ring::Ticketer::new().map_err(|error| error.to_string())?;
+    Ok(config)
+}
+
+// === impl Handshakes ===
+
+impl Handshakes {
+    /// Begins one that `end` ends, if it must make room.
+    pub(super) fn begin(&self, end: CancellationToken) -> Handshake<'_> {
+        let mut underway = self.underway();
+        if underway.all.len() >= MOST_HANDSHAKES
+            && let Some((_, oldest)) = underway.all.pop_first()
+        {
+            oldest.cancel();
+        }
+        let number = underway.next;
+        underway.next += 1;
+        underway.all.insert(number, end);
+        Handshake { all: self, number }
+    }
+
+    fn underway(&self) -> MutexGuard<'_, Underway> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Handshake<'_> {
+    fn drop(&mut self) {
+        self.all.underway().all.remove(&self.number);
+    }
+}

@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use super::invariants;
 use super::trouble::Ails;
 use super::world::{HELD_BY, MAX_STALE, REPOSITORIES, SLACK, Stalled, TTL, World};
-use crate::support::{Answer, Content, get_with, stream};
+use crate::support::{Answer, Content, Listener, get_with, stream};
 
 impl World {
     /// Whether a client must get what it wants of this blob.
@@ -102,7 +102,9 @@ impl World {
         };
         let staying = clients - usize::from(leaves.is_some());
         let (answers, ()) = tokio::join!(join_all((0..staying).map(|_| self.ask(&path, None))), leaving);
+        let mut served = Vec::new();
         for answer in answers {
+            served.extend(answer.as_ref().and_then(|answer| answer.header("cache-status")).map(ToOwned::to_owned));
             let is_hit = answer.as_ref().is_some_and(|answer| answer.header("cache-status") == Some("larder; hit"));
             self.judge(repository, &digest, must, answer, &bytes);
             if is_hit {
@@ -110,10 +112,19 @@ impl World {
             }
         }
         if well {
-            let gets = self.upstream.count("GET", &digest) - asked;
+            let mut gets = self.upstream.requests();
+            gets.retain(|request| {
+                request.method == "GET" && request.path.contains(&digest) && request.listener == Listener::Front
+            });
+            let ranges: Vec<_> = gets[asked..].iter().map(|request| request.headers.get("range").cloned()).collect();
             // A proof is one, what is damaged is fetched anew, and what goes on with wrong bytes once more.
             let most = usize::from(!known) + usize::from(self.damaged.contains(&digest)) + usize::from(spoilt);
-            assert!(gets <= most, "{gets} transfers for {clients} clients where {most} would do");
+            let why =
+                ["larder_fills_total{outcome=\"passed\"}", "larder_fill_resumes_total"].map(|name| self.mirror().metric(name));
+            assert!(
+                ranges.len() <= most,
+                "asked for {ranges:?} where {most} would do; {clients} clients: {served:?}; passed on and resumed: {why:?}"
+            );
         }
     }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::net::UnixListener;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -18,6 +19,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::mirror::{self, Access, Freshness, Mirror, Registries, Registry};
+use crate::orders::Orders;
 use crate::server::{self, Door, Place, Terms};
 use crate::store::{self, Store, Tally};
 use crate::upstream::{self, Hop, PublicUrl, Spent, Upstream};
@@ -40,6 +42,14 @@ pub struct Listening {
     pub place: Place,
     /// Whether they speak TLS there.
     pub tls: bool,
+}
+
+/// A cache that is open for the operator alone: nobody else asks, and nothing is done of itself. To be ended with
+/// [`Alone::close`]; dropped, the next start looks at every file.
+pub struct Alone {
+    orders: Orders,
+    mirror: Mirror,
+    store: Store,
 }
 
 /// What a stop had to cut off.
@@ -92,6 +102,9 @@ pub enum LogLevel {
 }
 
 const ADMIN_LISTEN: &str = "admin.listen";
+/// How often it is looked whether a command has let go of the cache.
+const HELD_IN_PASSING: Duration = Duration::from_millis(200);
+const UNTIL_SAID: Duration = Duration::from_millis(500);
 const UPKEEP: Duration = Duration::from_mins(1);
 /// How often a disk that has failed is looked at.
 const PROBE: Duration = Duration::from_secs(2);
@@ -113,18 +126,9 @@ impl App {
     pub async fn start(config: Config, clock: Clock) -> Result<Self, StartError> {
         let (hop, metrics) = (Hop::unique(), Metrics::new());
         let registries = registries(&config, &hop, &clock, &metrics).map_err(StartError::Upstream)?;
-        for image in &config.mirror.keep {
-            registries.resolve(image).map_err(|refusal| StartError::Upstream(format!("mirror.keep: {image}: {refusal}")))?;
-        }
         let clients = bind(&config.server).await?;
         let operator = config.admin.listen.map(|address| Bound::to_address(ADMIN_LISTEN, address)).transpose()?;
-        let store = Store::open(&config.cache, clock.clone(), metrics.clone()).await?;
-        for upstream in registries.upstreams() {
-            if let Some(Tally { since, amount }) = store.tally(&tally_name(upstream)) {
-                upstream.resume_spent(Spent { since, bytes: amount });
-            }
-        }
-        let mirror = Mirror::new(config.mirror, store.clone(), registries, clock.clone(), metrics);
+        let (store, mirror) = open(config.cache, config.mirror, registries, &clock, metrics).await?;
         for (name, _) in config.upstream.iter().filter(|(_, options)| options.has_credentials() && options.allow.is_empty()) {
             tracing::warn!(
                 "upstream.{name:?} has credentials and no allow-list: whoever reaches larder can read all that they can; \
@@ -147,6 +151,13 @@ impl App {
         if let Some(listener) = admin {
             let stopped = stop.clone().cancelled_owned();
             beside.spawn(server::serve_admin(listener, config.admin, mirror.clone(), clock.clone(), stopped));
+        }
+        match store.listen().await.and_then(UnixListener::from_std) {
+            Ok(listener) => {
+                let orders = Orders::new(mirror.clone(), store.clone());
+                beside.spawn(server::serve_orders(listener, orders, stop.clone().cancelled_owned()));
+            }
+            Err(error) => tracing::error!(%error, "there is no socket in the cache directory; no command reaches this larder"),
         }
         beside.spawn(scrub(store.clone(), stop.clone()));
         beside.close();
@@ -195,6 +206,38 @@ impl App {
     }
 }
 
+// === impl Alone ===
+
+impl Alone {
+    /// Opens a cache that no larder serves.
+    ///
+    /// Cancel safe as [`App::start`] is.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn open(config: Config, clock: Clock) -> Result<Self, StartError> {
+        let (hop, metrics) = (Hop::unique(), Metrics::new());
+        let registries = registries(&config, &hop, &clock, &metrics).map_err(StartError::Upstream)?;
+        let cache = store::Options { passing: true, ..config.cache };
+        let (store, mirror) = open(cache, config.mirror, registries, &clock, metrics).await?;
+        Ok(Self { orders: Orders::new(mirror.clone(), store.clone()), mirror, store })
+    }
+
+    #[must_use]
+    pub fn orders(&self) -> &Orders {
+        &self.orders
+    }
+
+    /// Stops fills, leaving what they have for the next time, and writes down what only memory knows.
+    pub async fn close(self) {
+        let fills = self.mirror.stop(LAST_WRITES).await;
+        note_spent(&self.mirror, &self.store);
+        if timeout(LAST_WRITES, self.store.close(fills == 0)).await.is_err() {
+            tracing::error!("the disk does not answer; the next start looks at every file");
+        }
+    }
+}
+
 // === impl Listening ===
 
 impl Listening {
@@ -226,6 +269,41 @@ async fn bind(options: &server::Options) -> Result<Vec<(Bound, Arc<Terms>)>, Sta
         bound.extend(sockets.into_iter().map(|socket| (socket, Arc::clone(&terms))));
     }
     Ok(bound)
+}
+
+/// The cache, and what stands before it.
+async fn open(
+    cache: store::Options,
+    options: mirror::Options,
+    registries: Registries,
+    clock: &Clock,
+    metrics: Metrics,
+) -> Result<(Store, Mirror), StartError> {
+    // What a sealed larder loses it cannot have again.
+    let cache = store::Options { sealed: options.offline, ..cache };
+    let since = Instant::now();
+    let store = loop {
+        match Store::open(&cache, clock.clone(), metrics.clone()).await {
+            // A service must not fail because someone looks at its cache while it starts. Who has just taken the lock may not
+            // have said yet what for.
+            Err(store::OpenError::Held { passing, holder, .. })
+                if !cache.passing && (passing || since.elapsed() < UNTIL_SAID) =>
+            {
+                if passing {
+                    tracing::info!(holder, "a command holds the cache; larder starts when that has ended");
+                }
+                tokio::time::sleep(HELD_IN_PASSING).await;
+            }
+            opened => break opened?,
+        }
+    };
+    for upstream in registries.upstreams() {
+        if let Some(Tally { since, amount }) = store.tally(&tally_name(upstream)) {
+            upstream.resume_spent(Spent { since, bytes: amount });
+        }
+    }
+    let mirror = Mirror::new(options, store.clone(), registries, clock.clone(), metrics);
+    Ok((store, mirror))
 }
 
 async fn run(
@@ -322,6 +400,9 @@ fn registries(config: &Config, hop: &Hop, clock: &Clock, metrics: &Metrics) -> R
             let options = upstream::Options::of_public(name);
             registry(name, &options, &mirror, &hop, &clock, &metrics).ok()
         }));
+    }
+    for image in &config.mirror.keep {
+        registries.resolve(image).map_err(|refusal| format!("mirror.keep: {image}: {refusal}"))?;
     }
     Ok(registries)
 }

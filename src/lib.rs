@@ -7,7 +7,8 @@
 //! ```text
 //! floor 4   cli  app  config         wiring; may use all below
 //! floor 3   server                   HTTP in: parse, ask the mirror, respond; connections, drain
-//! floor 2   mirror                   the pull-through policy: who answers, how fresh, one fill per digest
+//! floor 2   orders                   what the operator tells a cache to do, beside a running larder or without one
+//!           mirror                   the pull-through policy: who answers, how fresh, one fill per digest
 //! floor 1   store      upstream      mechanisms, which never use each other
 //! floor 0   oci  clock  flight       words and small tools: no I/O
 //!           metrics  sync
@@ -22,6 +23,12 @@
 //!
 //! A file that an unclean stop may have damaged is verified when it is first read (`store::verify`), all of them now and then. What
 //! is damaged, or cannot be read, leaves the cache (`store::quarantine`), and who was reading it goes on from a new fill.
+//!
+//! # An order
+//!
+//! `cli` gives an `orders::Order` to the larder that holds the cache directory, by the socket in it, where `server::socket` takes
+//! it. Where none holds it, `cli` opens the cache by `app` and carries the order out itself. Either way it reads
+//! `orders::Report`s.
 //!
 //! # A miss
 //!
@@ -38,6 +45,7 @@ pub mod flight;
 pub mod metrics;
 pub mod mirror;
 pub mod oci;
+pub mod orders;
 pub mod server;
 pub mod store;
 mod sync;

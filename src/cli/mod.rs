@@ -1,11 +1,14 @@
 //! The command line; one file a subcommand.
 
+mod give;
 mod health;
+mod images;
 mod log;
 mod refresh;
 mod serve;
+mod table;
+mod usage;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -27,6 +30,11 @@ enum Command {
     Serve(serve::Serve),
     Health(health::Health),
     Refresh(refresh::Refresh),
+    Ls(images::Ls),
+    Pin(images::Pin),
+    Unpin(images::Unpin),
+    Rm(images::Rm),
+    Du(usage::Du),
 }
 
 /// Where the configuration comes from.
@@ -53,6 +61,11 @@ pub fn run() -> ExitCode {
         Command::Serve(serve) => serve.run(),
         Command::Health(health) => health.run(),
         Command::Refresh(refresh) => refresh.run(),
+        Command::Ls(ls) => ls.run(),
+        Command::Pin(pin) => pin.run(),
+        Command::Unpin(unpin) => unpin.run(),
+        Command::Rm(rm) => rm.run(),
+        Command::Du(du) => du.run(),
     };
     match outcome {
         Ok(code) => code,
@@ -71,16 +84,5 @@ impl Configured {
         let environment =
             std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
         Config::load(self.config.as_deref(), environment, &self.set).map_err(|error| error.to_string())
-    }
-
-    /// Where a larder of this configuration on this machine listens for its operator.
-    fn admin_url(&self) -> Result<String, String> {
-        let address = self.load()?.admin.listen.ok_or("admin.listen is empty; say by --admin where larder listens")?;
-        let ip = match address.ip() {
-            ip if !ip.is_unspecified() => ip,
-            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-        };
-        Ok(format!("http://{}", SocketAddr::new(ip, address.port())))
     }
 }

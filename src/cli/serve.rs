@@ -130,7 +130,7 @@ impl Greeting {
     fn print(&self, app: &App) {
         let places: Vec<String> = app.listening().iter().map(ToString::to_string).collect();
         let admin = app.admin_address();
-        let admin = admin.map_or_else(String::new, |admin| format!("Metrics and `larder refresh`: http://{admin}\n"));
+        let admin = admin.map_or_else(String::new, |admin| format!("Metrics: http://{admin}\n"));
         let docker = app.listening().iter().find_map(|listening| {
             let address = listening.address()?;
             let host = if address.ip().is_unspecified() { "THIS-HOST".to_owned() } else { address.ip().to_string() };

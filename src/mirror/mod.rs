@@ -244,6 +244,11 @@ impl Mirror {
         self.0.tasks.len()
     }
 
+    /// Forgets the bytes of a manifest that the cache has no more.
+    pub fn forget_bytes(&self, digest: &Digest) {
+        self.0.hot.invalidate(digest);
+    }
+
     /// Refuses what was found missing a moment ago.
     fn check_missing(&self, origin: &Origin, thing: Thing) -> Result<(), Refusal> {
         match self.0.missing.get(&(origin.asker(), thing)) {

@@ -30,6 +30,8 @@ pub struct Manifest {
     pub names: Vec<Digest>,
     /// For an index: the manifests it holds, in order.
     pub children: Vec<Descriptor>,
+    /// For an image: what says how to run it, and for what it is.
+    pub config: Option<Digest>,
 }
 
 /// <https://github.com/opencontainers/image-spec/blob/main/descriptor.md>
@@ -109,7 +111,8 @@ impl Manifest {
             .filter(|descriptor| descriptor.urls.is_empty())
             .filter_map(|descriptor| descriptor.digest.parse().ok())
             .collect();
-        Ok(Self { media_type, names, children })
+        let config = document.config.and_then(|config| config.digest.parse().ok());
+        Ok(Self { media_type, names, children, config })
     }
 
     /// Docker's lists were once served by tag to clients that know only images: they get the image for linux/amd64.

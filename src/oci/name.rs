@@ -24,7 +24,7 @@ pub struct Repository {
 pub struct Tag(Arc<str>);
 
 /// What a manifest is asked by.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Reference {
     Tag(Tag),
     Digest(Digest),

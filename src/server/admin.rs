@@ -21,8 +21,9 @@ use tokio::net::TcpListener;
 
 use crate::clock::{Clock, Timestamp};
 use crate::metrics::Metrics;
-use crate::mirror::{Health, Mirror, Refreshed, Trouble};
-use crate::oci::{ErrorCode, ImageName, Reference};
+use crate::mirror::{Health, Mirror, Trouble};
+use crate::oci::ErrorCode;
+use crate::orders::{self, NotRefreshed};
 use crate::upstream::{BudgetReport, Upstream};
 
 use super::body::Body;
@@ -37,7 +38,7 @@ use super::respond::{self, Kind};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AdminOptions {
-    /// The address for the operator: metrics, and what `larder refresh` speaks to. Empty: none.
+    /// The address for the operator: metrics, health, and asking for a tag now. Empty: none.
     #[serde(with = "address_or_none")]
     pub listen: Option<SocketAddr>,
     /// Host names by which it is reached, besides addresses and localhost.
@@ -161,25 +162,13 @@ impl Admin {
         let Some((_, image)) = image else {
             return respond::invalid(ErrorCode::NameInvalid, "say which image: ?image=nginx:1.27");
         };
-        let image = match image.parse::<ImageName>() {
-            Ok(image) => image,
-            Err(invalid) => return respond::invalid(ErrorCode::NameInvalid, &invalid.to_string()),
-        };
-        let Reference::Tag(tag) = &image.reference else {
-            return respond::invalid(ErrorCode::TagInvalid, "a digest never moves; name a tag");
-        };
-        let refuse = |refusal| respond::refusal(&refusal, Kind::Manifest, |until| until.since(self.clock.now()));
-        let origin = match self.mirror.registries().resolve(&image) {
-            Ok(origin) => origin,
-            Err(refusal) => return refuse(refusal),
-        };
-        let name = origin.repository.image(&image.reference);
-        match self.mirror.refresh(&origin, tag).await {
-            Ok(Refreshed { digest, moved }) => {
-                tracing::info!(image = name, %digest, moved, "a tag was refreshed");
-                respond::document(&json!({ "image": name, "digest": digest.to_string(), "moved": moved }))
+        match orders::refresh(&self.mirror, &image).await {
+            Ok(refreshed) => respond::document(&json!(refreshed)),
+            Err(NotRefreshed::Refused(refusal)) => {
+                respond::refusal(&refusal, Kind::Manifest, |until| until.since(self.clock.now()))
             }
-            Err(refusal) => refuse(refusal),
+            Err(why @ NotRefreshed::Digest) => respond::invalid(ErrorCode::TagInvalid, &why.to_string()),
+            Err(why @ NotRefreshed::Name(_)) => respond::invalid(ErrorCode::NameInvalid, &why.to_string()),
         }
     }
 

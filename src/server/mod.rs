@@ -1,6 +1,7 @@
 //! HTTP in: connections, requests, answers, drain.
 //!
-//! Listeners for clients, each with its own doors, and one for the operator. Floor 3. It turns requests into questions to the mirror and its answers
+//! Listeners for clients, each with its own doors, one for the operator, and a socket for the operator's commands. Floor 3. It
+//! turns requests into questions to the mirror and its answers
 //! into responses, and decides nothing else.
 
 mod admin;
@@ -19,6 +20,7 @@ mod passage;
 mod place;
 mod range;
 mod respond;
+mod socket;
 mod streams;
 mod tls;
 mod wire;
@@ -38,6 +40,7 @@ pub use admin::{AdminOptions, serve_admin};
 pub use door::{Door, Listener, Terms};
 pub use options::{ListenerOptions, Options};
 pub use place::Place;
+pub use socket::serve_orders;
 
 /// Serves `mirror` to who comes by `doors` until `stop` resolves, then lets answers under way end for as long as the options say.
 /// Returns how many connections were cut off.

@@ -12,6 +12,7 @@ use super::handle::Handle;
 use super::lock;
 use super::lru::{Lru, charge};
 use super::quarantine::Kept;
+use super::records::Hold;
 
 /// What lies on the disk or may come to lie there. One lock guards it; no I/O happens under it.
 ///
@@ -95,9 +96,15 @@ impl Books {
         self.budget
     }
 
-    /// Whether a blob is in the cache or on its way in.
-    pub(super) fn holds(&self, digest: &Digest) -> bool {
-        self.lru.contains(digest) || self.writing.contains(digest)
+    /// How a blob is in the cache, or on its way in.
+    pub(super) fn hold(&self, digest: &Digest) -> Hold {
+        if self.lru.is_pinned(digest) {
+            Hold::Pinned
+        } else if self.lru.contains(digest) || self.writing.contains(digest) {
+            Hold::Loose
+        } else {
+            Hold::Absent
+        }
     }
 
     /// Whether the index must be written, which it then is taken to be.

@@ -9,6 +9,7 @@
 //!       quarantine/            what was found damaged, named likewise: the newest few
 //!       records                what bytes do not tell: tags and proofs
 //!       index                  sizes and order of use; may be deleted
+//!       socket                 by which the operator's commands reach the process that owns the directory
 //!       clean                  there while nothing has changed since the index was written
 //! ```
 #![expect(clippy::disallowed_methods, reason = "this is the file that the ban points to")]
@@ -18,6 +19,7 @@ pub mod faults;
 mod file;
 mod gate;
 mod residence;
+mod socket;
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind, Read as _};
@@ -40,9 +42,13 @@ pub(super) use file::File;
 pub use gate::Operation;
 #[cfg(not(debug_assertions))]
 use gate::Operation;
+pub use socket::SocketPath;
 
 /// Raised when the layout changes in a way that an older larder would misread.
 const LAYOUT: &str = "larder cache 1\n";
+
+/// Stands in the lock of who will soon let go of it.
+const PASSING: &str = "passing";
 
 pub(super) struct Disk {
     root: PathBuf,
@@ -75,8 +81,9 @@ pub(super) struct Found {
 pub enum OpenError {
     #[error("cannot use the cache directory {}: {error}; give another one as cache.dir", dir.display())]
     Unusable { dir: PathBuf, error: io::Error },
+    /// `passing`: it is there for one command alone.
     #[error("another larder (process {holder}) holds the cache directory {}", dir.display())]
-    Held { dir: PathBuf, holder: String },
+    Held { dir: PathBuf, holder: String, passing: bool },
     #[error("{} holds files but no larder cache; give an empty directory as cache.dir", dir.display())]
     Foreign { dir: PathBuf },
     #[error("the cache in {} has the layout {found:?}, this larder knows {LAYOUT:?}; use the larder that wrote it, or another directory", dir.display())]
@@ -104,7 +111,7 @@ impl Disk {
             Err(error) if error.kind() == ErrorKind::NotFound => return Err(OpenError::Foreign { dir: root.into() }),
             Err(error) => return Err(unusable(error)),
         }
-        let Claimed { lock, rebooted } = gate.claim(root)?;
+        let Claimed { lock, rebooted } = gate.claim(root, options.passing)?;
         let disk = Self { root: root.into(), gate, _lock: lock };
         // First of all, as without it the rest is a stranger's.
         if empty {
@@ -349,25 +356,28 @@ struct Claimed {
 // === impl Gate ===
 
 impl Gate {
-    fn claim(&self, root: &Path) -> Result<Claimed, OpenError> {
+    fn claim(&self, root: &Path, passing: bool) -> Result<Claimed, OpenError> {
         let unusable = |error| OpenError::Unusable { dir: root.into(), error };
         let path = root.join("lock");
         let open = || plain().read(true).write(true).create(true).truncate(false).open(&path);
         let mut lock = self.pass(Operation::Create, &path, open).map_err(unusable)?;
         let mut holder = String::new();
         self.pass(Operation::Read, &path, || lock.read_to_string(&mut holder)).map_err(unusable)?;
-        let mut holder = holder.split_whitespace();
+        let mut holder = holder.lines().next().unwrap_or_default().split_whitespace();
         let (pid, boot) = (holder.next().unwrap_or("unknown"), holder.next().unwrap_or_default());
+        let held_in_passing = holder.next() == Some(PASSING);
         match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Err(OpenError::Held { dir: root.into(), holder: pid.into() });
+                return Err(OpenError::Held { dir: root.into(), holder: pid.into(), passing: held_in_passing });
             }
             Err(errno) => return Err(unusable(errno.into())),
         }
         let this_boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        let claim = format!("{} {}\n", std::process::id(), this_boot.trim());
-        let write = || lock.set_len(0).and_then(|()| lock.write_all_at(claim.as_bytes(), 0));
+        let passing = if passing { PASSING } else { "" };
+        let claim = format!("{} {} {passing}\n", std::process::id(), this_boot.trim());
+        // In this order: who looks meanwhile sees one line or the other.
+        let write = || lock.write_all_at(claim.as_bytes(), 0).and_then(|()| lock.set_len(claim.len() as u64));
         self.pass(Operation::Write, &path, write).map_err(unusable)?;
         Ok(Claimed { rebooted: boot != this_boot.trim(), lock })
     }

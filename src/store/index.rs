@@ -111,24 +111,29 @@ impl Shared {
         {
             let mut books = lock(&self.books);
             entries.iter().for_each(|entry| books.lru.restore(entry));
-            books.known = true;
         }
+        self.link_unknown(entries);
+        // Not before it is known what is pinned, as from here on there may be evictions.
+        lock(&self.books).known = true;
         damaged.iter().for_each(|(digest, damage)| self.quarantine(digest, None, damage));
-        // Which blobs an image is made of: from the manifests that the index did not know.
-        let unknown: Vec<Digest> = entries.into_iter().filter(|entry| entry.names.is_empty()).map(|entry| entry.digest).collect();
+        Ok(())
+    }
+
+    /// Finds out what an image is made of where the index did not know: from its manifest.
+    fn link_unknown(&self, entries: Vec<Snapshot>) {
+        let unknown = entries.into_iter().filter(|entry| entry.names.is_empty()).map(|entry| entry.digest);
         let manifests: std::collections::HashSet<Digest> = self.records.manifests().into_iter().collect();
-        for digest in unknown.iter().filter(|digest| manifests.contains(digest)) {
-            let names = self.disk.open_blob(digest).and_then(|file| {
+        for digest in unknown.filter(|digest| manifests.contains(digest)) {
+            let names = self.disk.open_blob(&digest).and_then(|file| {
                 let mut bytes = vec![0; usize::try_from(file.length()?).unwrap_or(0).min(MAX_MANIFEST)];
                 let n = file.read_at(0, &mut bytes)?;
                 bytes.truncate(n);
                 Ok(Manifest::parse(None, &bytes).map(|manifest| manifest.names).unwrap_or_default())
             });
             if let Ok(names) = names {
-                self.link(digest, &names);
+                self.link(&digest, &names);
             }
         }
-        Ok(())
     }
 
     /// Counts the partial files. What may have lost bytes with the machine is removed, as nobody has synced it: before all of it

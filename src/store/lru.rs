@@ -1,6 +1,7 @@
 //! What is in the cache, how large it is, and what goes first.
 
 mod entries;
+mod pins;
 
 use std::ops::Range;
 use std::time::Duration;
@@ -8,7 +9,9 @@ use std::time::Duration;
 use crate::clock::Timestamp;
 use crate::oci::Digest;
 
-use entries::{Entries, Entry, NONE, Place};
+use entries::{Entries, NONE, Place};
+
+pub use pins::Entry;
 
 /// The entries of the cache in order of use, image by image.
 ///
@@ -27,7 +30,7 @@ pub(super) struct Lru {
 /// How much later a second use must be to count as one: the requests of one pull are one use.
 const AGAIN: Duration = Duration::from_mins(10);
 
-/// At most this part of all bytes is protected, or nothing new could ever stay.
+/// At most this part of the bytes that are not pinned is protected, or nothing new could ever stay.
 const PROTECTED_SHARE: (u64, u64) = (4, 5);
 
 /// However much an image names, a use of it uses no more than this, as it must not take long; more is not remembered of one
@@ -83,11 +86,16 @@ impl Snapshot {
 impl Lru {
     /// Bytes that all entries take of the disk.
     pub(super) fn bytes(&self) -> u64 {
+        self.evictable() + self.entries.pinned.bytes
+    }
+
+    /// The same without what is pinned.
+    pub(super) fn evictable(&self) -> u64 {
         self.entries.once.bytes + self.entries.again.bytes
     }
 
     pub(super) fn len(&self) -> usize {
-        self.entries.once.len + self.entries.again.len
+        self.entries.once.len + self.entries.again.len + self.entries.pinned.len
     }
 
     pub(super) fn size(&self, digest: &Digest) -> Option<u64> {
@@ -115,7 +123,7 @@ impl Lru {
     /// are no slots any more.
     pub(super) fn verified_before(&self, limit: Timestamp, slots: Range<usize>) -> Option<Vec<Due>> {
         let due = self.entries.held(slots)?.filter(|(_, entry)| entry.verified < limit);
-        Some(due.map(|(_, Entry { verified, used, digest, .. })| (*verified, *used, digest.clone())).collect())
+        Some(due.map(|(_, entries::Entry { verified, used, digest, .. })| (*verified, *used, digest.clone())).collect())
     }
 
     /// Adds a blob, used now, whose bytes are known to be right. Adding it again changes nothing.
@@ -142,7 +150,9 @@ impl Lru {
         if !self.entries.at(slot).names.is_empty() {
             return 0;
         }
-        let room = MOST_NAMES.min(MOST_LINKS.saturating_sub(self.links));
+        let pinned = self.entries.at(slot).pins > 0;
+        // What is pinned must be known, whatever else is remembered.
+        let room = if pinned { MOST_NAMES } else { MOST_NAMES.min(MOST_LINKS.saturating_sub(self.links)) };
         let others = names.iter().filter(|name| *name != manifest);
         let mut named: Vec<u32> = others.take(room).map(|name| self.entries.slot(name)).collect();
         named.sort_unstable();
@@ -151,6 +161,9 @@ impl Lru {
             self.entries.at_mut(name).named_by.push(slot);
         }
         self.links += named.len();
+        if pinned {
+            self.hold(named.clone());
+        }
         self.entries.at_mut(slot).names = named.into();
         names.len().saturating_sub(room)
     }
@@ -215,15 +228,23 @@ impl Lru {
         }
         self.entries.unlink(slot);
         self.entries.at_mut(slot).place = Place::Absent;
+        let size = self.entries.at(slot).size;
+        // What a pinned manifest names stays pinned while it is fetched anew.
+        if self.entries.at(slot).pins == 0 {
+            self.unlink_names(slot);
+        }
+        Some(size)
+    }
+
+    /// Forgets what an absent manifest names, and the manifest.
+    fn unlink_names(&mut self, slot: u32) {
         let names = std::mem::take(&mut self.entries.at_mut(slot).names);
         self.links -= names.len();
         for &name in &names {
             self.entries.at_mut(name).named_by.retain(|by| *by != slot);
             self.entries.forget_if_unused(name);
         }
-        let size = self.entries.at(slot).size;
         self.entries.forget_if_unused(slot);
-        Some(size)
     }
 
     /// The entries in these slots by their rank. `None` where there are no slots any more.
@@ -261,7 +282,7 @@ impl Lru {
     /// When protected bytes are too many, the oldest of them must prove themselves anew. Their order stays.
     fn bound_protected(&mut self) {
         let (share, of) = PROTECTED_SHARE;
-        while self.entries.again.bytes > self.bytes() / of * share && self.entries.again.oldest != self.entries.again.newest {
+        while self.entries.again.bytes > self.evictable() / of * share && self.entries.again.oldest != self.entries.again.newest {
             let slot = self.entries.again.oldest;
             self.entries.unlink(slot);
             // Its time begins again, or the next use would bring it straight back.

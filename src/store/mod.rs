@@ -4,6 +4,7 @@
 //! one in; a [`Growth`] lets it be read meanwhile.
 
 mod books;
+mod care;
 mod disk;
 mod growing;
 mod handle;
@@ -46,16 +47,18 @@ use pool::Pool;
 use records::Records;
 use verify::Verification;
 
-pub use disk::OpenError;
+pub use care::{Account, Leaving};
+pub use disk::{OpenError, SocketPath};
 #[cfg(debug_assertions)]
 pub use disk::{Operation, faults};
 pub use growing::{Cut, TAIL};
 pub use health::Trouble;
+pub use lru::Entry;
 pub use options::{Floor, Options};
 pub use outlet::{Outlet, Piece};
 pub use quarantine::{Damage, OpenFile};
 pub use reader::{Blob, BlobReader, Growth, Held, Pieces, ReadError};
-pub use records::{Kind, Proof, TagRecord, Tally};
+pub use records::{Kind, Known, Pin, Proof, TagRecord, Tally};
 pub use verify::Scrubbed;
 pub use writer::{BlobWriter, Bypass, Finished};
 
@@ -73,6 +76,10 @@ struct Shared {
     min_free: Floor,
     /// Held by the thread that renames a blob in or removes one; never while the books are locked.
     gate: Mutex<()>,
+    /// Held while a pin is made or taken back.
+    pinning: Mutex<()>,
+    /// Nothing is evicted.
+    sealed: bool,
     /// Held by the thread that writes the index.
     indexing: Mutex<()>,
     health: Health,
@@ -117,6 +124,8 @@ impl Store {
             records,
             min_free: options.min_free,
             gate,
+            pinning: Mutex::new(()),
+            sealed: options.sealed,
             indexing,
             health: Health::default(),
             counting: AtomicBool::new(false),
@@ -129,6 +138,7 @@ impl Store {
         }));
         let shared = Arc::clone(&store.0);
         let counted = store.0.writes.run(move || {
+            shared.pin_all();
             shared.count_partials(rebooted)?;
             shared.count_quarantine()?;
             if new {

@@ -23,6 +23,12 @@ pub struct Options {
     /// In idle time every blob is verified again once in two weeks, and first of all what an unclean stop may have damaged: so
     /// many bytes a second. 0: never.
     pub scrub_rate: ByteSize,
+    /// Nothing is evicted. No option in the file: it is so while larder is offline, where nothing could be fetched anew.
+    #[serde(skip)]
+    pub sealed: bool,
+    /// The cache is held for one command alone; a larder that is to serve waits for it. No option in the file either.
+    #[serde(skip)]
+    pub passing: bool,
     /// What tests let go wrong with the disk. No option in the file.
     #[cfg(debug_assertions)]
     #[serde(skip)]
@@ -73,6 +79,8 @@ impl Default for Options {
             min_free: Floor::Percent(5),
             patience: Duration::from_secs(5),
             scrub_rate: ByteSize::mib(32),
+            sealed: false,
+            passing: false,
             #[cfg(debug_assertions)]
             faults: super::faults::Faults::default(),
         }

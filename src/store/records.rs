@@ -1,7 +1,7 @@
-//! What bytes do not tell: which digest a tag had, and which repository has proven to hold which digest.
+//! What bytes do not tell: which digest a tag had, which repository has proven to hold which digest, and what is pinned.
 //!
-//! Kept in memory and in a log of lines that `cat` shows. The last line about a thing counts; `untag` and `unproof` take
-//! back. When most lines are outdated the log is written anew.
+//! Kept in memory and in a log of lines that `cat` shows. The last line about a thing counts; `untag`, `unproof` and
+//! `unpin` take back. When most lines are outdated the log is written anew.
 
 mod known;
 mod line;
@@ -12,14 +12,14 @@ use std::sync::Arc;
 
 use crate::clock::Timestamp;
 use crate::metrics::Metrics;
-use crate::oci::{Digest, Repository, Tag};
+use crate::oci::{Digest, Reference, Repository, Tag};
 use crate::sync::{Mutex, MutexGuard, Notify};
 
 use super::disk::{Disk, File};
 use super::lock;
 use super::pool::{Pool, caught};
 
-use known::{Known, Place};
+use known::Place;
 use line::Line;
 
 /// The log and what it says.
@@ -37,7 +37,7 @@ struct Shared {
 }
 
 struct State {
-    known: Known,
+    known: known::Known,
     log: Log,
 }
 
@@ -74,6 +74,32 @@ pub struct Proof {
     pub proven: Timestamp,
 }
 
+/// A tag or a proof.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Known {
+    Tag(Repository, Tag, TagRecord),
+    Proof(Repository, Digest, Proof),
+}
+
+/// What the operator wants never to be evicted, and by which name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pin {
+    pub repository: Repository,
+    pub reference: Reference,
+    /// What the name meant when it was pinned.
+    pub digest: Digest,
+}
+
+/// How a digest is in the cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hold {
+    Absent,
+    /// Until it is evicted.
+    Loose,
+    /// For good; or it is about to be fetched anew.
+    Pinned,
+}
+
 /// What has been counted under some name since some time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tally {
@@ -99,7 +125,7 @@ const FEW: usize = 4096;
 impl Records {
     /// Reads the log. Lines that cannot be read are passed over with a warning: what they said is asked again upstream.
     pub(super) fn open(disk: Arc<Disk>, pool: Pool, metrics: Metrics) -> Self {
-        let state = Mutex::new(State { known: Known::new(metrics.clone()), log: Log::default() });
+        let state = Mutex::new(State { known: known::Known::new(metrics.clone()), log: Log::default() });
         let records = Self { shared: Arc::new(Shared { state, written: Notify::default(), metrics }), disk, pool };
         match records.read() {
             Ok(file) => records.lock().log.file = Some(Arc::new(file)),
@@ -190,6 +216,47 @@ impl Records {
         }
     }
 
+    /// Returns what the name pinned before.
+    pub(super) fn set_pin(&self, repository: &Repository, reference: &Reference, digest: &Digest) -> Option<Digest> {
+        let mut state = self.lock();
+        let before = state.known.set_pin(repository.clone(), reference.clone(), digest.clone());
+        if before.as_ref() != Some(digest) {
+            self.append(&mut state, &Line::Pin(repository.clone(), reference.clone(), digest.clone()));
+        }
+        before
+    }
+
+    /// Returns what the name pinned.
+    pub(super) fn remove_pin(&self, repository: &Repository, reference: &Reference) -> Option<Digest> {
+        let mut state = self.lock();
+        let before = state.known.remove_pin(repository, reference)?;
+        self.append(&mut state, &Line::Unpin(repository.clone(), reference.clone()));
+        Some(before)
+    }
+
+    pub(super) fn pins(&self) -> Vec<Pin> {
+        let pin = |((repository, reference), digest): (&(Repository, Reference), &Digest)| Pin {
+            repository: repository.clone(),
+            reference: reference.clone(),
+            digest: digest.clone(),
+        };
+        self.lock().known.pins().map(pin).collect()
+    }
+
+    /// Tells of all tags and proofs, a stretch at a time, so that nobody who asks meanwhile waits for all of it.
+    pub(super) fn each(&self, mut tell: impl FnMut(Known)) {
+        self.shared.each_stretch(
+            |_, _| true,
+            |lines| {
+                lines.into_iter().for_each(|line| match line {
+                    Line::Tag(repository, tag, record) => tell(Known::Tag(repository, tag, record)),
+                    Line::Proof(repository, digest, proof) => tell(Known::Proof(repository, digest, proof)),
+                    Line::Untag(..) | Line::Unproof(..) | Line::Pin(..) | Line::Unpin(..) | Line::Tally(..) => {}
+                });
+            },
+        );
+    }
+
     /// The digests that are manifests, as far as the records tell.
     pub(super) fn manifests(&self) -> Vec<Digest> {
         self.lock().known.manifests()
@@ -198,8 +265,8 @@ impl Records {
     /// Forgets what is said of digests that are no longer `held`, of which there are so many `blobs`, and what was said longest
     /// ago where that is too much: once the log has grown enough to be worth writing anew, or lacks lines that could not be
     /// written.
-    pub(super) fn compact(&self, blobs: usize, held: impl Fn(&Digest) -> bool + Send + 'static) {
-        let most = Known::most(blobs);
+    pub(super) fn compact(&self, blobs: usize, held: impl Fn(&Digest) -> Hold + Send + 'static) {
+        let most = known::Known::most(blobs);
         {
             let mut state = self.lock();
             let outgrown = state.log.lines >= FEW + 2 * state.log.lines_then || state.known.len() > most;
@@ -268,18 +335,18 @@ impl Records {
 impl Shared {
     /// The whole log as it is to be, and how many lines it has. It is made a stretch at a time, so that nobody who asks
     /// meanwhile waits for all of it.
-    fn all(&self, most: usize, held: impl Fn(&Digest) -> bool) -> (String, usize) {
+    fn all(&self, most: usize, held: impl Fn(&Digest) -> Hold) -> (String, usize) {
         let (since, mut forgotten) = (self.oldest_of(most), 0);
         let (mut text, mut written) = (String::from(HEADER), 0);
         let mut write = |lines: Vec<Line>| {
             written += lines.len();
             lines.iter().for_each(|line| _ = write!(text, "{line}"));
         };
-        write(lock(&self.state).known.tallies());
+        write(lock(&self.state).known.lasting());
         let keep = |digest: &Digest, date| {
-            let held = held(digest);
-            forgotten += usize::from(held && date < since);
-            held && date >= since
+            let hold = held(digest);
+            forgotten += usize::from(hold == Hold::Loose && date < since);
+            hold == Hold::Pinned || hold == Hold::Loose && date >= since
         };
         self.each_stretch(keep, &mut write);
         self.metrics.forgotten("record", forgotten);

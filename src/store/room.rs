@@ -119,7 +119,7 @@ impl Shared {
             }
             gone += self.remove_partial(&digest);
         }
-        if gone >= bytes {
+        if gone >= bytes || self.sealed {
             return gone;
         }
         let victims = lock(&self.books).leave(bytes - gone);

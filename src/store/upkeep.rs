@@ -88,7 +88,7 @@ impl Shared {
             books.lru.len()
         };
         let books = Arc::clone(&self.books);
-        self.records.compact(blobs, move |digest| lock(&books).holds(digest));
+        self.records.compact(blobs, move |digest| lock(&books).hold(digest));
     }
 
     fn upkeep(&self) {

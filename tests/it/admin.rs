@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::Method;
 
 use crate::support::{
-    ANONYMOUS, Answer, Client, Fault, Image, Match, Process, Registry, Setup, StoppedMirror, TestMirror, get, get_with, head, raw,
+    ANONYMOUS, Answer, Client, Fault, Image, Match, Registry, Setup, StoppedMirror, TestMirror, get, get_with, head, raw,
 };
 
 const TAG: &str = "/v2/library/app/manifests/latest";
@@ -101,38 +101,6 @@ async fn what_cannot_be_asked_for_is_said_in_a_sentence() {
     upstream.stop().await;
     mirror.clock().advance(Duration::from_mins(1));
     assert_refused(refresh(&mirror, "other").await, 502, "unavailable");
-}
-
-#[tokio::test]
-async fn larder_refresh_says_of_each_image_whether_it_has_moved() {
-    let upstream = Registry::start().await;
-    Image::new(6).put(&upstream, "library/app", "latest");
-    let dir = tempfile::tempdir().unwrap();
-    let larder = Process::start(dir.path(), &[&format!("upstream.\"docker.io\".url={}", upstream.url())], &[]);
-    get(larder.url(TAG)).await.expect(200);
-    let environment = [("LARDER_ADMIN_LISTEN", larder.admin())];
-    let ended = Process::refresh(&["app"], &environment).await;
-    assert_eq!(
-        (ended.stdout.as_str(), ended.status.code()),
-        ("docker.io/library/app:latest has not moved\n", Some(0)),
-        "{}",
-        ended.log
-    );
-    let moved = Image::new(7).put(&upstream, "library/app", "latest");
-    let ended = Process::refresh(&["missing", "app:latest", "--admin", &format!("http://{}/", larder.admin())], &[]).await;
-    assert_eq!(ended.stdout, format!("docker.io/library/app:latest moved to {}\n", moved.digest));
-    assert_eq!((ended.log.as_str(), ended.status.code()), ("larder: missing: not found upstream\n", Some(1)));
-    assert_eq!(get(larder.url(TAG)).await.expect(200).body, moved.manifest);
-
-    for (arguments, says) in [
-        (&["app", "--set", "admin.listen="][..], "admin.listen is empty; say by --admin where larder listens"),
-        (&["app", "--admin", &larder.url("")], "is it larder's admin.listen?"),
-        (&["app", "--admin", "http://127.0.0.1:1"], "does not answer"),
-    ] {
-        let ended = Process::refresh(arguments, &[]).await;
-        assert_eq!((ended.status.code(), ended.log.lines().count()), (Some(1), 1), "{}", ended.log);
-        assert!(ended.log.starts_with("larder: ") && ended.log.contains(says), "{}", ended.log);
-    }
 }
 
 // === what is known ===

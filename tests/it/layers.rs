@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each part of the crate may use. Its own parts it may always use.
-const MAY_USE: [(&str, &[&str]); 12] = [
+const MAY_USE: [(&str, &[&str]); 13] = [
     ("oci", &[]),
     ("clock", &[]),
     ("sync", &[]),
@@ -13,10 +13,11 @@ const MAY_USE: [(&str, &[&str]); 12] = [
     ("store", &["oci", "clock", "sync", "flight", "metrics"]),
     ("upstream", &["oci", "clock", "sync", "flight", "metrics"]),
     ("mirror", &["oci", "clock", "sync", "flight", "metrics", "store", "upstream"]),
-    ("server", &["oci", "clock", "flight", "metrics", "upstream", "mirror"]),
+    ("orders", &["oci", "clock", "metrics", "store", "upstream", "mirror"]),
+    ("server", &["oci", "clock", "flight", "metrics", "upstream", "mirror", "orders"]),
     ("config", &["server", "mirror", "store", "upstream", "app"]),
-    ("app", &["oci", "clock", "metrics", "store", "upstream", "mirror", "server", "config"]),
-    ("cli", &["clock", "metrics", "config", "app"]),
+    ("app", &["oci", "clock", "metrics", "store", "upstream", "mirror", "orders", "server", "config"]),
+    ("cli", &["oci", "clock", "metrics", "store", "orders", "config", "app"]),
 ];
 
 fn sources(dir: &Path, found: &mut Vec<PathBuf>) {

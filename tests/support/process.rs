@@ -92,10 +92,12 @@ impl Process {
         Ended { status: output.status, stdout: text(output.stdout), log: text(output.stderr) }
     }
 
-    /// Runs `larder refresh`, while the registries of the test go on answering.
-    pub async fn refresh(arguments: &[&str], environment: &[(&str, &str)]) -> Ended {
+    /// Runs one of larder's commands on the cache in `dir`, while the registries of the test go on answering.
+    pub async fn order(dir: &Path, arguments: &[&str], settings: &[&str]) -> Ended {
         let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
-        command.arg("refresh").args(arguments).env_clear().envs(environment.iter().copied());
+        command.args(arguments).env_clear().current_dir(dir).stdin(Stdio::null());
+        command.args(["--set", &format!("cache.dir={}", dir.join("cache").display())]);
+        settings.iter().for_each(|setting| _ = command.args(["--set", setting]));
         let output = tokio::task::spawn_blocking(move || command.output()).await.expect("it does not panic");
         let output = output.expect("the program starts");
         let text = |bytes| String::from_utf8(bytes).expect("text");

@@ -16,6 +16,7 @@ pub(super) struct Entries {
     free: Vec<u32>,
     pub(super) once: List,
     pub(super) again: List,
+    pub(super) pinned: List,
     turns: u64,
 }
 
@@ -27,6 +28,8 @@ pub(super) struct Entry {
     /// When its bytes were last known to be right; 0: nobody knows.
     pub(super) verified: Timestamp,
     pub(super) place: Place,
+    /// By how many it is kept from eviction: pins of its own, and pinned manifests that name it.
+    pub(super) pins: u32,
     /// Counts up: within a list, what goes first has the least.
     pub(super) turn: u64,
     previous: u32,
@@ -43,6 +46,8 @@ pub(super) enum Place {
     Absent,
     Once,
     Again,
+    /// Never evicted.
+    Pinned,
 }
 
 /// A doubly linked list through the entries, oldest first.
@@ -64,6 +69,11 @@ impl Entries {
         self.slots.get(digest).copied()
     }
 
+    /// Whether the entry with this slot is still there.
+    pub(super) fn is_known(&self, slot: u32) -> bool {
+        self.find(&self.at(slot).digest) == Some(slot)
+    }
+
     /// Those in the cache that have these slots. `None` where there are no slots any more.
     pub(super) fn held(&self, slots: Range<usize>) -> Option<impl Iterator<Item = (u32, &Entry)>> {
         let entries = self.all.get(slots.start..slots.end.min(self.all.len())).filter(|entries| !entries.is_empty())?;
@@ -83,6 +93,7 @@ impl Entries {
             used: Timestamp::default(),
             verified: Timestamp::default(),
             place: Place::Absent,
+            pins: 0,
             turn: 0,
             previous: NONE,
             next: NONE,
@@ -100,18 +111,19 @@ impl Entries {
         slot
     }
 
-    /// An entry that is neither in the cache nor named, nor names anything, is none.
+    /// An entry that is neither in the cache nor named, nor pinned, nor names anything, is none.
     pub(super) fn forget_if_unused(&mut self, slot: u32) {
         let entry = self.at(slot);
-        if entry.place == Place::Absent && entry.named_by.is_empty() && entry.names.is_empty() {
+        if entry.place == Place::Absent && entry.pins == 0 && entry.named_by.is_empty() && entry.names.is_empty() {
             let digest = entry.digest.clone();
             self.slots.remove(&digest);
             self.free.push(slot);
         }
     }
 
-    /// Puts an entry that is in no list behind all others of this one.
+    /// Puts an entry that is in no list behind all others of this one, or if it is pinned, of those that are.
     pub(super) fn push_newest(&mut self, slot: u32, place: Place) {
+        let place = if self.at(slot).pins > 0 { Place::Pinned } else { place };
         let charge = charge(self.at(slot).size);
         let list = self.list(place);
         let newest = list.newest;
@@ -151,6 +163,7 @@ impl Entries {
         match place {
             Place::Once => &mut self.once,
             Place::Again => &mut self.again,
+            Place::Pinned => &mut self.pinned,
             Place::Absent => unreachable!("an absent entry is in no list"),
         }
     }

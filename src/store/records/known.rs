@@ -1,20 +1,23 @@
-//! What the records say, in memory: no more of it than clients have a use for, whatever an upstream answers them.
+//! What the records say, in memory: no more of it than clients have a use for, whatever an upstream answers them. What the
+//! operator has pinned is not bounded.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound::{Excluded, Unbounded};
 
 use crate::clock::Timestamp;
 use crate::metrics::Metrics;
-use crate::oci::{Digest, Repository, Tag};
+use crate::oci::{Digest, Reference, Repository, Tag};
 
 use super::line::Line;
 use super::{Kind, Proof, TagRecord, Tally};
 
-/// Tags, proofs and tallies. Pure bookkeeping.
+/// Tags, proofs, pins and tallies. Pure bookkeeping.
 pub(super) struct Known {
     repositories: Repositories,
     /// By digest, those of each by repository and kind.
     proofs: BTreeMap<Digest, Vec<(u32, Proof)>>,
+    /// What is never evicted, by the name that it was pinned by. Only the operator pins.
+    pins: BTreeMap<(Repository, Reference), Digest>,
     tallies: HashMap<String, Tally>,
     metrics: Metrics,
 }
@@ -62,7 +65,13 @@ const STRETCH: usize = 512;
 
 impl Known {
     pub(super) fn new(metrics: Metrics) -> Self {
-        Self { repositories: Repositories::default(), proofs: BTreeMap::new(), tallies: HashMap::new(), metrics }
+        Self {
+            repositories: Repositories::default(),
+            proofs: BTreeMap::new(),
+            pins: BTreeMap::new(),
+            tallies: HashMap::new(),
+            metrics,
+        }
     }
 
     /// Tags and proofs.
@@ -153,8 +162,27 @@ impl Known {
         self.tallies.insert(name.to_owned(), tally)
     }
 
-    pub(super) fn tallies(&self) -> Vec<Line> {
-        self.tallies.iter().map(|(name, tally)| Line::Tally(name.clone(), *tally)).collect()
+    /// Returns what it was before.
+    pub(super) fn set_pin(&mut self, repository: Repository, reference: Reference, digest: Digest) -> Option<Digest> {
+        self.pins.insert((repository, reference), digest)
+    }
+
+    /// Returns what it was.
+    pub(super) fn remove_pin(&mut self, repository: &Repository, reference: &Reference) -> Option<Digest> {
+        self.pins.remove(&(repository.clone(), reference.clone()))
+    }
+
+    pub(super) fn pins(&self) -> impl Iterator<Item = (&(Repository, Reference), &Digest)> {
+        self.pins.iter()
+    }
+
+    /// What is as it is however old it is.
+    pub(super) fn lasting(&self) -> Vec<Line> {
+        let pin = |((repository, reference), digest): (&(Repository, Reference), &Digest)| {
+            Line::Pin(repository.clone(), reference.clone(), digest.clone())
+        };
+        let tallies = self.tallies.iter().map(|(name, tally)| Line::Tally(name.clone(), *tally));
+        tallies.chain(self.pins().map(pin)).collect()
     }
 
     /// The digests that are manifests.
@@ -226,6 +254,8 @@ impl Known {
             Line::Untag(repository, tag) => _ = self.remove_tag(&repository, &tag),
             Line::Proof(repository, digest, proof) => _ = self.set_proof(&repository, &digest, proof),
             Line::Unproof(repository, digest, kind) => _ = self.remove_proof(&repository, &digest, kind),
+            Line::Pin(repository, reference, digest) => _ = self.set_pin(repository, reference, digest),
+            Line::Unpin(repository, reference) => _ = self.remove_pin(&repository, &reference),
             Line::Tally(name, tally) => _ = self.set_tally(&name, tally),
         }
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::clock::Timestamp;
-use crate::oci::{Digest, Repository, Tag};
+use crate::oci::{Digest, Reference, Repository, Tag};
 
 use super::{Kind, Proof, TagRecord, Tally};
 
@@ -12,6 +12,8 @@ pub(super) enum Line {
     Untag(Repository, Tag),
     Proof(Repository, Digest, Proof),
     Unproof(Repository, Digest, Kind),
+    Pin(Repository, Reference, Digest),
+    Unpin(Repository, Reference),
     Tally(String, Tally),
 }
 
@@ -46,6 +48,8 @@ impl Line {
                     let kind = [Kind::Blob, Kind::Manifest].into_iter().find(|kind| kind.word() == word)?;
                     Self::Unproof(repository, digest, kind)
                 }
+                "pin" => Self::Pin(repository, words.next()?.parse().ok()?, words.next()?.parse().ok()?),
+                "unpin" => Self::Unpin(repository, words.next()?.parse().ok()?),
                 _ => return None,
             }
         };
@@ -67,6 +71,10 @@ impl fmt::Display for Line {
             Self::Unproof(Repository { upstream, name }, digest, kind) => {
                 writeln!(f, "unproof {upstream} {name} {digest} {}", kind.word())
             }
+            Self::Pin(Repository { upstream, name }, reference, digest) => {
+                writeln!(f, "pin {upstream} {name} {reference} {digest}")
+            }
+            Self::Unpin(Repository { upstream, name }, reference) => writeln!(f, "unpin {upstream} {name} {reference}"),
             Self::Tally(name, Tally { since, amount }) => writeln!(f, "tally {name} {} {amount}", since.unix_millis()),
         }
     }

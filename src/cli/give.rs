@@ -1,0 +1,186 @@
+//! Giving an order: to the larder that holds the cache, by the socket in its directory; or where none does, to the cache itself.
+
+use std::io::{ErrorKind, Write as _};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use tokio::net::UnixStream;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::app::{Alone, LogLevel, StartError};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::orders::{ORDERS_PATH, Order, Report, Reports};
+use crate::store::{OpenError, SocketPath};
+
+use super::{Configured, log};
+
+/// For so long a larder may hold the cache and not answer: it is starting, or stopping.
+const PATIENCE: Duration = Duration::from_secs(10);
+const AGAIN: Duration = Duration::from_millis(50);
+/// As a shell says of what was interrupted.
+const INTERRUPTED: u8 = 130;
+
+/// What is to be done with each report but those of failures, which are told of here.
+struct Reader<F> {
+    show: F,
+    failed: bool,
+    ended: bool,
+}
+
+/// Why an order was not carried out by the larder that was asked.
+enum Unheard {
+    /// There is none.
+    Nobody,
+    Why(String),
+}
+
+/// Has an order carried out and gives its reports to `show`, each as it comes. Exit code 1 if a part of it failed.
+pub(super) fn give(configured: &Configured, order: &Order, show: impl FnMut(Report)) -> Result<ExitCode, String> {
+    let mut config = configured.load()?;
+    config.log.level = LogLevel::Warn;
+    log::begin(&config.log);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| error.to_string())?;
+    let outcome = runtime.block_on(carried_out(config, order, Reader { show, failed: false, ended: false }));
+    // A hung disk or a resolver that does not answer must not hold the process.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// A line for whoever reads; nobody need be there.
+pub(super) fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+async fn carried_out<F: FnMut(Report)>(config: Config, order: &Order, mut reader: Reader<F>) -> Result<ExitCode, String> {
+    let dir = config.cache.dir.clone();
+    match std::fs::metadata(dir.join("layout")) {
+        Ok(_) => {}
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return Err(format!(
+                "there is no cache in {}; say where it is by --config FILE or --set cache.dir=DIR",
+                dir.display()
+            ));
+        }
+        Err(error) => {
+            return Err(format!("{}: {error}; give this order as the user that larder runs as", dir.display()));
+        }
+    }
+    let since = Instant::now();
+    loop {
+        match ask(&config, order, &mut reader).await {
+            Ok(()) => break,
+            Err(Unheard::Why(why)) => return Err(why),
+            Err(Unheard::Nobody) => {}
+        }
+        match Alone::open(config.clone(), Clock::system()).await {
+            Ok(alone) => {
+                if let Some(interrupted) = alone_with(alone, order, &mut reader).await? {
+                    return Ok(interrupted);
+                }
+                break;
+            }
+            // It may just be starting, and about to listen; or stopping, and about to let go.
+            Err(StartError::Cache(OpenError::Held { .. })) if since.elapsed() < PATIENCE => tokio::time::sleep(AGAIN).await,
+            Err(error @ StartError::Cache(OpenError::Held { .. })) => {
+                return Err(format!(
+                    "{error}, and does not take orders; if that is another command, try again when it has ended"
+                ));
+            }
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+    Ok(if reader.failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Gives the order to the larder that listens in the cache directory.
+async fn ask<F: FnMut(Report)>(config: &Config, order: &Order, reader: &mut Reader<F>) -> Result<(), Unheard> {
+    let dir = &config.cache.dir;
+    let failed = |why: String| Unheard::Why(format!("the larder that serves {} {why}", dir.display()));
+    let socket = SocketPath::of(dir).map_err(|error| failed(format!("cannot be reached: {error}")))?;
+    match UnixStream::connect(socket.path()).await {
+        Ok(_) => {}
+        // What a larder left that is no more.
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => return Err(Unheard::Nobody),
+        Err(error) => return Err(failed(format!("cannot be reached: {error}; give this order as the user that it runs as"))),
+    }
+    let client = reqwest::Client::builder().unix_socket(socket.path()).no_proxy().build();
+    let client = client.map_err(|error| failed(error.to_string()))?;
+    let body = serde_json::to_vec(order).map_err(|error| Unheard::Why(error.to_string()))?;
+    let mut answer = match client.post(format!("http://larder{ORDERS_PATH}")).body(body).send().await {
+        Ok(answer) => answer,
+        // It has gone in this moment, and has not heard it.
+        Err(error) if error.is_connect() => return Err(Unheard::Nobody),
+        Err(error) => return Err(failed(format!("does not answer: {error}"))),
+    };
+    if !answer.status().is_success() {
+        let why = answer.text().await.unwrap_or_default();
+        return Err(failed(format!("does not take this order; is it of another version? It says: {why}")));
+    }
+    let mut lines = Vec::new();
+    loop {
+        match answer.chunk().await {
+            Ok(Some(bytes)) => lines.extend_from_slice(&bytes),
+            Ok(None) => break,
+            Err(_) => return Err(failed("has stopped in the middle of it; what is done is done, give the order again".into())),
+        }
+        while let Some(end) = lines.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = lines.drain(..=end).collect();
+            let report = serde_json::from_slice(&line);
+            reader.take(report.map_err(|_| failed("says what cannot be understood; is it of another version?".into()))?);
+        }
+    }
+    if reader.ended {
+        Ok(())
+    } else {
+        Err(failed("has stopped in the middle of it; what is done is done, give the order again".into()))
+    }
+}
+
+/// Carries the order out here. Returns how the process ends if it was interrupted.
+async fn alone_with<F: FnMut(Report)>(alone: Alone, order: &Order, reader: &mut Reader<F>) -> Result<Option<ExitCode>, String> {
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| error.to_string())?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
+    let (send, mut reports) = Reports::channel();
+    let interrupted = {
+        let work = alone.orders().carry_out(order.clone(), &send);
+        tokio::pin!(work);
+        let mut done = false;
+        loop {
+            tokio::select! {
+                () = &mut work, if !done => done = true,
+                Some(report) = reports.recv() => reader.take(report),
+                _ = interrupt.recv() => break true,
+                _ = terminate.recv() => break true,
+            }
+            if reader.ended {
+                break false;
+            }
+        }
+    };
+    alone.close().await;
+    Ok(interrupted.then(|| ExitCode::from(INTERRUPTED)))
+}
+
+// === impl Reader ===
+
+impl<F: FnMut(Report)> Reader<F> {
+    fn take(&mut self, report: Report) {
+        match &report {
+            Report::End => {
+                self.ended = true;
+                return;
+            }
+            Report::Failed { what, why } => {
+                self.failed = true;
+                eprintln!("larder: {what}: {why}");
+            }
+            Report::Waiting { why } => {
+                eprintln!("larder: {why}");
+                return;
+            }
+            _ => {}
+        }
+        (self.show)(report);
+    }
+}

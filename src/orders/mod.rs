@@ -1,0 +1,201 @@
+//! What the operator tells a cache to do, by the command line.
+//!
+//! One piece of code, whoever runs it: the larder that serves, told by the socket in its cache directory, or where none runs, the
+//! command itself. An [`Order`] goes in, [`Report`]s come out, each as soon as there is something to tell.
+
+mod images;
+mod pins;
+mod refresh;
+mod remove;
+mod usage;
+
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use crate::clock::Timestamp;
+use crate::mirror::Mirror;
+use crate::oci::{ImageName, Pattern, Reference, Repository};
+use crate::store::Store;
+
+pub use images::ImageReport;
+pub use refresh::{NotRefreshed, RefreshReport, refresh};
+pub use usage::{LeavingReport, RepositoryReport, UsageReport};
+
+/// Carries out orders on one cache. Clones share it.
+#[derive(Clone)]
+pub struct Orders {
+    mirror: Mirror,
+    store: Store,
+}
+
+/// What is to be done. Images are named as for `docker pull`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "order", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Order {
+    /// Ask for tags upstream, however fresh they are.
+    Refresh { images: Vec<String> },
+    /// Tell of the images that are here and match one of these; none: of all.
+    List { patterns: Vec<Pattern> },
+    /// Keep images from eviction.
+    Pin { images: Vec<String> },
+    /// Let them be evicted again.
+    Unpin { images: Vec<String> },
+    /// Remove images, with what no other needs.
+    Remove { images: Vec<String> },
+    /// Tell what the cache takes of the disk, and for what.
+    Usage,
+}
+
+/// What has come of an order, piece by piece.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "report", rename_all = "snake_case")]
+pub enum Report {
+    Refreshed(RefreshReport),
+    Image(ImageReport),
+    Pinned {
+        image: String,
+        digest: String,
+        missing: usize,
+    },
+    Unpinned {
+        image: String,
+        digest: String,
+    },
+    Removed {
+        image: String,
+        digest: String,
+        freed: u64,
+    },
+    Usage(UsageReport),
+    /// It takes a while, for this reason.
+    Waiting {
+        why: String,
+    },
+    /// One of the things that were asked for could not be done; the others are done all the same.
+    Failed {
+        what: String,
+        why: String,
+    },
+    /// The last one: nothing follows, and nothing is missing.
+    End,
+}
+
+/// Where reports go. Nobody need be there to read them.
+#[derive(Clone)]
+pub struct Reports(mpsc::Sender<Report>);
+
+/// Who reads no reports lets the work wait.
+const UNREAD: usize = 64;
+/// How often it is looked whether the cache has been counted.
+const COUNTED: Duration = Duration::from_millis(20);
+
+/// Where orders are taken, on the socket in the cache directory.
+pub const ORDERS_PATH: &str = "/orders";
+
+// === impl Order ===
+
+impl Order {
+    /// One word for the log.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Refresh { .. } => "refresh",
+            Self::List { .. } => "ls",
+            Self::Pin { .. } => "pin",
+            Self::Unpin { .. } => "unpin",
+            Self::Remove { .. } => "rm",
+            Self::Usage => "du",
+        }
+    }
+}
+
+// === impl Report ===
+
+impl Report {
+    /// As it is sent and as `--json` shows it: JSON, and a line end.
+    #[must_use]
+    pub fn line(&self) -> String {
+        // What it is made of has words for keys.
+        serde_json::to_string(self).unwrap_or_default() + "\n"
+    }
+}
+
+// === impl Reports ===
+
+impl Reports {
+    #[must_use]
+    pub fn channel() -> (Self, mpsc::Receiver<Report>) {
+        let (send, receive) = mpsc::channel(UNREAD);
+        (Self(send), receive)
+    }
+
+    async fn tell(&self, report: Report) {
+        let _ = self.0.send(report).await;
+    }
+
+    /// Tells how it went with one of the things that were asked for.
+    async fn outcome(&self, what: &str, outcome: Result<Report, String>) {
+        self.tell(outcome.unwrap_or_else(|why| Report::Failed { what: what.to_owned(), why })).await;
+    }
+}
+
+// === impl Orders ===
+
+impl Orders {
+    #[must_use]
+    pub fn new(mirror: Mirror, store: Store) -> Self {
+        Self { mirror, store }
+    }
+
+    /// Does what is asked, and tells of it.
+    ///
+    /// Cancel safe: what is done stays done, nothing is half done, and the same order again does the rest.
+    pub async fn carry_out(&self, order: Order, reports: &Reports) {
+        let word = order.word();
+        self.counted(reports).await;
+        match order {
+            Order::Refresh { images } => self.refresh(&images, reports).await,
+            Order::List { patterns } => self.list(&patterns, reports).await,
+            Order::Pin { images } => self.pin(&images, reports).await,
+            Order::Unpin { images } => self.unpin(&images, reports).await,
+            Order::Remove { images } => self.remove(&images, reports).await,
+            Order::Usage => self.usage(reports).await,
+        }
+        reports.tell(Report::End).await;
+        tracing::info!(order = word, "an order was carried out");
+    }
+
+    /// Waits until the cache knows what it has.
+    async fn counted(&self, reports: &Reports) {
+        let mut told = false;
+        while self.store.usage().is_none() {
+            if !std::mem::replace(&mut told, true) {
+                reports.tell(Report::Waiting { why: "the cache is still being counted".into() }).await;
+            }
+            tokio::time::sleep(COUNTED).await;
+        }
+    }
+
+    /// The repository that a name means, and what of it. One whose upstream is not configured any more may still be here.
+    fn named(&self, image: &str) -> Result<(Repository, Reference), String> {
+        let name = image.parse::<ImageName>().map_err(|invalid| invalid.to_string())?;
+        match self.mirror.registries().resolve(&name) {
+            Ok(origin) => Ok((origin.repository, name.reference)),
+            Err(refusal) => match name.registry {
+                Some(upstream) => Ok((Repository { upstream: upstream.into(), name: name.repository }, name.reference)),
+                None => Err(refusal.to_string()),
+            },
+        }
+    }
+}
+
+/// What is said of something that is not here.
+fn absent(image: &str) -> String {
+    format!("it is not in the cache; `larder ls` shows what is, and `larder pull {image}` brings it")
+}
+
+fn date(at: Timestamp) -> String {
+    humantime::format_rfc3339_seconds(SystemTime::from(at)).to_string()
+}

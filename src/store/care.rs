@@ -1,0 +1,224 @@
+//! What the operator looks at and decides about what is in the cache: what is known of it, what is pinned, what goes.
+
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+
+use crate::clock::Timestamp;
+use crate::oci::{Digest, Reference, Repository};
+
+use super::pool::caught;
+use super::records::Pin;
+use super::{Entry, Known, Shared, Store, lock};
+
+/// What the cache takes of the disk, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Account {
+    /// What it may take.
+    pub budget: u64,
+    pub used: u64,
+    /// Of it, blobs that are never evicted,
+    pub pinned: u64,
+    /// blobs that may be,
+    pub evictable: u64,
+    /// what is on its way in,
+    pub partial: u64,
+    /// and what was found damaged.
+    pub quarantined: u64,
+}
+
+/// A blob that eviction would take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leaving {
+    pub digest: Digest,
+    /// What it takes of the disk, in bytes.
+    pub charge: u64,
+    pub used: Timestamp,
+}
+
+// === impl Store ===
+
+impl Store {
+    /// What is known of a blob of the cache, without using it.
+    #[must_use]
+    pub fn entry(&self, digest: &Digest) -> Option<Entry> {
+        lock(&self.0.books).lru.entry(digest)
+    }
+
+    /// Tells of all tags and proofs. To be called where one may wait.
+    pub fn each_known(&self, tell: impl FnMut(Known)) {
+        self.0.records.each(tell);
+    }
+
+    #[must_use]
+    pub fn account(&self) -> Account {
+        let books = lock(&self.0.books);
+        let gauges = books.gauges();
+        Account {
+            budget: books.budget(),
+            used: books.used(),
+            pinned: books.lru.pinned_bytes(),
+            evictable: books.lru.evictable(),
+            partial: gauges.partial + gauges.reserved,
+            quarantined: gauges.quarantined,
+        }
+    }
+
+    /// What eviction would take first, in its order; none where nothing is evicted.
+    #[must_use]
+    pub fn next_to_leave(&self, most: usize) -> Vec<Leaving> {
+        if self.0.sealed { Vec::new() } else { lock(&self.0.books).lru.next_to_leave(most) }
+    }
+
+    /// The bytes of a small blob, without using it and without a look at whether they are right. `None` if the cache has none,
+    /// or it has more than `most`.
+    ///
+    /// Cancel safe.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub async fn peek(&self, digest: &Digest, most: usize) -> io::Result<Option<Vec<u8>>> {
+        let Some(size) = self.size(digest).and_then(|size| usize::try_from(size).ok()).filter(|size| *size <= most) else {
+            return Ok(None);
+        };
+        let (store, digest) = (Arc::clone(&self.0), digest.clone());
+        let read = self.0.reads.soon(move || {
+            let Some(blob) = store.open_blob(&digest, Some(size as u64), false)? else { return Ok(None) };
+            let (mut bytes, mut at) = (vec![0; size], 0);
+            while at < size {
+                match blob.handle.file().read_at(at as u64, &mut bytes[at..])? {
+                    0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                    n => at += n,
+                }
+            }
+            Ok(Some(bytes))
+        });
+        read.await?
+    }
+
+    // --- pins ---
+
+    /// Keeps a digest and all that it names from eviction, until the name is unpinned or pins another one. It need not be in the
+    /// cache yet. The pin is on the disk when this returns.
+    ///
+    /// Cancel safe: it is pinned all the same.
+    ///
+    /// # Errors
+    /// When it could not be written down: then it lasts until larder ends.
+    pub async fn pin(&self, repository: &Repository, reference: &Reference, digest: &Digest) -> io::Result<()> {
+        {
+            let _pinning = lock(&self.0.pinning);
+            let before = self.0.records.set_pin(repository, reference, digest);
+            let mut books = lock(&self.0.books);
+            if before.as_ref() != Some(digest) {
+                books.lru.pin(digest);
+                before.iter().for_each(|before| books.lru.unpin(before));
+                books.dirty = true;
+            }
+        }
+        self.settle().await
+    }
+
+    /// Takes a pin back. Returns what it pinned.
+    ///
+    /// Cancel safe: it is done all the same.
+    ///
+    /// # Errors
+    /// As [`Store::pin`].
+    pub async fn unpin(&self, repository: &Repository, reference: &Reference) -> io::Result<Option<Digest>> {
+        let before = {
+            let _pinning = lock(&self.0.pinning);
+            let before = self.0.records.remove_pin(repository, reference);
+            let mut books = lock(&self.0.books);
+            before.iter().for_each(|before| books.lru.unpin(before));
+            books.dirty |= before.is_some();
+            before
+        };
+        self.settle().await.map(|()| before)
+    }
+
+    #[must_use]
+    pub fn pins(&self) -> Vec<Pin> {
+        self.0.records.pins()
+    }
+
+    /// Whether a digest is never evicted, by its own name or as a part of what is pinned.
+    #[must_use]
+    pub fn is_pinned(&self, digest: &Digest) -> bool {
+        lock(&self.0.books).lru.is_pinned(digest)
+    }
+
+    /// Says what a manifest of the cache names.
+    pub fn link(&self, manifest: &Digest, names: &[Digest]) {
+        self.0.link(manifest, names);
+    }
+
+    // --- removal ---
+
+    /// Removes a blob; who reads it reads on. Returns what it took of the disk, in bytes; `None` if there was none.
+    ///
+    /// Cancel safe: it is done all the same.
+    ///
+    /// # Errors
+    /// When the file could not be removed. The cache does not have it any more, but the disk does.
+    pub async fn remove(&self, digest: &Digest) -> io::Result<Option<u64>> {
+        let (store, digest) = (Arc::clone(&self.0), digest.clone());
+        self.0.writes.run(move || store.remove(&digest)).await?
+    }
+
+    /// Waits until what was recorded is on the disk.
+    ///
+    /// # Errors
+    /// When it could not be written; it is tried again later.
+    pub async fn settle(&self) -> io::Result<()> {
+        self.0.records.flush().await;
+        if self.0.records.are_lost() { Err(io::Error::other("the records could not be written")) } else { Ok(()) }
+    }
+
+    /// The socket by which the operator's commands reach this process: see [`super::socket`].
+    ///
+    /// # Errors
+    /// When there can be none.
+    pub async fn listen(&self) -> io::Result<UnixListener> {
+        let store = Arc::clone(&self.0);
+        self.0.writes.run(move || store.disk.listen()).await?
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    /// Pins what the records say is pinned; to be called before anything can be evicted.
+    pub(super) fn pin_all(&self) {
+        let pins = self.records.pins();
+        let mut books = lock(&self.books);
+        pins.iter().for_each(|pin| books.lru.pin(&pin.digest));
+    }
+
+    fn remove(&self, digest: &Digest) -> io::Result<Option<u64>> {
+        // Nobody renames anything in or removes it meanwhile.
+        let _gate = lock(&self.gate);
+        // It must outlive the lock: the last one to let go of a file takes it.
+        let open;
+        let charge = {
+            let mut books = lock(&self.books);
+            open = books.opened(digest);
+            let Some(charge) = books.take_out(digest) else { return Ok(None) };
+            charge
+        };
+        let removed = caught(|| self.disk.remove_blob(digest));
+        let mut books = lock(&self.books);
+        match removed {
+            Ok(()) => {
+                books.left(charge);
+                open.iter().for_each(|file| file.unlinked(&mut books, charge));
+                Ok(Some(charge))
+            }
+            Err(error) => {
+                // Its bytes go on counting, and the next start looks at every file.
+                books.miscounted = true;
+                Err(error)
+            }
+        }
+    }
+}

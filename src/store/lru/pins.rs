@@ -1,0 +1,224 @@
+//! What is never evicted: what is pinned, and all that it names.
+
+use crate::clock::Timestamp;
+use crate::oci::Digest;
+
+use super::super::care::Leaving;
+use super::entries::{NONE, Place};
+use super::{Lru, charge};
+
+/// What is known of one blob of the cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// In bytes.
+    pub size: u64,
+    pub used: Timestamp,
+    pub pinned: bool,
+    /// What it names, if it is a manifest.
+    pub names: Vec<Digest>,
+    /// The manifests of the cache that name it.
+    pub named_by: Vec<Digest>,
+}
+
+// === impl Lru ===
+
+impl Lru {
+    /// Bytes of what is never evicted.
+    pub(in crate::store) fn pinned_bytes(&self) -> u64 {
+        self.entries.pinned.bytes
+    }
+
+    /// Whether a digest is pinned, in the cache or not.
+    pub(in crate::store) fn is_pinned(&self, digest: &Digest) -> bool {
+        self.entries.find(digest).is_some_and(|slot| self.entries.at(slot).pins > 0)
+    }
+
+    /// Keeps a digest from eviction, with all that it names, as long as it is pinned once more than unpinned. It need not be in
+    /// the cache yet.
+    pub(in crate::store) fn pin(&mut self, digest: &Digest) {
+        let slot = self.entries.slot(digest);
+        self.hold(vec![slot]);
+    }
+
+    /// Takes back what [`Lru::pin`] did, once.
+    pub(in crate::store) fn unpin(&mut self, digest: &Digest) {
+        if let Some(slot) = self.entries.find(digest) {
+            self.let_go(vec![slot]);
+            self.bound_protected();
+        }
+    }
+
+    /// One more holds these. No call of itself, as an upstream may have nested its manifests deep.
+    pub(super) fn hold(&mut self, mut slots: Vec<u32>) {
+        while let Some(slot) = slots.pop() {
+            let entry = self.entries.at_mut(slot);
+            entry.pins += 1;
+            if entry.pins > 1 {
+                continue;
+            }
+            slots.extend_from_slice(&self.entries.at(slot).names);
+            if self.entries.at(slot).place != Place::Absent {
+                self.entries.unlink(slot);
+                self.entries.push_newest(slot, Place::Pinned);
+            }
+        }
+    }
+
+    /// One less holds these. What nobody holds is as if it had been used once, now.
+    fn let_go(&mut self, mut slots: Vec<u32>) {
+        let mut absent = Vec::new();
+        while let Some(slot) = slots.pop() {
+            let entry = self.entries.at_mut(slot);
+            entry.pins = entry.pins.saturating_sub(1);
+            if entry.pins > 0 {
+                continue;
+            }
+            slots.extend_from_slice(&self.entries.at(slot).names);
+            if self.entries.at(slot).place == Place::Absent {
+                absent.push(slot);
+            } else {
+                self.entries.unlink(slot);
+                self.entries.push_newest(slot, Place::Once);
+            }
+        }
+        for slot in absent {
+            // One of them that named it may have been the last that did.
+            if self.entries.is_known(slot) {
+                self.unlink_names(slot);
+            }
+        }
+    }
+
+    /// What goes first, in its order. Who reads any of it delays that.
+    pub(in crate::store) fn next_to_leave(&self, most: usize) -> Vec<Leaving> {
+        let mut next = Vec::new();
+        for oldest in [self.entries.once.oldest, self.entries.again.oldest] {
+            let mut slot = oldest;
+            while slot != NONE && next.len() < most {
+                let entry = self.entries.at(slot);
+                next.push(Leaving { digest: entry.digest.clone(), charge: charge(entry.size), used: entry.used });
+                slot = entry.next;
+            }
+        }
+        next
+    }
+
+    pub(in crate::store) fn entry(&self, digest: &Digest) -> Option<Entry> {
+        let entry = self.entries.at(self.entries.find(digest)?);
+        let digest_of = |slot: &u32| self.entries.at(*slot).digest.clone();
+        let held = |slot: &&u32| self.entries.at(**slot).place != Place::Absent;
+        (entry.place != Place::Absent).then(|| Entry {
+            size: entry.size,
+            used: entry.used,
+            pinned: entry.pins > 0,
+            names: entry.names.iter().map(digest_of).collect(),
+            named_by: entry.named_by.iter().filter(held).map(digest_of).collect(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn digest(n: u8) -> Digest {
+        Digest::sha256(&[n])
+    }
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::from_unix_millis(seconds * 1000)
+    }
+
+    /// 1 names 2 and 3; 2 names 4; 5 is alone. All are here.
+    fn images() -> Lru {
+        let mut lru = Lru::default();
+        (1..=5).for_each(|n| lru.insert(&digest(n), 1, at(n.into())));
+        lru.link(&digest(1), &[digest(2), digest(3)]);
+        lru.link(&digest(2), &[digest(4)]);
+        lru
+    }
+
+    fn pop_all(lru: &mut Lru) -> Vec<Digest> {
+        std::iter::from_fn(|| lru.pop(|_| false).map(|(digest, _)| digest)).collect()
+    }
+
+    #[test]
+    fn what_is_pinned_and_what_it_names_is_never_evicted() {
+        let mut lru = images();
+        lru.pin(&digest(1));
+        assert_eq!((lru.pinned_bytes(), lru.evictable(), lru.bytes()), (4 * 4096, 4096, 5 * 4096));
+        lru.touch(&digest(2), at(5000));
+        assert_eq!(pop_all(&mut lru), [digest(5)]);
+        lru.unpin(&digest(1));
+        assert_eq!((lru.pinned_bytes(), pop_all(&mut lru).len()), (0, 4));
+        assert!(lru.entries.slots.is_empty());
+    }
+
+    #[test]
+    fn what_is_pinned_twice_must_be_unpinned_twice() {
+        let mut lru = images();
+        lru.pin(&digest(1));
+        lru.pin(&digest(1));
+        lru.pin(&digest(2));
+        lru.unpin(&digest(1));
+        assert_eq!(pop_all(&mut lru), [digest(5)]);
+        lru.unpin(&digest(1));
+        assert_eq!(pop_all(&mut lru), [digest(3), digest(1)]);
+        lru.unpin(&digest(2));
+        assert_eq!(pop_all(&mut lru).len(), 2);
+        assert!(lru.entries.slots.is_empty());
+    }
+
+    #[test]
+    fn what_comes_after_the_pin_is_pinned_as_well() {
+        let mut lru = Lru::default();
+        lru.pin(&digest(1));
+        (1..=5).for_each(|n| lru.insert(&digest(n), 1, at(n.into())));
+        lru.link(&digest(2), &[digest(4)]);
+        lru.link(&digest(1), &[digest(2), digest(3)]);
+        lru.insert(&digest(6), 1, at(9));
+        lru.link(&digest(4), &[digest(6)]);
+        assert_eq!(pop_all(&mut lru), [digest(5)]);
+    }
+
+    #[test]
+    fn what_a_pinned_manifest_names_stays_while_it_is_fetched_anew() {
+        let mut lru = images();
+        lru.pin(&digest(1));
+        assert_eq!(lru.remove(&digest(1)), Some(1));
+        assert_eq!(lru.remove(&digest(2)), Some(1));
+        assert!(lru.is_pinned(&digest(1)) && !lru.contains(&digest(1)));
+        assert_eq!(pop_all(&mut lru), [digest(5)]);
+        lru.insert(&digest(1), 1, at(9));
+        lru.insert(&digest(2), 1, at(9));
+        assert_eq!((pop_all(&mut lru), lru.pinned_bytes()), (vec![], 4 * 4096));
+        lru.remove(&digest(1));
+        lru.unpin(&digest(1));
+        assert_eq!(pop_all(&mut lru).len(), 3);
+        assert!(lru.entries.slots.is_empty());
+    }
+
+    #[test]
+    fn what_was_never_here_leaves_nothing_behind() {
+        let mut lru = Lru::default();
+        lru.pin(&digest(1));
+        lru.unpin(&digest(1));
+        lru.unpin(&digest(1));
+        assert!(lru.entries.slots.is_empty());
+    }
+
+    /// It is gone through on a stack of its own, or one image would end the process.
+    #[test]
+    fn however_deep_manifests_are_nested_they_are_pinned() {
+        let mut lru = Lru::default();
+        let deep = |n: u32| Digest::sha256(&n.to_le_bytes());
+        for n in 0..100_000 {
+            lru.insert(&deep(n), 1, at(1));
+            lru.link(&deep(n), &[deep(n + 1)]);
+        }
+        lru.pin(&deep(0));
+        assert_eq!(lru.evictable(), 0);
+        lru.unpin(&deep(0));
+        assert_eq!(lru.pinned_bytes(), 0);
+    }
+}

@@ -56,6 +56,7 @@ async fn carried_out<F: FnMut(Report)>(config: Config, order: &Order, mut reader
     let dir = config.cache.dir.clone();
     match std::fs::metadata(dir.join("layout")) {
         Ok(_) => {}
+        Err(error) if error.kind() == ErrorKind::NotFound && !order.needs_a_cache() => {}
         Err(error) if error.kind() == ErrorKind::NotFound => {
             return Err(format!(
                 "there is no cache in {}; say where it is by --config FILE or --set cache.dir=DIR",
@@ -97,7 +98,11 @@ async fn carried_out<F: FnMut(Report)>(config: Config, order: &Order, mut reader
 async fn ask<F: FnMut(Report)>(config: &Config, order: &Order, reader: &mut Reader<F>) -> Result<(), Unheard> {
     let dir = &config.cache.dir;
     let failed = |why: String| Unheard::Why(format!("the larder that serves {} {why}", dir.display()));
-    let socket = SocketPath::of(dir).map_err(|error| failed(format!("cannot be reached: {error}")))?;
+    let socket = match SocketPath::of(dir) {
+        Ok(socket) => socket,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Err(Unheard::Nobody),
+        Err(error) => return Err(failed(format!("cannot be reached: {error}"))),
+    };
     match UnixStream::connect(socket.path()).await {
         Ok(_) => {}
         // What a larder left that is no more.

@@ -3,7 +3,9 @@
 mod give;
 mod health;
 mod images;
+mod lists;
 mod log;
+mod pull;
 mod refresh;
 mod serve;
 mod table;
@@ -35,6 +37,7 @@ enum Command {
     Unpin(images::Unpin),
     Rm(images::Rm),
     Du(usage::Du),
+    Pull(pull::Pull),
 }
 
 /// Where the configuration comes from.
@@ -66,6 +69,7 @@ pub fn run() -> ExitCode {
         Command::Unpin(unpin) => unpin.run(),
         Command::Rm(rm) => rm.run(),
         Command::Du(du) => du.run(),
+        Command::Pull(pull) => pull.run(),
     };
     match outcome {
         Ok(code) => code,

@@ -49,6 +49,8 @@ pub struct BlobSize {
 /// So long a request waits until a file is verified that a stop may have damaged. A larger one goes out meanwhile, but for its
 /// end.
 const VERIFY_WAIT: Duration = Duration::from_secs(2);
+/// How often it is told how far a fill is.
+const TELL: Duration = Duration::from_millis(100);
 
 // === impl Mirror ===
 
@@ -215,17 +217,18 @@ impl Blob {
         }
     }
 
-    /// Waits until the blob is in the cache, or is known not to get there, without reading it. True once it is there.
+    /// Waits until the blob is in the cache, or is known not to get there, without reading it. True once it is there. Meanwhile
+    /// `grown` is told from time to time how many bytes have come, and of how many.
     ///
     /// Cancel safe.
-    pub(super) async fn kept(self) -> bool {
+    pub(super) async fn kept(self, grown: impl Fn(u64, Option<u64>)) -> bool {
         let Self { mirror, digest, source, .. } = self;
         match source {
             Source::Cache(_) => true,
             Source::Doubtful(growth) => growth.verified().await,
             Source::Fill(mut growth, interest) => {
                 // The interest is held until then, as a fill does not go on for nobody.
-                while !growth.settled().await {
+                while !settled(&growth, &grown).await {
                     match interest.begun_anew(&growth).await {
                         Some(begun) => growth = begun.growth,
                         None => return mirror.0.store.size(&digest).is_some(),
@@ -270,6 +273,18 @@ impl Blob {
 
     pub(super) fn into_source(self) -> Source {
         self.source
+    }
+}
+
+/// Waits for the end of a fill, and tells meanwhile how far it is.
+async fn settled(growth: &Growth, grown: impl Fn(u64, Option<u64>)) -> bool {
+    let settled = growth.settled();
+    tokio::pin!(settled);
+    loop {
+        tokio::select! {
+            settled = &mut settled => return settled,
+            () = tokio::time::sleep(TELL) => grown(growth.front(), growth.known_size()),
+        }
     }
 }
 

@@ -45,7 +45,7 @@ impl Mirror {
                 Ok(origin) => self.warm(&origin, &image.reference, &self.0.options.keep_platforms).await,
                 Err(refusal) => Warmed::refused(image.to_string(), &refusal),
             };
-            let Warmed { digest, present, fetched, bytes, failed } = warmed;
+            let Warmed { digest, present, fetched, bytes, failed, .. } = warmed;
             complete &= failed.is_empty();
             let digest = digest.map(|digest| digest.to_string());
             match failed.first() {

@@ -51,7 +51,7 @@ pub use options::Options;
 pub use public::Make;
 pub use rights::Wanted;
 pub use tags::Refreshed;
-pub use warm::Warmed;
+pub use warm::{Referring, Step, Warmed, Warming};
 
 pub use crate::store::{Outlet, Piece, Pieces, Trouble};
 

@@ -5,6 +5,7 @@
 
 mod images;
 mod pins;
+mod pull;
 mod refresh;
 mod remove;
 mod usage;
@@ -20,6 +21,7 @@ use crate::oci::{ImageName, Pattern, Reference, Repository};
 use crate::store::Store;
 
 pub use images::ImageReport;
+pub use pull::{LayerReport, Pull, PullReport};
 pub use refresh::{NotRefreshed, RefreshReport, refresh};
 pub use usage::{LeavingReport, RepositoryReport, UsageReport};
 
@@ -46,6 +48,8 @@ pub enum Order {
     Remove { images: Vec<String> },
     /// Tell what the cache takes of the disk, and for what.
     Usage,
+    /// Bring images in.
+    Pull(Pull),
 }
 
 /// What has come of an order, piece by piece.
@@ -69,6 +73,8 @@ pub enum Report {
         freed: u64,
     },
     Usage(UsageReport),
+    Layer(LayerReport),
+    Pulled(PullReport),
     /// It takes a while, for this reason.
     Waiting {
         why: String,
@@ -97,6 +103,12 @@ pub const ORDERS_PATH: &str = "/orders";
 // === impl Order ===
 
 impl Order {
+    /// Whether it is for what is in the cache: without one there is nothing to do.
+    #[must_use]
+    pub fn needs_a_cache(&self) -> bool {
+        !matches!(self, Self::Pull(_))
+    }
+
     /// One word for the log.
     #[must_use]
     pub fn word(&self) -> &'static str {
@@ -107,6 +119,7 @@ impl Order {
             Self::Unpin { .. } => "unpin",
             Self::Remove { .. } => "rm",
             Self::Usage => "du",
+            Self::Pull(_) => "pull",
         }
     }
 }
@@ -133,6 +146,11 @@ impl Reports {
 
     async fn tell(&self, report: Report) {
         let _ = self.0.send(report).await;
+    }
+
+    /// Tells what need not be known, if there is someone who keeps up with it.
+    fn try_tell(&self, report: Report) {
+        let _ = self.0.try_send(report);
     }
 
     /// Tells how it went with one of the things that were asked for.
@@ -162,6 +180,7 @@ impl Orders {
             Order::Unpin { images } => self.unpin(&images, reports).await,
             Order::Remove { images } => self.remove(&images, reports).await,
             Order::Usage => self.usage(reports).await,
+            Order::Pull(pull) => self.pull(&pull, reports).await,
         }
         reports.tell(Report::End).await;
         tracing::info!(order = word, "an order was carried out");

@@ -49,6 +49,7 @@ mod places;
 mod proofs;
 mod proxies;
 mod public;
+mod pulling;
 mod pulls;
 mod quirks;
 mod ranges;

@@ -163,7 +163,7 @@ mod tests {
         lru.unpin(&digest(1));
         assert_eq!(pop_all(&mut lru), [digest(5)]);
         lru.unpin(&digest(1));
-        assert_eq!(pop_all(&mut lru), [digest(3), digest(1)]);
+        assert_eq!(pop_all(&mut lru), [digest(1), digest(3)]);
         lru.unpin(&digest(2));
         assert_eq!(pop_all(&mut lru).len(), 2);
         assert!(lru.entries.slots.is_empty());

@@ -321,7 +321,7 @@ async fn run(
     };
     let (connections, end) = tokio::join!(clients, end);
     // Each may take a part of the time that is left.
-    let share = |part| (end.saturating_duration_since(Instant::now()) / part).min(LAST_WRITES);
+    let share = |part: u32| (end.saturating_duration_since(Instant::now()) / part).min(LAST_WRITES);
     let _ = timeout(share(3), beside.wait()).await;
     let fills = mirror.stop(share(2)).await;
     upkeep.abort();

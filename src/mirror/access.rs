@@ -16,15 +16,26 @@ pub struct Access {
 // === impl Access ===
 
 impl Access {
+    /// The pattern that keeps this name from being had.
+    #[must_use]
+    pub fn denied_by(&self, name: &str) -> Option<&Pattern> {
+        self.deny.iter().find(|pattern| pattern.matches(name))
+    }
+
+    /// Whether it may be had, unless it is denied.
+    #[must_use]
+    pub fn allows(&self, name: &str) -> bool {
+        self.allow.is_empty() || self.allow.iter().any(|pattern| pattern.matches(name))
+    }
+
     /// # Errors
     /// A sentence that names the rule.
     pub(super) fn check(&self, repository: &Repository) -> Result<(), Refusal> {
         let Repository { upstream, name } = repository;
-        let named = |pattern: &&Pattern| pattern.matches(name.as_str());
-        if let Some(pattern) = self.deny.iter().find(named) {
+        if let Some(pattern) = self.denied_by(name.as_str()) {
             return Err(Refusal::NotAllowed(format!(r#"{repository} is denied by upstream."{upstream}".deny "{pattern}""#)));
         }
-        if !self.allow.is_empty() && !self.allow.iter().any(|pattern| named(&pattern)) {
+        if !self.allows(name.as_str()) {
             return Err(Refusal::NotAllowed(format!(r#"{repository} is in none of upstream."{upstream}".allow"#)));
         }
         Ok(())

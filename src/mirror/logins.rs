@@ -4,13 +4,12 @@
 //! for them here, and for nothing anywhere else. All of it is in memory: after a restart clients log in again.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use moka::ops::compute::{CompResult, Op};
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use sha2::{Digest as _, Sha256};
@@ -19,6 +18,7 @@ use crate::clock::Timestamp;
 use crate::flight::Flights;
 use crate::upstream::{ClientCredential, CredentialKey, Error, PublicUrl};
 
+use super::brake::Brake;
 use super::names::Registry;
 use super::{Mirror, Refusal};
 
@@ -63,8 +63,7 @@ pub(super) struct Logins {
     checking: Flights<Login, Result<Token, Refusal>>,
     /// By the digest of the token.
     sessions: Cache<[u8; 32], Session>,
-    /// Until when each address pays for what it has tried.
-    tries: Cache<IpAddr, Timestamp>,
+    brake: Brake,
 }
 
 /// A credential at an upstream.
@@ -89,10 +88,7 @@ const LIFE: Duration = Duration::from_mins(5);
 /// For how long it is believed that a login is right, and that it is not.
 const RIGHT: Duration = Duration::from_mins(1);
 const WRONG: Duration = Duration::from_secs(5);
-/// An address pays so long for each login that was wrong, and may owe so much: thirty at once, then one each two seconds.
-const PRICE: Duration = Duration::from_secs(2);
-const CREDIT: Duration = Duration::from_mins(1);
-/// How many logins and addresses are remembered, and how much memory the sessions may take.
+/// How many logins are remembered, and how much memory the sessions may take.
 const REMEMBERED: u64 = 10_000;
 const SESSION_BYTES: u64 = 16 << 20;
 
@@ -169,17 +165,25 @@ impl Mirror {
         let known = matches!(said, Some(Said::Right { .. })) || client.is_nobody();
         let (mirror, gate, client) = (self.clone(), gate.clone(), client.clone());
         let checked = self.0.logins.checking.join(login.clone(), || async move {
-            mirror.0.logins.charge(from, now, known)?;
+            let brake = &mirror.0.logins.brake;
+            if !known {
+                brake.charge(from, now)?;
+            }
+            let refund = || {
+                if !known {
+                    brake.refund(from);
+                }
+            };
             let checked = gate.registry.upstream.check_login(&client).await;
             let why = match checked {
                 Ok(()) => {
-                    mirror.0.logins.refund(from, known);
+                    refund();
                     return mirror.0.logins.open(login, client, now, mirror.0.clock.now());
                 }
                 Err(Error::Credentials(why)) => why,
                 Err(error @ Error::Denied) => error.to_string(),
                 Err(error) => {
-                    mirror.0.logins.refund(from, known);
+                    refund();
                     return Err(error.into());
                 }
             };
@@ -205,30 +209,6 @@ impl Logins {
         self.said.insert(login, Said::Right { until: asked + RIGHT, token: token.clone() });
         Ok(token)
     }
-
-    /// Lets an address pay for a try beforehand, as many may come at once.
-    fn charge(&self, from: IpAddr, now: Timestamp, known: bool) -> Result<(), Refusal> {
-        if known {
-            return Ok(());
-        }
-        let charged = self.tries.entry(block(from)).and_compute_with(|owed| {
-            let owed = owed.map_or(now, |owed| owed.into_value().max(now));
-            if owed + PRICE <= now + CREDIT { Op::Put(owed + PRICE) } else { Op::Nop }
-        });
-        match charged {
-            CompResult::Unchanged(owed) => Err(Refusal::TooManyLogins { until: owed.into_value() + PRICE - CREDIT }),
-            _ => Ok(()),
-        }
-    }
-
-    /// It was no try at a password, or one that could not be made.
-    fn refund(&self, from: IpAddr, known: bool) {
-        if !known {
-            self.tries
-                .entry(block(from))
-                .and_compute_with(|owed| owed.map_or(Op::Nop, |owed| Op::Put(owed.into_value() - PRICE)));
-        }
-    }
 }
 
 impl Default for Logins {
@@ -240,21 +220,13 @@ impl Default for Logins {
             said: Cache::builder().eviction_policy(EvictionPolicy::lru()).max_capacity(REMEMBERED).build(),
             checking: Flights::default(),
             sessions: sessions.weigher(weight).time_to_live(LIFE).build(),
-            tries: Cache::builder().eviction_policy(EvictionPolicy::lru()).max_capacity(REMEMBERED).build(),
+            brake: Brake::default(),
         }
     }
 }
 
 fn digest(token: &str) -> [u8; 32] {
     Sha256::digest(token).into()
-}
-
-/// All addresses that one client may have: a network of IPv6 is given to one.
-fn block(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => Ipv6Addr::from(u128::from(v6) >> 64 << 64).into(),
-        IpAddr::V4(v4) => v4.into(),
-    }
 }
 
 // === impl Challenge ===

@@ -5,6 +5,7 @@
 mod access;
 mod blob;
 mod body;
+mod brake;
 mod fill;
 mod freshness;
 mod held_off;
@@ -42,6 +43,7 @@ use rights::{Asker, Rights};
 pub use access::Access;
 pub use blob::{Blob, BlobSize};
 pub use body::{Broken, ByteStream};
+pub use brake::Brake;
 pub use freshness::Freshness;
 pub use lists::{Referrers, TagList};
 pub use logins::{Challenge, Gate, Shown, Token};

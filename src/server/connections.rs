@@ -25,7 +25,8 @@ use tokio_util::task::TaskTracker;
 use crate::metrics::Metrics;
 
 use super::body::Body;
-use super::door::{Door, Peer, Terms};
+use super::certificate::common_name;
+use super::door::{Client, Door, Peer, Terms};
 use super::pace::Least;
 use super::passage::{Buffers, Passage};
 use super::respond;
@@ -125,7 +126,7 @@ const LAST_STEPS: Duration = Duration::from_millis(200);
 /// connections were cut off.
 pub(super) async fn accept_all<H, F>(doors: Vec<Door>, limits: Limits, handle: H, stop: impl Future<Output = ()>) -> usize
 where
-    H: Fn(Request<Incoming>, Peer) -> F + Clone + Send + Sync + 'static,
+    H: Fn(Request<Incoming>, Arc<Client>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     let connections = Arc::new(Connections {
@@ -182,7 +183,7 @@ fn http(least: Least) -> auto::Builder<Streams> {
 
 impl<H, F> Connections<H>
 where
-    H: Fn(Request<Incoming>, Peer) -> F + Clone + Send + Sync + 'static,
+    H: Fn(Request<Incoming>, Arc<Client>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     /// Accepts what comes by a door, for ever.
@@ -190,9 +191,9 @@ where
         loop {
             let Ok(waits) = Arc::clone(&waiting).acquire_owned().await else { return };
             match door.listener.accept().await {
-                Ok((stream, client)) => {
+                Ok((stream, peer)) => {
                     let (all, terms) = (Arc::clone(&self), Arc::clone(&door.terms));
-                    self.tasks.spawn(async move { all.take(stream, client, terms, waits).await });
+                    self.tasks.spawn(async move { all.take(stream, peer, terms, waits).await });
                 }
                 Err(error) => {
                     self.limits.metrics.shed("descriptors");
@@ -205,7 +206,7 @@ where
     }
 
     /// Finds a place for a new connection, or tells it that there is none.
-    async fn take(self: Arc<Self>, stream: TcpStream, client: Peer, terms: Arc<Terms>, waits: OwnedSemaphorePermit) {
+    async fn take(self: Arc<Self>, stream: TcpStream, peer: Peer, terms: Arc<Terms>, waits: OwnedSemaphorePermit) {
         let places = Arc::clone(&self.places);
         let mut place = Arc::clone(&places).try_acquire_owned().ok();
         if place.is_none() {
@@ -214,10 +215,10 @@ where
         }
         if let Some(place) = place {
             drop(waits);
-            return self.enter(place).serve(stream, client, &terms).await;
+            return self.enter(place).serve(stream, peer, terms).await;
         }
         self.limits.metrics.shed("connections");
-        tracing::debug!(%client, "a connection is refused: there are max_connections");
+        tracing::debug!(client = %peer, "a connection is refused: there are max_connections");
         if terms.has_tls() {
             // Before the handshake it would not understand.
             return;
@@ -295,10 +296,10 @@ fn moment() -> u64 {
 
 impl<H, F> Open<H>
 where
-    H: Fn(Request<Incoming>, Peer) -> F + Clone + Send + Sync + 'static,
+    H: Fn(Request<Incoming>, Arc<Client>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
-    async fn serve(self, stream: TcpStream, client: Peer, terms: &Terms) {
+    async fn serve(self, stream: TcpStream, peer: Peer, terms: Arc<Terms>) {
         // hyper's limit on the time for a head begins with the first byte.
         let mut first = [0];
         let came = tokio::select! {
@@ -315,10 +316,15 @@ where
             return;
         }
         let (wire, line) = Wire::new(stream, self.connections.limits.least, terms.has_tls());
+        let client = |certificate| Arc::new(Client { peer, certificate, terms: Arc::clone(&terms) });
         let end = match &terms.tls {
-            None => self.speak(wire, &line, client).await,
-            Some(tls) => match self.shake_hands(tls, wire, client).await {
-                Ok(stream) => self.speak(stream, &line, client).await,
+            None => self.speak(wire, &line, client(None)).await,
+            Some(tls) => match self.shake_hands(tls, wire, peer).await {
+                Ok(stream) => {
+                    let certificate = stream.get_ref().1.peer_certificates().and_then(|shown| common_name(shown.first()?));
+                    let certificate = certificate.map(Into::into);
+                    self.speak(stream, &line, client(certificate)).await
+                }
                 Err(end) => end,
             },
         };
@@ -330,7 +336,7 @@ where
                 }
             }
             End::Lost => {
-                tracing::debug!(%client, "a client is given up: it takes nothing, or too little");
+                tracing::debug!(client = %peer, "a client is given up: it takes nothing, or too little");
                 line.abort();
             }
             End::Cut => {}
@@ -338,7 +344,7 @@ where
     }
 
     /// Comes to speak TLS, and waits for the first byte of what is said by it: hyper would do so for ever.
-    async fn shake_hands(&self, tls: &Tls, wire: Wire, client: Peer) -> Result<TlsStream<Wire>, End> {
+    async fn shake_hands(&self, tls: &Tls, wire: Wire, peer: Peer) -> Result<TlsStream<Wire>, End> {
         let connection = &self.connection;
         let metrics = &self.connections.limits.metrics;
         let accepted = {
@@ -355,12 +361,12 @@ where
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
                 metrics.handshake("failed");
-                tracing::debug!(%client, %error, "a TLS handshake failed");
+                tracing::debug!(client = %peer, %error, "a TLS handshake failed");
                 return Err(End::Http);
             }
             Err(_) => {
                 metrics.handshake("slow");
-                tracing::debug!(%client, "a TLS handshake took too long");
+                tracing::debug!(client = %peer, "a TLS handshake took too long");
                 return Err(End::Cut);
             }
         };
@@ -373,16 +379,16 @@ where
     }
 
     /// Speaks HTTP until the end.
-    async fn speak<I>(&self, stream: I, line: &Arc<Line>, client: Peer) -> End
+    async fn speak<I>(&self, stream: I, line: &Arc<Line>, client: Arc<Client>) -> End
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let all = &self.connections;
         let (handle, connection, buffers) = (all.handle.clone(), Arc::clone(&self.connection), all.limits.buffers.clone());
-        let on_line = Arc::clone(line);
+        let (on_line, peer) = (Arc::clone(line), client.peer);
         let service = service_fn(move |request| {
             let underway = Underway::new(&connection);
-            let answer = handle(request, client);
+            let answer = handle(request, Arc::clone(&client));
             let (line, buffers) = (Arc::clone(&on_line), buffers.clone());
             async move {
                 // A panic costs this answer; its reason is in the log.
@@ -399,7 +405,7 @@ where
             tokio::select! {
                 ended = &mut http => {
                     if let Err(error) = ended {
-                        tracing::debug!(%client, %error, "a connection ended badly");
+                        tracing::debug!(client = %peer, %error, "a connection ended badly");
                     }
                     return End::Http;
                 }

@@ -6,10 +6,17 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use http::HeaderMap;
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 
-use super::options::ListenerOptions;
+use crate::clock::Timestamp;
+use crate::mirror::{Refusal, Shown};
+
+use super::login::shown;
+use super::options::{ClientCert, ListenerOptions};
+use super::rules::{Identity, Rules};
 use super::tls::Tls;
+use super::users::Users;
 
 /// Where clients come in.
 pub struct Door {
@@ -26,6 +33,18 @@ pub enum Listener {
 /// What is asked of clients, the same at each socket of a listener.
 pub struct Terms {
     pub(super) tls: Option<Tls>,
+    users: Option<Arc<Users>>,
+    /// Users need not say who they are if their certificate does.
+    certificate_suffices: bool,
+    pub(super) rules: Rules,
+}
+
+/// Who is at the other end of a connection, as far as the connection tells.
+pub(super) struct Client {
+    pub(super) peer: Peer,
+    /// The name in the certificate that it has shown.
+    pub(super) certificate: Option<Arc<str>>,
+    pub(super) terms: Arc<Terms>,
 }
 
 /// Who is at the other end of a connection.
@@ -56,8 +75,41 @@ impl Terms {
     /// # Errors
     /// One line that says which option is wrong.
     pub fn of(options: &ListenerOptions) -> Result<Self, String> {
-        let tls = options.has_tls().then(|| Tls::of(options)).transpose();
-        Ok(Self { tls: tls.map_err(|why| format!("server.listener at {}: {why}", options.listen))? })
+        let read = || {
+            let users = (options.users_file.clone(), options.groups_file.clone());
+            let no_users = users.0.as_os_str().is_empty();
+            Ok(Self {
+                tls: options.has_tls().then(|| Tls::of(options)).transpose()?,
+                users: (!no_users).then(|| Users::new(&options.listen.to_string(), users.0, users.1)).transpose()?.map(Arc::new),
+                certificate_suffices: no_users || options.client_cert == ClientCert::Optional,
+                rules: Rules::new(options.rule.clone()),
+            })
+        };
+        read().map_err(|why: String| format!("server.listener at {}: {why}", options.listen))
+    }
+
+    /// Who it is that asks, once that is certain; anybody, where nobody is asked.
+    ///
+    /// Cancel safe.
+    ///
+    /// # Errors
+    /// It has to log in, or its login is wrong, or there were too many tries. Never where there are no users.
+    pub(super) async fn identify(&self, client: &Client, headers: &HeaderMap, now: Timestamp) -> Result<Identity, Refusal> {
+        if let Some(name) = client.certificate.as_ref().filter(|_| self.certificate_suffices) {
+            return Ok(self.identity(name, true));
+        }
+        let Some(users) = &self.users else { return Ok(Identity::default()) };
+        let Shown::Login(login) = shown(headers) else {
+            return Err(Refusal::WrongLogin("there is none; a user name and a password are needed".into()));
+        };
+        users.check(&login, client.peer.ip(), now).await?;
+        let name = login.parts().map_or("", |(name, _)| name);
+        Ok(self.identity(&name.into(), false))
+    }
+
+    fn identity(&self, name: &Arc<str>, by_certificate: bool) -> Identity {
+        let groups = self.users.as_ref().map(|users| users.groups(name)).unwrap_or_default();
+        Identity { name: Some(Arc::clone(name)), by_certificate, groups }
     }
 
     #[must_use]
@@ -67,12 +119,13 @@ impl Terms {
 
     /// Nothing is asked of anyone.
     pub(super) fn none() -> Self {
-        Self { tls: None }
+        Self { tls: None, users: None, certificate_suffices: true, rules: Rules::new(Vec::new()) }
     }
 
     /// Looks whether files have changed, and reads those anew. May wait for the disk.
     pub(super) fn look(&self) {
         self.tls.iter().for_each(Tls::look);
+        self.users.iter().for_each(|users| users.look());
     }
 }
 

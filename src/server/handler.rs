@@ -1,5 +1,7 @@
 //! One request: parse, ask the mirror, respond. The match below shows all that can happen.
 
+use std::sync::Arc;
+
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, header};
 use hyper::body::{Body as _, Incoming};
@@ -10,11 +12,12 @@ use crate::oci::{Accept, Digest, Page, Reference, Route, Target, namespace};
 use crate::upstream::Hop;
 
 use super::body::Body;
-use super::door::Peer;
+use super::door::Client;
 use super::log::AccessLine;
 use super::login::shown;
 use super::passage::Buffers;
 use super::respond::{self, Kind};
+use super::rules::Identity;
 
 /// What a request is handled with.
 #[derive(Clone)]
@@ -30,16 +33,19 @@ pub(super) struct Asked<'a> {
     pub(super) head: &'a Parts,
     /// The proxies that it has come through.
     via: Option<HeaderValue>,
+    client: &'a Client,
+    /// Who it is that asks.
+    identity: Identity,
 }
 
 // === impl Handler ===
 
 impl Handler {
-    pub(super) async fn handle(&self, request: Request<Incoming>, client: Peer) -> Response<Body> {
+    pub(super) async fn handle(&self, request: Request<Incoming>, client: Arc<Client>) -> Response<Body> {
         let (head, body) = request.into_parts();
         #[cfg(all(debug_assertions, not(fuzzing)))]
         assert!(!head.headers.contains_key("x-larder-panic"), "a test has asked for it");
-        let mut line = AccessLine::new(client, &head.method, self.mirror.metrics().clone());
+        let mut line = AccessLine::new(client.peer, &head.method, self.mirror.metrics().clone());
         let reads = matches!(head.method, Method::GET | Method::HEAD);
         let mut response = match self.hop.received(&head.headers) {
             // Before anything else: each time round would be one more.
@@ -47,7 +53,13 @@ impl Handler {
                 line.why = Some(astray.to_string());
                 respond::astray(astray)
             }
-            Ok(via) if reads => self.answer(&Asked { head: &head, via }, &mut line).await,
+            Ok(via) if reads => match client.terms.identify(&client, &head.headers, self.clock.now()).await {
+                Ok(identity) => {
+                    line.user.clone_from(&identity.name);
+                    self.answer(&Asked { head: &head, via, client: &client, identity }, &mut line).await
+                }
+                Err(refusal) => self.refuse(&refusal, Kind::Login, &mut line),
+            },
             // Nothing that changes something gets further.
             Ok(_) => respond::read_only(),
         };
@@ -187,6 +199,7 @@ impl Handler {
         origin.behalf.via.clone_from(&asked.via);
         line.upstream = origin.repository.upstream.to_string();
         line.repository = origin.repository.name.to_string();
+        asked.client.terms.rules.check(&asked.identity, &origin.repository)?;
         if let Some(gate) = origin.gate() {
             let shown = shown(&asked.head.headers);
             origin.behalf.client = Some(self.mirror.identify(&gate, &shown, Some(&target.path), line.client.ip()).await?);

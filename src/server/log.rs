@@ -1,5 +1,6 @@
 //! One line a request.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{Method, StatusCode};
@@ -13,6 +14,8 @@ use super::door::Peer;
 /// query.
 pub(super) struct AccessLine {
     pub(super) client: Peer,
+    /// As whom it is known, where it has been asked.
+    pub(super) user: Option<Arc<str>>,
     pub(super) method: Method,
     /// What kind of thing was asked for.
     pub(super) kind: &'static str,
@@ -52,6 +55,7 @@ impl AccessLine {
     pub(super) fn new(client: Peer, method: &Method, metrics: Metrics) -> Self {
         Self {
             client,
+            user: None,
             method: method.clone(),
             kind: "other",
             upstream: String::new(),
@@ -120,6 +124,7 @@ impl Drop for AccessLine {
         tracing::info!(
             target: "access",
             client = %self.client,
+            user = self.user.as_deref(),
             method = %self.method,
             kind = self.kind,
             upstream = self.upstream,

@@ -6,6 +6,7 @@
 
 mod admin;
 mod body;
+mod certificate;
 mod connections;
 mod data;
 mod door;
@@ -20,9 +21,11 @@ mod passage;
 mod place;
 mod range;
 mod respond;
+mod rules;
 mod socket;
 mod streams;
 mod tls;
+mod users;
 mod wire;
 
 use std::future::Future;
@@ -38,8 +41,9 @@ use passage::Buffers;
 
 pub use admin::{AdminOptions, serve_admin};
 pub use door::{Door, Listener, Terms};
-pub use options::{ListenerOptions, Options};
+pub use options::{ClientCert, ListenerOptions, Options};
 pub use place::Place;
+pub use rules::{Rule, Who};
 pub use socket::serve_orders;
 
 /// Serves `mirror` to who comes by `doors` until `stop` resolves, then lets answers under way end for as long as the options say.

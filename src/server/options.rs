@@ -8,6 +8,7 @@ use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
 use super::place::{self, Place};
+use super::rules::Rule;
 
 /// Where larder listens and how it treats connections.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,6 +45,32 @@ pub struct ListenerOptions {
     /// Its key (PEM). Both are read again when they change.
     #[serde(default)]
     pub key_file: PathBuf,
+    /// Certificates (PEM) of those who sign clients' certificates. Empty: clients are not asked for any.
+    #[serde(default)]
+    pub client_ca_file: PathBuf,
+    /// Whether clients must show a certificate.
+    #[serde(default)]
+    pub client_cert: ClientCert,
+    /// Users and their passwords, as `htpasswd -B` writes them. Empty: nobody is asked for a password.
+    #[serde(default)]
+    pub users_file: PathBuf,
+    /// Groups of users: lines `group: user user`.
+    #[serde(default)]
+    pub groups_file: PathBuf,
+    /// Who may have which repositories; none: whoever is let in, all.
+    #[serde(default)]
+    pub rule: Vec<Rule>,
+}
+
+/// Whether clients must show a certificate, where they are asked for one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClientCert {
+    /// Without one, nobody is heard. Where there are users as well, they say besides who they are.
+    #[default]
+    Required,
+    /// Who shows one need not say who it is; who shows none is asked for a password, where there are users.
+    Optional,
 }
 
 impl Options {
@@ -88,7 +115,16 @@ impl Default for Options {
 impl ListenerOptions {
     /// For whoever reaches it, in cleartext.
     fn open(listen: Place) -> Self {
-        Self { listen, cert_file: PathBuf::new(), key_file: PathBuf::new() }
+        Self {
+            listen,
+            cert_file: PathBuf::new(),
+            key_file: PathBuf::new(),
+            client_ca_file: PathBuf::new(),
+            client_cert: ClientCert::default(),
+            users_file: PathBuf::new(),
+            groups_file: PathBuf::new(),
+            rule: Vec::new(),
+        }
     }
 
     /// Whether its clients speak TLS.
@@ -99,8 +135,15 @@ impl ListenerOptions {
 
     fn check(&self) -> Result<(), String> {
         let wrong = |what: &str| Err(format!("server.listener at {}: {what}", self.listen));
-        if self.cert_file.as_os_str().is_empty() != self.key_file.as_os_str().is_empty() {
+        let given = |file: &PathBuf| !file.as_os_str().is_empty();
+        if given(&self.cert_file) != given(&self.key_file) {
             return wrong("cert_file and key_file go together; one of them is missing");
+        }
+        if given(&self.client_ca_file) && !self.has_tls() {
+            return wrong("client_ca_file is for TLS; give cert_file and key_file as well");
+        }
+        if given(&self.groups_file) && !given(&self.users_file) {
+            return wrong("groups_file is for the users of users_file, which is missing");
         }
         Ok(())
     }

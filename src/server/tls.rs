@@ -3,15 +3,17 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustls::ServerConfig;
-use rustls::crypto::ring;
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::upstream::pem;
 
 use super::fresh::Fresh;
-use super::options::ListenerOptions;
+use super::options::{ClientCert, ListenerOptions};
 
 /// The TLS of one listener.
 pub(super) struct Tls(Fresh<ServerConfig>);
@@ -41,7 +43,7 @@ const MOST_HANDSHAKES: usize = 1024;
 
 impl Tls {
     pub(super) fn of(options: &ListenerOptions) -> Result<Self, String> {
-        let files = vec![options.cert_file.clone(), options.key_file.clone()];
+        let files = vec![options.cert_file.clone(), options.key_file.clone(), options.client_ca_file.clone()];
         let what = format!("the certificate of {}", options.listen);
         pem::warn_of_readers("key_file", &options.key_file);
         let options = options.clone();
@@ -61,16 +63,35 @@ impl Tls {
 fn config(options: &ListenerOptions) -> Result<ServerConfig, String> {
     let chain = pem::certificates("cert_file", &options.cert_file)?;
     let key = pem::key("key_file", &options.key_file)?;
-    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+    let provider = Arc::new(ring::default_provider());
+    let mut config = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?
-        .with_no_client_auth()
+        .with_client_cert_verifier(verifier(options, provider)?)
         .with_single_cert(chain, key)
         .map_err(|error| format!("cert_file does not fit key_file: {error}"))?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     // Who comes again is spared the signature, and larder remembers nothing of anyone.
     config.ticketer = ring::Ticketer::new().map_err(|error| error.to_string())?;
     Ok(config)
+}
+
+/// Who looks at the certificates of clients.
+fn verifier(options: &ListenerOptions, provider: Arc<CryptoProvider>) -> Result<Arc<dyn ClientCertVerifier>, String> {
+    let authorities = pem::certificates("client_ca_file", &options.client_ca_file)?;
+    if authorities.is_empty() {
+        return Ok(WebPkiClientVerifier::no_client_auth());
+    }
+    let mut roots = RootCertStore::empty();
+    for authority in authorities {
+        roots.add(authority).map_err(|error| format!("client_ca_file: {error}"))?;
+    }
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider);
+    let verifier = match options.client_cert {
+        ClientCert::Required => verifier,
+        ClientCert::Optional => verifier.allow_unauthenticated(),
+    };
+    verifier.build().map_err(|error| format!("client_ca_file: {error}"))
 }
 
 // === impl Handshakes ===

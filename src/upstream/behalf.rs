@@ -1,7 +1,7 @@
 //! For whom an upstream is asked.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use http::HeaderValue;
 use sha2::{Digest as _, Sha256};
@@ -27,9 +27,17 @@ struct Shown {
     key: CredentialKey,
 }
 
-/// Tells credentials apart without telling them: a digest.
+/// Tells credentials apart without telling them: a digest that is good in this process alone, so that nobody who sees one can
+/// try out passwords.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CredentialKey([u8; 32]);
+
+static SECRET: LazyLock<[u8; 32]> = LazyLock::new(|| {
+    let mut secret = [0; 32];
+    let random = rustls::crypto::ring::default_provider().secure_random;
+    random.fill(&mut secret).expect("there is randomness, or there is no TLS either");
+    secret
+});
 
 // === impl ClientCredential ===
 
@@ -42,6 +50,7 @@ impl ClientCredential {
     #[must_use]
     pub fn new(username: String, password: String) -> Self {
         let mut hasher = Sha256::new();
+        hasher.update(*SECRET);
         // The length keeps `a` and `bc` apart from `ab` and `c`.
         hasher.update((username.len() as u64).to_be_bytes());
         hasher.update(&username);
@@ -65,6 +74,12 @@ impl ClientCredential {
     #[must_use]
     pub fn key(&self) -> CredentialKey {
         self.0.key
+    }
+
+    /// The user and the password, unless it is nobody.
+    #[must_use]
+    pub fn parts(&self) -> Option<(&str, &str)> {
+        self.credential().map(|credential| (credential.username.as_str(), credential.password.as_str()))
     }
 
     pub(super) fn credential(&self) -> Option<&Credential> {

@@ -111,7 +111,7 @@ containerd_logs_in() {
 refused() {
     local said
     if said=$("$@" 2>&1); then return 1; fi
-    grep -iE 'unauthorized|invalid username/password' <<<"$said" || { echo "$said" && return 1; }
+    grep -iE 'unauthorized|invalid username/password|no basic auth credentials' <<<"$said" || { echo "$said" && return 1; }
 }
 
 status_for_alice() { bounded curl -sS --user "$login" -o /dev/null -w '%{http_code}' "http://$1"; }

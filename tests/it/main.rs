@@ -76,6 +76,7 @@ mod tls;
 mod tokens;
 mod unreadable;
 mod upstreams;
+mod users;
 mod warming;
 mod wire;
 mod wrong_bytes;

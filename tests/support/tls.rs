@@ -5,10 +5,11 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
 use rustls::pki_types::PrivateKeyDer;
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, SupportedProtocolVersion};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
@@ -38,6 +39,20 @@ impl Authority {
         let path = dir.join("ca.pem");
         fs::write(&path, self.0.pem()).expect("a file");
         path
+    }
+
+    /// For a client that believes this authority, and shows a certificate of it with this common name.
+    pub fn believed_by(&self, name: &str, protocols: &[&str]) -> ClientConfig {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new([]).expect("no name");
+        params.distinguished_name.push(DnType::CommonName, name);
+        let certificate = params.signed_by(&key, &self.0).expect("a certificate");
+        let mut config = self.believed(rustls::ALL_VERSIONS, protocols);
+        let key = PrivateKeyDer::try_from(key.serialize_der()).expect("a key");
+        let provider = rustls::crypto::ring::default_provider();
+        let key = CertifiedKey::from_der(vec![certificate.der().clone()], key, &provider).expect("a certificate and its key");
+        config.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(key));
+        config
     }
 
     /// Writes a certificate for a client, and its key, into files of `dir`.

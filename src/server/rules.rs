@@ -1,0 +1,188 @@
+//! What each client may have, by who it is.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::mirror::{Access, Refusal};
+use crate::oci::{Pattern, Repository};
+
+/// Who asks, as far as a door has made sure of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Identity {
+    /// A user's name, or that in a certificate. `None`: anybody.
+    pub(super) name: Option<Arc<str>>,
+    pub(super) by_certificate: bool,
+    pub(super) groups: Arc<[String]>,
+}
+
+/// `[[server.listener.rule]]`: what these may have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rule {
+    /// Whom it is for; empty: everyone.
+    #[serde(default)]
+    pub who: Vec<Who>,
+    /// The repositories that they may have, with their upstream: `docker.io/library/*`. Empty: all.
+    #[serde(default)]
+    pub allow: Vec<Pattern>,
+    /// Those that they may not, whatever else allows them.
+    #[serde(default)]
+    pub deny: Vec<Pattern>,
+}
+
+/// `user:NAME`, `group:NAME`, `cert:NAME`; a name may be a pattern.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Who {
+    User(Pattern),
+    Group(Pattern),
+    /// Who has shown a certificate of this name.
+    Cert(Pattern),
+}
+
+/// Why a text names nobody.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is nobody; write user:NAME, group:NAME or cert:NAME")]
+pub struct InvalidWho(String);
+
+/// The rules of one listener.
+pub(super) struct Rules(Vec<(Vec<Who>, Access)>);
+
+// === impl Rules ===
+
+impl Rules {
+    pub(super) fn new(rules: Vec<Rule>) -> Self {
+        Self(rules.into_iter().map(|Rule { who, allow, deny }| (who, Access { allow, deny })).collect())
+    }
+
+    /// Some rule for the client must allow the repository, and none deny it. Where there are no rules, all is allowed.
+    ///
+    /// # Errors
+    /// A sentence that says why not.
+    pub(super) fn check(&self, identity: &Identity, repository: &Repository) -> Result<(), Refusal> {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        let name = repository.to_string();
+        let for_client = || self.0.iter().filter(|(who, _)| who.is_empty() || who.iter().any(|who| who.is(identity)));
+        let no = |why: String| Err(Refusal::NotAllowed(why));
+        if let Some(pattern) = for_client().find_map(|(_, access)| access.denied_by(&name)) {
+            return no(format!("{name} is denied to {identity} by \"{pattern}\" of a rule"));
+        }
+        if !for_client().any(|(_, access)| access.allows(&name)) {
+            return no(format!("no rule allows {name} to {identity}"));
+        }
+        Ok(())
+    }
+}
+
+// === impl Identity ===
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.name {
+            Some(name) => name.escape_debug().fmt(f),
+            None => f.write_str("anybody"),
+        }
+    }
+}
+
+// === impl Who ===
+
+impl Who {
+    fn is(&self, identity: &Identity) -> bool {
+        let Identity { name, by_certificate, groups } = identity;
+        let named = |pattern: &Pattern| name.as_ref().is_some_and(|name| pattern.matches(name));
+        match self {
+            Self::User(pattern) => named(pattern),
+            Self::Group(pattern) => groups.iter().any(|group| pattern.matches(group)),
+            Self::Cert(pattern) => *by_certificate && named(pattern),
+        }
+    }
+}
+
+impl FromStr for Who {
+    type Err = InvalidWho;
+
+    fn from_str(text: &str) -> Result<Self, InvalidWho> {
+        let parts = text.split_once(':').and_then(|(kind, name)| Some((kind, name.parse().ok()?)));
+        match parts {
+            Some(("user", name)) => Ok(Self::User(name)),
+            Some(("group", name)) => Ok(Self::Group(name)),
+            Some(("cert", name)) => Ok(Self::Cert(name)),
+            _ => Err(InvalidWho(text.into())),
+        }
+    }
+}
+
+impl TryFrom<String> for Who {
+    type Error = InvalidWho;
+
+    fn try_from(text: String) -> Result<Self, InvalidWho> {
+        text.parse()
+    }
+}
+
+impl From<Who> for String {
+    fn from(who: Who) -> Self {
+        match who {
+            Who::User(name) => format!("user:{name}"),
+            Who::Group(name) => format!("group:{name}"),
+            Who::Cert(name) => format!("cert:{name}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(name: &str, by_certificate: bool, groups: &[&str]) -> Identity {
+        let groups: Vec<String> = groups.iter().map(ToString::to_string).collect();
+        Identity { name: (!name.is_empty()).then(|| name.into()), by_certificate, groups: groups.into() }
+    }
+
+    #[test]
+    fn some_rule_must_allow_and_none_may_deny() {
+        let rule = |who: &[&str], allow: &[&str], deny: &[&str]| Rule {
+            who: who.iter().map(|who| who.parse().unwrap()).collect(),
+            allow: allow.iter().map(|pattern| pattern.parse().unwrap()).collect(),
+            deny: deny.iter().map(|pattern| pattern.parse().unwrap()).collect(),
+        };
+        let rules = Rules::new(vec![
+            rule(&[], &["docker.io/library/*"], &["**/secret"]),
+            rule(&["user:alice", "cert:build-*"], &["ghcr.io/**"], &[]),
+            rule(&["group:ops"], &[], &["docker.io/library/old"]),
+        ]);
+        let may = |who: &Identity, upstream: &str, name: &str| {
+            rules.check(who, &Repository { upstream: upstream.into(), name: name.parse().unwrap() }).is_ok()
+        };
+        let anybody = identity("", false, &[]);
+        assert!(may(&anybody, "docker.io", "library/app") && !may(&anybody, "ghcr.io", "org/app"));
+        assert!(!may(&anybody, "docker.io", "library/secret") && !may(&identity("alice", false, &[]), "ghcr.io", "org/secret"));
+        assert!(
+            may(&identity("alice", false, &[]), "ghcr.io", "org/app") && !may(&identity("bob", false, &[]), "ghcr.io", "org/app")
+        );
+        assert!(may(&identity("build-7", true, &[]), "ghcr.io", "org/app"));
+        assert!(!may(&identity("build-7", false, &[]), "ghcr.io", "org/app"), "a user of that name has shown no certificate");
+        let ops = identity("carol", false, &["dev", "ops"]);
+        assert!(may(&ops, "quay.io", "any/thing") && !may(&ops, "docker.io", "library/old"));
+        assert!(!may(&identity("ops", false, &[]), "quay.io", "any/thing"), "a user is no group");
+        assert!(
+            Rules::new(Vec::new()).check(&anybody, &Repository { upstream: "x".into(), name: "a/b".parse().unwrap() }).is_ok()
+        );
+    }
+
+    #[test]
+    fn whom_a_rule_is_for_is_written_as_it_is_read() {
+        for text in ["user:alice", "group:ci-*", "cert:build.corp"] {
+            assert_eq!(String::from(text.parse::<Who>().unwrap()), text);
+        }
+        for text in ["alice", "user:", "users:alice", "cert:a b", ""] {
+            assert!(text.parse::<Who>().is_err(), "{text}");
+        }
+    }
+}

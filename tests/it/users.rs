@@ -1,0 +1,349 @@
+//! Users of larder's own: passwords, certificates, what each may have, and those who try out passwords.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::support::{
+    Answer, Authority, Client, Image, Log, PATIENCE, PutImage, Registry, StoppedMirror, TestMirror, basic, get, get_with,
+};
+
+const ALICES: &str = "canary-of-alice";
+const BOBS: &str = "canary-of-bob";
+/// Hashing takes a few milliseconds.
+const COST: u32 = 5;
+
+/// Writes users as `htpasswd -B` does.
+fn htpasswd(file: &Path, users: &[(&str, &str)], cost: u32) {
+    let mut text = String::from("# users\n\n");
+    for (name, password) in users {
+        let hash = bcrypt::hash_with_salt(password, cost, [7; 16]).unwrap().format_for_version(bcrypt::Version::TwoY);
+        writeln!(text, "{name}:{hash}").unwrap();
+    }
+    fs::write(file, text).unwrap();
+}
+
+struct World {
+    upstream: Registry,
+    image: PutImage,
+    mirror: TestMirror,
+    /// Where users are asked who they are.
+    url: String,
+    users: PathBuf,
+}
+
+async fn with_users(options: &str) -> World {
+    before(options, COST, |mirror| mirror).await
+}
+
+async fn before(options: &str, cost: u32, more: impl FnOnce(StoppedMirror) -> StoppedMirror) -> World {
+    let upstream = Registry::start().await;
+    let image = Image::new(1).layers(&[100_000]).put(&upstream, "library/app", "latest");
+    let mirror = TestMirror::builder().upstream("docker.io", &upstream);
+    let users = mirror.dir().join("users");
+    htpasswd(&users, &[("alice", ALICES), ("bob", BOBS)], cost);
+    fs::write(mirror.dir().join("groups"), "ops: alice\nall: alice bob\n").unwrap();
+    let groups = mirror.dir().join("groups");
+    let listener = format!("users_file = '{}', groups_file = '{}', {options}", users.display(), groups.display());
+    let mirror = more(mirror.listener(&listener)).start().await;
+    let url = mirror.listening()[1].to_string();
+    World { upstream, image, mirror, url, users }
+}
+
+impl World {
+    async fn get(&self, path: &str, authorization: &str) -> Answer {
+        get_with(format!("{}{path}", self.url), &[("authorization", authorization)]).await
+    }
+
+    async fn as_user(&self, path: &str, user: &str, password: &str) -> Answer {
+        self.get(path, &basic(user, password)).await
+    }
+}
+
+#[track_caller]
+fn assert_challenged(answer: &Answer) {
+    assert_eq!((answer.status, answer.error_code().as_deref()), (401, Some("UNAUTHORIZED")));
+    assert_eq!(answer.header("www-authenticate"), Some("Basic realm=\"larder\""));
+    assert_eq!(answer.header("cache-control"), Some("no-store"));
+}
+
+#[tokio::test]
+async fn who_logs_in_gets_all_and_who_does_not_gets_nothing_not_even_what_is_cached() {
+    let world = with_users("").await;
+    let (tag, blob) = (world.image.tag_path("latest"), world.image.blob_path(&world.image.layers[0]));
+    for path in ["/v2/", &tag, &blob, "/v2/library/app/tags/list", "/token", "/nothing"] {
+        assert_challenged(&get(format!("{}{path}", world.url)).await);
+    }
+    assert_eq!(world.upstream.requests().len(), 0);
+    world.as_user("/v2/", "alice", ALICES).await.expect(200);
+    assert_eq!(world.as_user(&tag, "alice", ALICES).await.expect(200).body, world.image.manifest);
+    assert_eq!(world.as_user(&blob, "bob", BOBS).await.expect(200).body, world.image.layers[0].bytes);
+    for wrong in [
+        basic("alice", BOBS),
+        basic("alice", ""),
+        basic("Alice", ALICES),
+        basic("", ALICES),
+        basic("mallory", ALICES),
+        basic("alice", &format!("{ALICES}x")),
+        "Basic !!!".to_owned(),
+        "Bearer eyJ".to_owned(),
+        "Basic".to_owned(),
+    ] {
+        for path in ["/v2/", &tag, &blob] {
+            assert_challenged(&world.get(path, &wrong).await);
+        }
+    }
+    // Elsewhere nobody is asked who it is, whatever it shows.
+    for authorization in [basic("alice", BOBS), "Bearer eyJ".to_owned()] {
+        let answer = world.mirror.get_with(&blob, &[("authorization", &authorization)]).await.expect(200);
+        assert_eq!(answer.body, world.image.layers[0].bytes);
+    }
+    assert!(world.upstream.requests().iter().all(|request| request.header("authorization").is_none()));
+}
+
+#[tokio::test]
+async fn a_login_costs_its_hash_once_and_is_forgotten_when_the_file_changes() {
+    // A hash that takes a quarter of a second or so.
+    let world = before("", 12, |mirror| mirror).await;
+    let begun = Instant::now();
+    world.as_user("/v2/", "alice", ALICES).await.expect(200);
+    let first = begun.elapsed();
+    let begun = Instant::now();
+    for _ in 0..20 {
+        world.as_user("/v2/", "alice", ALICES).await.expect(200);
+    }
+    assert!(begun.elapsed() < first * 5, "{first:?}, and then twenty in {:?}", begun.elapsed());
+    // Many at once are checked once as well, and are no tries at a password.
+    let begun = Instant::now();
+    let answers = join_all((0..60).map(|_| world.as_user("/v2/", "bob", BOBS))).await;
+    assert!(answers.iter().all(|answer| answer.status == 200));
+    assert!(begun.elapsed() < first * 10, "{first:?}, and then sixty in {:?}", begun.elapsed());
+
+    htpasswd(&world.users, &[("bob", BOBS), ("carol", "canary-of-carol")], COST);
+    let gone = async {
+        while world.as_user("/v2/", "alice", ALICES).await.status != 401 {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(PATIENCE, gone).await.expect("who is not in the file any more is nobody");
+    world.as_user("/v2/", "carol", "canary-of-carol").await.expect(200);
+    world.as_user("/v2/", "bob", BOBS).await.expect(200);
+
+    // What is no such file is not taken up.
+    let log = Log::from_here();
+    fs::write(&world.users, "bob:{SHA}fEqNCco3Yq9h5ZUglD3CZJT4lBs=\n").unwrap();
+    log.will_say(&["WARN", "what it was stays", world.users.to_str().unwrap(), "line 1 holds no password"]).await;
+    world.as_user("/v2/", "carol", "canary-of-carol").await.expect(200);
+}
+
+#[tokio::test]
+async fn unknown_users_cost_the_time_of_known_ones() {
+    let world = before("", 10, |mirror| mirror).await;
+    let mut took = [Vec::new(), Vec::new()];
+    for n in 0..12 {
+        for (user, took) in ["alice", "mallory"].iter().zip(&mut took) {
+            let begun = Instant::now();
+            assert_challenged(&world.as_user("/v2/", user, &format!("canary-{n}")).await);
+            took.push(begun.elapsed());
+        }
+    }
+    let [known, unknown] = took.map(|mut took| {
+        took.sort();
+        took[took.len() / 2]
+    });
+    let ratio = known.as_secs_f64() / unknown.as_secs_f64();
+    assert!((0.7..1.4).contains(&ratio), "{known:?} and {unknown:?}");
+    assert!(unknown > Duration::from_millis(5), "it is hashed: {unknown:?}");
+}
+
+#[tokio::test]
+async fn who_tries_out_passwords_is_slowed_down_and_nobody_else_is() {
+    let world = with_users("").await;
+    world.as_user("/v2/", "alice", ALICES).await.expect(200);
+    let mut said = Vec::new();
+    for n in 0..40 {
+        said.push(world.as_user("/v2/", "alice", &format!("canary-{n}")).await);
+    }
+    let count = |status| said.iter().filter(|answer| answer.status == status).count();
+    assert_eq!((count(401), count(429)), (30, 10));
+    let refused = said.last().unwrap();
+    assert!(matches!(refused.header("retry-after"), Some("1" | "2")), "{:?}", refused.headers);
+    assert_eq!(refused.error_code().as_deref(), Some("TOOMANYREQUESTS"));
+    // Not even the right password is tried now, as the guesser would learn it.
+    assert_eq!(world.as_user("/v2/", "bob", BOBS).await.status, 429);
+    // Who is known goes on.
+    world.as_user("/v2/", "alice", ALICES).await.expect(200);
+    world.mirror.clock().advance(Duration::from_secs(2));
+    world.as_user("/v2/", "bob", BOBS).await.expect(200);
+    world.mirror.clock().advance(Duration::from_mins(6));
+    world.as_user("/v2/", "alice", ALICES).await.expect(200);
+}
+
+/// `ATTACKS=20` makes it 100,000.
+#[tokio::test]
+async fn a_storm_of_wrong_logins_slows_nobody_else_down() {
+    let storm = 5_000 * std::env::var("ATTACKS").map_or(1, |times| times.parse::<usize>().unwrap());
+    let world = before("", 10, |mirror| mirror).await;
+    let blob = world.image.blob_path(&world.image.layers[0]);
+    world.as_user(&blob, "alice", ALICES).await.expect(200);
+    let client = Client::h1();
+    let known = basic("alice", ALICES);
+    let others = || async {
+        let mut waited = Vec::new();
+        for _ in 0..100 {
+            let begun = Instant::now();
+            client.get_with(format!("{}{blob}", world.url), &[("authorization", &known)]).await.expect(200);
+            waited.push(begun.elapsed());
+        }
+        waited.sort();
+        waited[95]
+    };
+    let before = others().await;
+    let guesser = Client::h1();
+    let guesses = async {
+        let mut refused = 0;
+        for n in 0..storm {
+            let guess = basic("bob", &format!("canary-{n}"));
+            let answer = guesser.get_with(format!("{}/v2/", world.url), &[("authorization", &guess)]).await;
+            assert!(matches!(answer.status, 401 | 429), "{}", answer.status);
+            refused += usize::from(answer.status == 429);
+        }
+        refused
+    };
+    let (refused, during) = tokio::join!(guesses, others());
+    eprintln!("{storm} wrong logins, {refused} of them unheard; others wait {during:?}, {before:?} before");
+    assert!(refused >= storm - 60, "{refused}");
+    assert!(during < before * 5 + Duration::from_millis(100), "{during:?}, {before:?} before");
+}
+
+// === rules ===
+
+#[tokio::test]
+async fn rules_say_who_may_have_what() {
+    let world = with_users(
+        "rule = [{ who = ['group:all'], allow = ['docker.io/library/*'] }, { who = ['user:alice'], allow = ['docker.io/team/**'] }, \
+         { deny = ['**/secret'] }, { who = ['user:bob'], deny = ['docker.io/library/old'] }]",
+    )
+    .await;
+    let mut paths = Vec::new();
+    for name in ["library/app", "team/a/b", "library/old", "library/secret"] {
+        paths.push(Image::new(2).layers(&[1000]).put(&world.upstream, name, "latest").tag_path("latest"));
+    }
+    // In the cache by a way that asks nobody.
+    for path in &paths {
+        world.mirror.get(path).await.expect(200);
+    }
+    let asked = world.upstream.requests().len();
+    for (user, password, expected) in [("alice", ALICES, [200, 200, 200, 403]), ("bob", BOBS, [200, 200, 403, 403])] {
+        for (path, expected) in paths.iter().zip(expected) {
+            let answer = world.as_user(path, user, password).await.expect(expected);
+            if expected == 403 {
+                assert_eq!(answer.error_code().as_deref(), Some("DENIED"));
+                assert!(answer.text().contains(user), "{}", answer.text());
+            }
+        }
+    }
+    assert_eq!(world.upstream.requests().len(), asked, "what is refused is not asked for");
+}
+
+#[tokio::test]
+async fn where_nobody_is_asked_rules_hold_for_anybody_and_nobody_is_told_to_log_in() {
+    let upstream = Registry::start().await;
+    let [public, private] = ["library/app", "team/app"].map(|name| Image::new(1).layers(&[10]).put(&upstream, name, "latest"));
+    let rules = "rule = [{ allow = ['docker.io/library/**'] }, { who = ['user:alice'], allow = ['**'] }]";
+    let mirror = TestMirror::builder().upstream("docker.io", &upstream).listener(rules).start().await;
+    let url = mirror.listening()[1].to_string();
+    for headers in [&[][..], &[("authorization", &*basic("alice", ALICES))]] {
+        get_with(format!("{url}/v2/"), headers).await.expect(200);
+        get_with(format!("{url}{}", public.tag_path("latest")), headers).await.expect(200);
+        get_with(format!("{url}{}", private.tag_path("latest")), headers).await.expect(403);
+    }
+    mirror.get(&private.tag_path("latest")).await.expect(200);
+}
+
+// === certificates ===
+
+async fn with_certificates(options: &str, authority: &Authority) -> World {
+    let files = |mirror: StoppedMirror| {
+        let (server, ca) = (authority.server(mirror.dir(), "127.0.0.1"), authority.file(mirror.dir()));
+        mirror.tls(&server, &format!("client_ca_file = '{}', {options}", ca.display()))
+    };
+    let mut world = before("", COST, files).await;
+    world.url = world.mirror.tls_url("");
+    world
+}
+
+#[tokio::test]
+async fn without_a_certificate_of_the_authority_nobody_is_heard_where_one_is_required() {
+    let authority = Authority::new();
+    let rules = "rule = [{ who = ['cert:build-*'] }]";
+    let world = with_certificates(rules, &authority).await;
+    let tag = format!("{}{}", world.url, world.image.tag_path("latest"));
+    for protocol in ["h2", "http/1.1"] {
+        let build = Client::tls(authority.believed_by("build-7", &[protocol]));
+        assert_eq!(build.get(&tag).await.expect(200).body, world.image.manifest);
+        let again = Client::tls(authority.believed_by("alice", &[protocol]));
+        let refused = again.get(&tag).await.expect(403);
+        assert!(refused.text().contains("no rule allows docker.io/library/app to alice"), "{}", refused.text());
+        let none = Client::tls(authority.believed(rustls::ALL_VERSIONS, &[protocol]));
+        assert!(none.try_get(&tag).await.is_err());
+        let mut stranger = authority.believed(rustls::ALL_VERSIONS, &[protocol]);
+        stranger.client_auth_cert_resolver = Authority::new().believed_by("build-7", &[]).client_auth_cert_resolver;
+        assert!(Client::tls(stranger).try_get(&tag).await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn who_shows_a_certificate_need_not_log_in_where_that_is_optional_and_must_where_it_is_not() {
+    let authority = Authority::new();
+    for (options, with_certificate) in [("client_cert = 'optional', ", 200), ("client_cert = 'required', ", 401)] {
+        let files = |mirror: StoppedMirror| {
+            let (server, ca) = (authority.server(mirror.dir(), "127.0.0.1"), authority.file(mirror.dir()));
+            let users = mirror.dir().join("users");
+            let more = format!("{options}client_ca_file = '{}', users_file = '{}'", ca.display(), users.display());
+            mirror.tls(&server, &more)
+        };
+        let world = before("", COST, files).await;
+        let url = world.mirror.tls_url("/v2/");
+        let build = Client::tls(authority.believed_by("build-7", &["http/1.1"]));
+        build.get(&url).await.expect(with_certificate);
+        build.get_with(&url, &[("authorization", &basic("alice", ALICES))]).await.expect(200);
+        let none = Client::tls(authority.believed(rustls::ALL_VERSIONS, &["http/1.1"]));
+        if with_certificate == 200 {
+            assert_challenged(&none.get(&url).await);
+            none.get_with(&url, &[("authorization", &basic("alice", ALICES))]).await.expect(200);
+        } else {
+            assert!(none.try_get(&url).await.is_err());
+        }
+    }
+}
+
+// === mistakes ===
+
+#[tokio::test]
+async fn what_is_wrong_with_users_is_said_before_anyone_is_let_in() {
+    let upstream = Registry::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("users");
+    let users = format!("users_file = '{}'", file.display());
+    for (text, options, says) in [
+        ("", &*users, "names nobody"),
+        ("alice\n", &users, "line 1 is no name with a colon after it"),
+        ("alice:$apr1$x$y\n", &users, "line 1 holds no password as `htpasswd -B` writes it"),
+        ("alice:$2y$31$abcdefghijklmnopqrstuuabcdefghijklmnopqrstuabcdefghijklmno\n", &users, "line 1 holds no password"),
+        ("", "users_file = '/nowhere/users'", "/nowhere/users cannot be read"),
+        ("", "groups_file = '/nowhere/groups'", "groups_file is for the users of users_file"),
+        ("", "client_ca_file = '/nowhere/ca'", "client_ca_file is for TLS"),
+        ("", "rule = [{ who = ['alice'] }]", "\"alice\" is nobody; write user:NAME"),
+        ("", "rule = [{ whom = [] }]", "unknown field `whom`"),
+    ] {
+        fs::write(&file, text).unwrap();
+        let mirror = TestMirror::builder().upstream("docker.io", &upstream).listener(options);
+        let (why, _) = mirror.try_start().await.err().unwrap();
+        assert!(why.contains(says) && !why.contains('\n'), "{options}: {why}");
+    }
+}

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 pub struct Clock(Arc<Shared>);
 
 struct Shared {
-    started: Instant,
+    /// `None`: it stands still.
+    started: Option<Instant>,
     started_at: Duration,
     added_ms: AtomicU64,
 }
@@ -25,8 +26,18 @@ pub struct Timestamp(u64);
 impl Clock {
     #[must_use]
     pub fn system() -> Self {
+        Self::started(Some(Instant::now()))
+    }
+
+    /// One that moves only when it is told to, for tests of what happens within a moment.
+    #[must_use]
+    pub fn still() -> Self {
+        Self::started(None)
+    }
+
+    fn started(started: Option<Instant>) -> Self {
         Self(Arc::new(Shared {
-            started: Instant::now(),
+            started,
             started_at: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
             added_ms: AtomicU64::new(0),
         }))
@@ -34,7 +45,7 @@ impl Clock {
 
     #[must_use]
     pub fn now(&self) -> Timestamp {
-        let since_1970 = self.0.started_at + self.0.started.elapsed();
+        let since_1970 = self.0.started_at + self.0.started.map_or(Duration::ZERO, |started| started.elapsed());
         Timestamp(millis(since_1970) + self.0.added_ms.load(Ordering::Relaxed))
     }
 

@@ -24,6 +24,7 @@ struct Shared {
     slow_clients: Counter,
     shed: Counters<1>,
     handshakes: Counters<1>,
+    unproxied: Counter,
     fills: Counters<1>,
     fill_resumes: Counter,
     resume_mismatches: Counter,
@@ -107,6 +108,10 @@ impl Metrics {
             ),
             handshakes: register
                 .add("tls_handshakes", "TLS handshakes of clients, by outcome: done, failed, slow, given_up (for newer ones)"),
+            unproxied: register.add(
+                "unproxied_connections",
+                "Connections closed, as they did not begin as the PROXY protocol has it, or were none of a proxy's",
+            ),
             fills: register.add("fills", "Fills that have ended, by how: kept, passed, mismatch, stopped, given_up, failed"),
             fill_resumes: register.add("fill_resumes", "Transfers that broke and were taken up again"),
             resume_mismatches: register.add(
@@ -197,6 +202,10 @@ impl Metrics {
     /// `outcome`: done, failed, slow, `given_up`.
     pub fn handshake(&self, outcome: &'static str) {
         self.0.handshakes.get_or_create(&[("outcome", outcome.into())]).inc();
+    }
+
+    pub fn unproxied(&self) {
+        self.0.unproxied.inc();
     }
 
     // --- fills ---

@@ -299,7 +299,20 @@ where
     H: Fn(Request<Incoming>, Arc<Client>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
-    async fn serve(self, stream: TcpStream, peer: Peer, terms: Arc<Terms>) {
+    async fn serve(self, mut stream: TcpStream, peer: Peer, terms: Arc<Terms>) {
+        let known = tokio::select! {
+            known = timeout(HEAD_TIMEOUT, terms.who_comes(&mut stream, peer)) => known,
+            () = self.connection.leave.cancelled() => return,
+        };
+        let peer = match known {
+            Ok(Ok(peer)) => peer,
+            Ok(Err(error)) => {
+                self.connections.limits.metrics.unproxied();
+                tracing::debug!(client = %peer, %error, "a connection is closed, as no proxy says for whom it is");
+                return;
+            }
+            Err(_) => return,
+        };
         // hyper's limit on the time for a head begins with the first byte.
         let mut first = [0];
         let came = tokio::select! {

@@ -12,8 +12,10 @@ use tokio::net::{TcpListener, TcpStream, UnixListener};
 use crate::clock::Timestamp;
 use crate::mirror::{Refusal, Shown};
 
+use super::forwarded::{self, Network};
 use super::login::shown;
 use super::options::{ClientCert, ListenerOptions};
+use super::proxy;
 use super::rules::{Identity, Rules};
 use super::tls::Tls;
 use super::users::Users;
@@ -37,6 +39,19 @@ pub struct Terms {
     /// Users need not say who they are if their certificate does.
     certificate_suffices: bool,
     pub(super) rules: Rules,
+    /// Who is believed to speak for others.
+    proxies: Vec<Network>,
+    /// They say for whom before anything else.
+    proxy_protocol: bool,
+}
+
+/// Why it is not known who comes by a proxy.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unknown {
+    #[error("it is none of the proxies")]
+    Stranger,
+    #[error(transparent)]
+    Wrong(#[from] io::Error),
 }
 
 /// Who is at the other end of a connection, as far as the connection tells.
@@ -53,6 +68,8 @@ pub(super) enum Peer {
     Net(SocketAddr),
     /// Someone on this machine, by a Unix socket.
     Local,
+    /// Someone for whom a proxy speaks.
+    Behind(IpAddr),
 }
 
 /// How much of an answer the kernel may hold beyond what the network has taken.
@@ -83,18 +100,47 @@ impl Terms {
                 users: (!no_users).then(|| Users::new(&options.listen.to_string(), users.0, users.1)).transpose()?.map(Arc::new),
                 certificate_suffices: no_users || options.client_cert == ClientCert::Optional,
                 rules: Rules::new(options.rule.clone()),
+                proxies: options.proxies.clone(),
+                proxy_protocol: options.proxy_protocol,
             })
         };
         read().map_err(|why: String| format!("server.listener at {}: {why}", options.listen))
     }
 
-    /// Who it is that asks, once that is certain; anybody, where nobody is asked.
+    /// Who comes by a new connection: where proxies say so before anything else, whom they say.
+    ///
+    /// Not cancel safe.
+    ///
+    /// # Errors
+    /// They do not, or it is none of them.
+    pub(super) async fn who_comes(&self, stream: &mut TcpStream, peer: Peer) -> Result<Peer, Unknown> {
+        if !self.proxy_protocol {
+            return Ok(peer);
+        }
+        if !self.proxies.iter().any(|network| network.has(peer)) {
+            return Err(Unknown::Stranger);
+        }
+        Ok(proxy::read(stream).await?.map_or(peer, Peer::Net))
+    }
+
+    /// For whom a request is made.
+    pub(super) fn who_asks(&self, client: &Client, headers: &HeaderMap) -> Peer {
+        forwarded::client(client.peer, headers, &self.proxies)
+    }
+
+    /// Who it is that asks, once that is certain; anybody, where nobody is asked. `from`: where it comes from.
     ///
     /// Cancel safe.
     ///
     /// # Errors
     /// It has to log in, or its login is wrong, or there were too many tries. Never where there are no users.
-    pub(super) async fn identify(&self, client: &Client, headers: &HeaderMap, now: Timestamp) -> Result<Identity, Refusal> {
+    pub(super) async fn identify(
+        &self,
+        client: &Client,
+        from: Peer,
+        headers: &HeaderMap,
+        now: Timestamp,
+    ) -> Result<Identity, Refusal> {
         if let Some(name) = client.certificate.as_ref().filter(|_| self.certificate_suffices) {
             return Ok(self.identity(name, true));
         }
@@ -102,7 +148,7 @@ impl Terms {
         let Shown::Login(login) = shown(headers) else {
             return Err(Refusal::WrongLogin("there is none; a user name and a password are needed".into()));
         };
-        users.check(&login, client.peer.ip(), now).await?;
+        users.check(&login, from.ip(), now).await?;
         let name = login.parts().map_or("", |(name, _)| name);
         Ok(self.identity(&name.into(), false))
     }
@@ -119,7 +165,14 @@ impl Terms {
 
     /// Nothing is asked of anyone.
     pub(super) fn none() -> Self {
-        Self { tls: None, users: None, certificate_suffices: true, rules: Rules::new(Vec::new()) }
+        Self {
+            tls: None,
+            users: None,
+            certificate_suffices: true,
+            rules: Rules::new(Vec::new()),
+            proxies: Vec::new(),
+            proxy_protocol: false,
+        }
     }
 
     /// Looks whether files have changed, and reads those anew. May wait for the disk.
@@ -159,6 +212,7 @@ impl Peer {
     pub(super) fn ip(self) -> IpAddr {
         match self {
             Self::Net(address) => address.ip(),
+            Self::Behind(address) => address,
             Self::Local => Ipv4Addr::LOCALHOST.into(),
         }
     }
@@ -168,6 +222,7 @@ impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Net(address) => address.fmt(f),
+            Self::Behind(address) => address.fmt(f),
             Self::Local => f.write_str("unix"),
         }
     }

@@ -45,7 +45,8 @@ impl Handler {
         let (head, body) = request.into_parts();
         #[cfg(all(debug_assertions, not(fuzzing)))]
         assert!(!head.headers.contains_key("x-larder-panic"), "a test has asked for it");
-        let mut line = AccessLine::new(client.peer, &head.method, self.mirror.metrics().clone());
+        let mut line =
+            AccessLine::new(client.terms.who_asks(&client, &head.headers), &head.method, self.mirror.metrics().clone());
         let reads = matches!(head.method, Method::GET | Method::HEAD);
         let mut response = match self.hop.received(&head.headers) {
             // Before anything else: each time round would be one more.
@@ -53,7 +54,7 @@ impl Handler {
                 line.why = Some(astray.to_string());
                 respond::astray(astray)
             }
-            Ok(via) if reads => match client.terms.identify(&client, &head.headers, self.clock.now()).await {
+            Ok(via) if reads => match client.terms.identify(&client, line.client, &head.headers, self.clock.now()).await {
                 Ok(identity) => {
                     line.user.clone_from(&identity.name);
                     self.answer(&Asked { head: &head, via, client: &client, identity }, &mut line).await

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
+use super::forwarded::Network;
 use super::place::{self, Place};
 use super::rules::Rule;
 
@@ -57,6 +58,12 @@ pub struct ListenerOptions {
     /// Groups of users: lines `group: user user`.
     #[serde(default)]
     pub groups_file: PathBuf,
+    /// Proxies that are believed when they say for whom they speak: networks, or `unix`. Empty: none.
+    #[serde(default)]
+    pub proxies: Vec<Network>,
+    /// They say so by the PROXY protocol; and besides, as without it, in `X-Forwarded-For`.
+    #[serde(default)]
+    pub proxy_protocol: bool,
     /// Who may have which repositories; none: whoever is let in, all.
     #[serde(default)]
     pub rule: Vec<Rule>,
@@ -123,6 +130,8 @@ impl ListenerOptions {
             client_cert: ClientCert::default(),
             users_file: PathBuf::new(),
             groups_file: PathBuf::new(),
+            proxies: Vec::new(),
+            proxy_protocol: false,
             rule: Vec::new(),
         }
     }
@@ -141,6 +150,9 @@ impl ListenerOptions {
         }
         if given(&self.client_ca_file) && !self.has_tls() {
             return wrong("client_ca_file is for TLS; give cert_file and key_file as well");
+        }
+        if self.proxy_protocol && self.proxies.is_empty() {
+            return wrong("proxy_protocol is true; say in proxies who is believed");
         }
         if given(&self.groups_file) && !given(&self.users_file) {
             return wrong("groups_file is for the users of users_file, which is missing");

@@ -47,6 +47,7 @@ mod passthrough;
 mod pins;
 mod places;
 mod proofs;
+mod proxied;
 mod proxies;
 mod public;
 mod pulling;

@@ -232,6 +232,7 @@ impl Alone {
     pub async fn close(self) {
         let fills = self.mirror.stop(LAST_WRITES).await;
         note_spent(&self.mirror, &self.store);
+        let _ = timeout(LAST_WRITES, self.mirror.keep_lacking()).await;
         if timeout(LAST_WRITES, self.store.close(fills == 0)).await.is_err() {
             tracing::error!("the disk does not answer; the next start looks at every file");
         }
@@ -303,6 +304,7 @@ async fn open(
         }
     }
     let mirror = Mirror::new(options, store.clone(), registries, clock.clone(), metrics);
+    mirror.recall_lacking().await;
     Ok((store, mirror))
 }
 
@@ -326,6 +328,7 @@ async fn run(
     let fills = mirror.stop(share(2)).await;
     upkeep.abort();
     note_spent(&mirror, &store);
+    let _ = timeout(share(2), mirror.keep_lacking()).await;
     // Clients that were cut off wrote nothing.
     if timeout(share(1), store.close(fills == 0)).await.is_err() {
         tracing::error!("the disk does not answer; the next start looks at every file");
@@ -343,6 +346,7 @@ async fn upkeep(mirror: Mirror, store: Store, stop: CancellationToken) {
             _ = probe.tick() => store.probe().await,
             _ = due.tick() => {
                 note_spent(&mirror, &store);
+                mirror.keep_lacking().await;
                 store.upkeep().await;
             }
         }

@@ -5,11 +5,13 @@ mod health;
 mod images;
 mod lists;
 mod log;
+mod missing;
 mod pull;
 mod refresh;
 mod serve;
 mod table;
 mod usage;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -38,6 +40,8 @@ enum Command {
     Rm(images::Rm),
     Du(usage::Du),
     Pull(pull::Pull),
+    Missing(missing::Missing),
+    Verify(verify::Verify),
 }
 
 /// Where the configuration comes from.
@@ -70,6 +74,8 @@ pub fn run() -> ExitCode {
         Command::Rm(rm) => rm.run(),
         Command::Du(du) => du.run(),
         Command::Pull(pull) => pull.run(),
+        Command::Missing(missing) => missing.run(),
+        Command::Verify(verify) => verify.run(),
     };
     match outcome {
         Ok(code) => code,

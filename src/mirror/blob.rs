@@ -62,7 +62,11 @@ impl Mirror {
     /// # Errors
     /// See [`Refusal`].
     pub async fn blob(&self, origin: &Origin, digest: &Digest) -> Result<Blob, Refusal> {
-        self.find_blob(origin, digest, false).await
+        let blob = self.find_blob(origin, digest, false).await;
+        if let Err(Refusal::Upstream(upstream::Error::Offline)) = &blob {
+            self.lacks_blob(origin, digest);
+        }
+        blob
     }
 
     /// Likewise; `unreadable`: the cache may have it, but not so that it can be read.
@@ -175,6 +179,7 @@ impl Mirror {
         }
         self.check_missing(origin, Thing::Blob(digest.clone()))?;
         if origin.is_offline() && held.is_none() {
+            self.lacks_blob(origin, digest);
             return Err(upstream::Error::Offline.into());
         }
         if let Some(proof) = proof {

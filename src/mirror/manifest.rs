@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::oci::{self, Accept, Digest, Reference};
 use crate::store::{Bypass, Damage, Finished, Kind, Proof, ReadError};
-use crate::upstream::{CacheStatus, ManifestAnswer};
+use crate::upstream::{self, CacheStatus, ManifestAnswer};
 
 use super::proofs::{By, Proven};
 use super::{Mirror, Origin, Refusal, Served, Thing};
@@ -39,6 +39,20 @@ impl Mirror {
     /// # Errors
     /// See [`Refusal`].
     pub async fn manifest(&self, origin: &Origin, reference: &Reference, accept: &Accept) -> Result<Manifest, Refusal> {
+        let manifest = self.find_manifest(origin, reference, accept).await;
+        if let Err(Refusal::Upstream(upstream::Error::Offline)) = &manifest {
+            self.lacks(origin, reference);
+        }
+        manifest
+    }
+
+    /// The same for larder itself, which keeps no list of what it looks for in vain.
+    pub(super) async fn find_manifest(
+        &self,
+        origin: &Origin,
+        reference: &Reference,
+        accept: &Accept,
+    ) -> Result<Manifest, Refusal> {
         let tag = match reference {
             Reference::Digest(digest) => return self.manifest_by_digest(origin, digest).await,
             Reference::Tag(tag) => tag,

@@ -18,6 +18,7 @@ mod options;
 mod proofs;
 mod public;
 mod rights;
+mod shopping;
 mod tags;
 mod warm;
 
@@ -52,6 +53,7 @@ pub use names::{Origin, Registries, Registry};
 pub use options::Options;
 pub use public::Make;
 pub use rights::Wanted;
+pub use shopping::Lacking;
 pub use tags::Refreshed;
 pub use warm::{Referring, Step, Warmed, Warming};
 
@@ -84,6 +86,7 @@ struct Inner {
     /// What is not there, and until when that is believed.
     missing: moka::sync::Cache<(Asker, Thing), (Timestamp, upstream::Error)>,
     lists: moka::sync::Cache<(Asker, String), lists::Cached>,
+    shopping: shopping::Shopping,
     listing: Flights<(Asker, String), Result<lists::Cached, Refusal>>,
     tasks: TaskTracker,
     stopping: CancellationToken,
@@ -203,6 +206,7 @@ impl Mirror {
                 .max_capacity(LIST_BYTES)
                 .weigher(|(_, key): &(Asker, String), list| lists::weight(key, list))
                 .build(),
+            shopping: shopping::Shopping::default(),
             listing: Flights::default(),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),

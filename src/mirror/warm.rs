@@ -128,7 +128,7 @@ impl Mirror {
             for kind in COSIGN {
                 let Ok(tag) = format!("{}.{kind}", Tag::of_referrers(&digest)).parse::<Tag>() else { continue };
                 let tag = Reference::Tag(tag);
-                match self.manifest(origin, &tag, &Accept::anything()).await {
+                match self.find_manifest(origin, &tag, &Accept::anything()).await {
                     Ok(manifest) => {
                         referring.warmed.add(self.bring(origin, &tag, all).await);
                         referring.found.push((tag, manifest.digest.clone()));
@@ -161,6 +161,23 @@ impl Mirror {
         Ok(Some((own, index.names)))
     }
 
+    /// Fetches anew what the cache had and has lost.
+    ///
+    /// Cancel safe.
+    ///
+    /// # Errors
+    /// Says in one line why it is not here.
+    pub async fn restore(&self, origin: &Origin, digest: &Digest, kind: Kind) -> Result<(), String> {
+        match kind {
+            Kind::Blob => self.warm_blob(origin, digest, &|_| {}).await.map(drop),
+            Kind::Manifest => {
+                let reference = Reference::Digest(digest.clone());
+                let manifest = self.find_manifest(origin, &reference, &Accept::anything()).await;
+                self.warm_manifest(&manifest.map_err(|refusal| refusal.to_string())?).await.map(drop)
+            }
+        }
+    }
+
     async fn warm_manifests(
         &self,
         origin: &Origin,
@@ -171,7 +188,7 @@ impl Mirror {
         let (mut manifests, mut seen) = (Vec::new(), HashSet::new());
         let mut wanted = vec![reference.clone()];
         while let Some(reference) = wanted.pop() {
-            let parsed = match self.manifest(origin, &reference, &Accept::anything()).await {
+            let parsed = match self.find_manifest(origin, &reference, &Accept::anything()).await {
                 Ok(manifest) => {
                     warmed.digest.get_or_insert_with(|| manifest.digest.clone());
                     warmed.manifests.push(manifest.digest.clone());
@@ -238,7 +255,7 @@ impl Mirror {
             self.0.store.touch(digest);
             return Ok(None);
         }
-        let blob = self.blob(origin, digest).await.map_err(|refusal: Refusal| refusal.to_string())?;
+        let blob = self.find_blob(origin, digest, false).await.map_err(|refusal: Refusal| refusal.to_string())?;
         if let Served::Bypass(why, _) = &blob.served {
             return Err(format!("it is not kept: {why}"));
         }

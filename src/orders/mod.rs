@@ -4,11 +4,13 @@
 //! command itself. An [`Order`] goes in, [`Report`]s come out, each as soon as there is something to tell.
 
 mod images;
+mod missing;
 mod pins;
 mod pull;
 mod refresh;
 mod remove;
 mod usage;
+mod verify;
 
 use std::time::{Duration, SystemTime};
 
@@ -21,9 +23,11 @@ use crate::oci::{ImageName, Pattern, Reference, Repository};
 use crate::store::Store;
 
 pub use images::ImageReport;
+pub use missing::MissingReport;
 pub use pull::{LayerReport, Pull, PullReport};
 pub use refresh::{NotRefreshed, RefreshReport, refresh};
 pub use usage::{LeavingReport, RepositoryReport, UsageReport};
+pub use verify::VerifyReport;
 
 /// Carries out orders on one cache. Clones share it.
 #[derive(Clone)]
@@ -50,6 +54,11 @@ pub enum Order {
     Usage,
     /// Bring images in.
     Pull(Pull),
+    /// Tell what was asked for while nobody could be asked, and is not here.
+    Missing,
+    /// Hash all that is here again; what is damaged leaves the cache, and is fetched anew where that is wanted. `rate`: so many
+    /// bytes a second, or as in idle time.
+    Verify { repair: bool, rate: Option<u64> },
 }
 
 /// What has come of an order, piece by piece.
@@ -75,6 +84,18 @@ pub enum Report {
     Usage(UsageReport),
     Layer(LayerReport),
     Pulled(PullReport),
+    Missing(MissingReport),
+    /// So many bytes of so many are verified.
+    Verifying {
+        bytes: u64,
+        of: u64,
+    },
+    /// It was damaged, and has been fetched anew.
+    Repaired {
+        digest: String,
+        of: Option<String>,
+    },
+    Verified(VerifyReport),
     /// It takes a while, for this reason.
     Waiting {
         why: String,
@@ -120,6 +141,8 @@ impl Order {
             Self::Remove { .. } => "rm",
             Self::Usage => "du",
             Self::Pull(_) => "pull",
+            Self::Missing => "missing",
+            Self::Verify { .. } => "verify",
         }
     }
 }
@@ -181,6 +204,8 @@ impl Orders {
             Order::Remove { images } => self.remove(&images, reports).await,
             Order::Usage => self.usage(reports).await,
             Order::Pull(pull) => self.pull(&pull, reports).await,
+            Order::Missing => self.missing(reports).await,
+            Order::Verify { repair, rate } => self.verify(repair, rate, reports).await,
         }
         reports.tell(Report::End).await;
         tracing::info!(order = word, "an order was carried out");

@@ -9,7 +9,7 @@ use crate::oci::{Digest, Reference, Repository};
 
 use super::pool::caught;
 use super::records::Pin;
-use super::{Entry, Known, Shared, Store, lock};
+use super::{Entry, Kind, Known, Shared, Store, lock};
 
 /// What the cache takes of the disk, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -43,6 +43,41 @@ impl Store {
     #[must_use]
     pub fn entry(&self, digest: &Digest) -> Option<Entry> {
         lock(&self.0.books).lru.entry(digest)
+    }
+
+    /// The manifests of the cache that name a digest, which need not be in it.
+    #[must_use]
+    pub fn named_by(&self, digest: &Digest) -> Vec<Digest> {
+        lock(&self.0.books).lru.named_by(digest)
+    }
+
+    /// The repositories that have proven to hold a digest, and as what.
+    #[must_use]
+    pub fn held_by(&self, digest: &Digest) -> Vec<(Repository, Kind)> {
+        self.0.records.held_by(digest)
+    }
+
+    /// A small text that was kept under this name, which no other file of the cache has; `None` if there is none.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub async fn text(&self, name: &'static str) -> io::Result<Option<String>> {
+        let store = Arc::clone(&self.0);
+        let read = self.0.writes.run(move || match store.disk.read(name) {
+            Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        });
+        read.await?
+    }
+
+    /// Keeps a small text in place of the one of this name.
+    ///
+    /// # Errors
+    /// When the disk fails; the one that was there still is.
+    pub async fn set_text(&self, name: &'static str, text: String) -> io::Result<()> {
+        let store = Arc::clone(&self.0);
+        self.0.writes.run(move || store.disk.replace(name, text.as_bytes())).await?
     }
 
     /// Tells of all tags and proofs. To be called where one may wait.

@@ -8,6 +8,7 @@
 //!       partial/sha256-<hex>   bytes on their way in
 //!       quarantine/            what was found damaged, named likewise: the newest few
 //!       records                what bytes do not tell: tags and proofs
+//!       missing                what a sealed larder was asked for and does not have
 //!       index                  sizes and order of use; may be deleted
 //!       socket                 by which the operator's commands reach the process that owns the directory
 //!       clean                  there while nothing has changed since the index was written

@@ -257,6 +257,11 @@ impl Records {
         );
     }
 
+    /// The repositories that have proven to hold a digest, and as what.
+    pub(super) fn held_by(&self, digest: &Digest) -> Vec<(Repository, Kind)> {
+        self.lock().known.held_by(digest)
+    }
+
     /// The digests that are manifests, as far as the records tell.
     pub(super) fn manifests(&self) -> Vec<Digest> {
         self.lock().known.manifests()

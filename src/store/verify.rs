@@ -7,6 +7,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::clock::Timestamp;
 use crate::oci::{Digest, Hasher};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::timeout;
@@ -29,6 +30,8 @@ struct Landing {
     store: Arc<Shared>,
     digest: Digest,
     verification: Arc<Verification>,
+    /// In bytes a second, while nobody waits for it.
+    rate: u64,
 }
 
 /// What a round over the cache has found.
@@ -59,8 +62,11 @@ impl Store {
     pub async fn scrub_once(&self) -> Scrubbed {
         let store = &self.0;
         let mut scrubbed = Scrubbed::default();
-        for digest in store.due() {
-            match self.scrub(&digest).await {
+        if store.scrub_rate == 0 {
+            return scrubbed;
+        }
+        for digest in store.due(store.clock.now() - AGAIN) {
+            match self.check(&digest, store.scrub_rate).await {
                 Some(true) => scrubbed.right += 1,
                 Some(false) => scrubbed.damaged += 1,
                 None => scrubbed.skipped += 1,
@@ -73,13 +79,28 @@ impl Store {
         scrubbed
     }
 
-    /// Whether a blob is right; `None` if it cannot be told.
-    async fn scrub(&self, digest: &Digest) -> Option<bool> {
+    /// So many bytes a second are verified in idle time; `None`: nothing is.
+    #[must_use]
+    pub fn scrub_rate(&self) -> Option<u64> {
+        Some(self.0.scrub_rate).filter(|rate| *rate > 0)
+    }
+
+    /// All that is in the cache, in the order in which it is best verified: first of all that of which nobody knows anything.
+    #[must_use]
+    pub fn all(&self) -> Vec<Digest> {
+        self.0.due(Timestamp::from_unix_millis(u64::MAX))
+    }
+
+    /// Whether a blob is right; `None` if it cannot be told, as it cannot be read just now or has left the cache. One that is not
+    /// leaves it. `rate`: so many bytes a second are hashed.
+    ///
+    /// Cancel safe: the verification goes on.
+    pub async fn check(&self, digest: &Digest, rate: u64) -> Option<bool> {
         let size = self.size(digest)?;
         let (store, wanted) = (Arc::clone(&self.0), digest.clone());
         let opened = self.0.reads.soon(move || store.open_blob(&wanted, Some(size), false)).await.ok()?;
         match opened {
-            Ok(Some(blob)) if self.0.verify(digest, &blob, false).verified().await => return Some(true),
+            Ok(Some(blob)) if self.0.verify(digest, &blob, Some(rate)).verified().await => return Some(true),
             Ok(_) => {}
             Err(error) => {
                 let (store, wanted, damage) = (Arc::clone(&self.0), digest.clone(), Damage::told_by(&error)?);
@@ -93,19 +114,20 @@ impl Store {
 // === impl Shared ===
 
 impl Shared {
-    /// What is to be verified, those first of which nobody knows anything.
-    fn due(&self) -> Vec<Digest> {
-        if self.scrub_rate == 0 || !lock(&self.books).known {
+    /// What was verified before `limit`, those first of which nobody knows anything.
+    fn due(&self, limit: Timestamp) -> Vec<Digest> {
+        if !lock(&self.books).known {
             return Vec::new();
         }
-        let limit = self.clock.now() - AGAIN;
         let mut due = self.look_through(|lru, slots| lru.verified_before(limit, slots));
         due.sort_unstable();
         due.into_iter().map(|(.., digest)| digest).collect()
     }
 
-    /// Begins to verify a blob, or joins the verification that is under way.
-    pub(super) fn verify(self: &Arc<Self>, digest: &Digest, blob: &Blob, urgent: bool) -> Growth {
+    /// Begins to verify a blob, or joins the verification that is under way. `rate`: so many bytes a second, in idle time;
+    /// `None`: someone waits for it.
+    pub(super) fn verify(self: &Arc<Self>, digest: &Digest, blob: &Blob, rate: Option<u64>) -> Growth {
+        let urgent = rate.is_none();
         let mut verifying = lock(&self.verifying);
         if let Some(verification) = verifying.get(digest) {
             verification.urgent.fetch_or(urgent, Ordering::Relaxed);
@@ -115,7 +137,8 @@ impl Shared {
         let verification = Arc::new(Verification { growing: Arc::clone(&growing), urgent: AtomicBool::new(urgent) });
         verifying.insert(digest.clone(), Arc::clone(&verification));
         drop(verifying);
-        let landing = Landing { store: Arc::clone(self), digest: digest.clone(), verification };
+        let rate = rate.unwrap_or(self.scrub_rate).max(1);
+        let landing = Landing { store: Arc::clone(self), digest: digest.clone(), verification, rate };
         let (handle, size) = (Arc::clone(&blob.handle), blob.size());
         self.tasks.spawn(async move {
             tokio::select! {
@@ -131,7 +154,7 @@ impl Shared {
 
 impl Landing {
     async fn verify(&self, handle: &Arc<Handle>, size: u64) {
-        let Self { store, digest, verification } = self;
+        let Self { store, digest, verification, .. } = self;
         let found = match self.hash(handle, size).await {
             Ok(found) if found == *digest => {
                 store.metrics.verified("right");
@@ -155,15 +178,14 @@ impl Landing {
     }
 
     async fn hash(&self, handle: &Arc<Handle>, size: u64) -> io::Result<Digest> {
-        let Self { store, digest, verification } = self;
+        let Self { store, digest, verification, rate } = self;
         let mut hasher = Hasher::new(digest.algorithm());
         let mut at = 0;
         // What was not in memory before need not be there afterwards, if nobody reads it.
         let in_memory = size == 0 || handle.file().read_cached(0, &mut [0])?.is_some();
-        let rate = store.scrub_rate.max(1);
         while at < size {
             let urgent = verification.urgent.load(Ordering::Relaxed);
-            let limit = if urgent { CHUNK } else { CHUNK.min(rate / 4).max(1) };
+            let limit = if urgent { CHUNK } else { CHUNK.min(*rate / 4).max(1) };
             if !urgent {
                 // A little at a time, so that someone who comes in a hurry does not wait.
                 tokio::time::sleep(Duration::from_micros(limit * 1_000_000 / rate)).await;

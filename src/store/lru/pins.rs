@@ -103,16 +103,21 @@ impl Lru {
         next
     }
 
+    /// The manifests of the cache that name a digest, which need not be in it.
+    pub(in crate::store) fn named_by(&self, digest: &Digest) -> Vec<Digest> {
+        let Some(slot) = self.entries.find(digest) else { return Vec::new() };
+        let held = self.entries.at(slot).named_by.iter().map(|by| self.entries.at(*by));
+        held.filter(|by| by.place != Place::Absent).map(|by| by.digest.clone()).collect()
+    }
+
     pub(in crate::store) fn entry(&self, digest: &Digest) -> Option<Entry> {
         let entry = self.entries.at(self.entries.find(digest)?);
-        let digest_of = |slot: &u32| self.entries.at(*slot).digest.clone();
-        let held = |slot: &&u32| self.entries.at(**slot).place != Place::Absent;
         (entry.place != Place::Absent).then(|| Entry {
             size: entry.size,
             used: entry.used,
             pinned: entry.pins > 0,
-            names: entry.names.iter().map(digest_of).collect(),
-            named_by: entry.named_by.iter().filter(held).map(digest_of).collect(),
+            names: entry.names.iter().map(|slot| self.entries.at(*slot).digest.clone()).collect(),
+            named_by: self.named_by(digest),
         })
     }
 }

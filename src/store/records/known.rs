@@ -185,6 +185,12 @@ impl Known {
         tallies.chain(self.pins().map(pin)).collect()
     }
 
+    /// By whom a digest is known to be held, and as what.
+    pub(super) fn held_by(&self, digest: &Digest) -> Vec<(Repository, Kind)> {
+        let proofs = self.proofs.get(digest).into_iter().flatten();
+        proofs.map(|(id, proof)| (self.repositories.at(*id).repository.clone(), proof.kind())).collect()
+    }
+
     /// The digests that are manifests.
     pub(super) fn manifests(&self) -> Vec<Digest> {
         let is_manifest = |proofs: &[(u32, Proof)]| proofs.iter().any(|(_, proof)| proof.kind() == Kind::Manifest);

@@ -1,0 +1,37 @@
+//! `larder missing`
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::Args;
+
+use crate::orders::{MissingReport, Order, Report};
+
+use super::Configured;
+use super::give::{give, say};
+
+/// List what a larder that asks nobody (mirror.offline) was asked for and does not have: what `larder pull --from` takes outside.
+#[derive(Args)]
+pub(super) struct Missing {
+    /// A line of JSON for each.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    configured: Configured,
+}
+
+// === impl Missing ===
+
+impl Missing {
+    pub(super) fn run(self) -> Result<ExitCode, String> {
+        let json = self.json;
+        give(&self.configured, &Order::Missing, |report| match report {
+            report if json => _ = std::io::stdout().write_all(report.line().as_bytes()),
+            Report::Missing(MissingReport { image, times, last }) => {
+                let times = if times == 1 { "once".into() } else { format!("{times} times") };
+                say(&format!("{image}  # asked for {times}, last {last}"));
+            }
+            _ => {}
+        })
+    }
+}

@@ -1,0 +1,66 @@
+//! `larder verify`
+
+use std::io::{IsTerminal as _, Write as _};
+use std::process::ExitCode;
+
+use bytesize::ByteSize;
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::orders::{Order, Report, VerifyReport};
+
+use super::Configured;
+use super::give::{give, say};
+use super::table::{short, size};
+
+/// Hash all that is in the cache again. What is damaged is set aside in quarantine/. Exit code 1 if something was, and is not here
+/// again.
+#[derive(Args)]
+pub(super) struct Verify {
+    /// Fetch anew what is damaged.
+    #[arg(long)]
+    repair: bool,
+    /// So much a second, such as 200MiB; without it as much as `cache.scrub_rate`.
+    #[arg(long, value_name = "SIZE")]
+    rate: Option<ByteSize>,
+    /// A line of JSON for whatever happens.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    configured: Configured,
+}
+
+// === impl Verify ===
+
+impl Verify {
+    pub(super) fn run(self) -> Result<ExitCode, String> {
+        let order = Order::Verify { repair: self.repair, rate: self.rate.map(|rate| rate.as_u64()) };
+        let bar = if std::io::stderr().is_terminal() && !self.json { ProgressBar::no_length() } else { ProgressBar::hidden() };
+        let style = ProgressStyle::with_template("{wide_bar} {bytes} of {total_bytes}  {bytes_per_sec}  {eta} left");
+        let bar = bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        let json = self.json;
+        give(&self.configured, &order, |report| match report {
+            report if json => _ = std::io::stdout().write_all(report.line().as_bytes()),
+            Report::Verifying { bytes, of } => {
+                bar.set_length(of);
+                bar.set_position(bytes);
+            }
+            Report::Repaired { digest, of } => {
+                let of = of.map_or_else(String::new, |of| format!(" of {of}"));
+                bar.suspend(|| say(&format!("{}{of} was damaged and has been fetched anew", short(&digest))));
+            }
+            Report::Verified(VerifyReport { right, damaged, repaired, skipped, bytes }) => {
+                bar.finish_and_clear();
+                let mut line = format!("{right} blobs are right ({}), {damaged} damaged", size(bytes));
+                if repaired > 0 {
+                    line += &format!(", of which {repaired} fetched anew");
+                }
+                if skipped > 0 {
+                    line += &format!("; {skipped} could not be read now or have left");
+                }
+                say(&line);
+            }
+            _ => {}
+        })
+    }
+}

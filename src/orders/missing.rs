@@ -1,0 +1,32 @@
+//! `larder missing`: the list for the next delivery.
+
+use serde::{Deserialize, Serialize};
+
+use crate::mirror::Lacking;
+
+use super::{Orders, Report, Reports, date};
+
+/// An image that was asked for while nobody could be asked, and is not here whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MissingReport {
+    /// Its whole name.
+    pub image: String,
+    pub times: u64,
+    pub last: String,
+}
+
+// === impl Orders ===
+
+impl Orders {
+    pub(super) async fn missing(&self, reports: &Reports) {
+        for Lacking { repository, reference, times, last } in self.mirror.lacking() {
+            // It may have been delivered since.
+            if self.digest_of(&repository, &reference).is_some_and(|digest| self.parts(&digest).missing == 0) {
+                self.mirror.forget_lacking(&repository, &reference);
+                continue;
+            }
+            let missing = MissingReport { image: repository.image(&reference), times, last: date(last) };
+            reports.tell(Report::Missing(missing)).await;
+        }
+    }
+}

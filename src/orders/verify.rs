@@ -1,0 +1,82 @@
+//! `larder verify`: all that is here is hashed again, by the verification that also runs in idle time.
+
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use crate::oci::{Digest, ImageName, Reference};
+
+use super::{Orders, Report, Reports};
+
+/// What has come of hashing the cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct VerifyReport {
+    /// How many blobs are what their digests promise,
+    pub right: u64,
+    /// how many were not,
+    pub damaged: u64,
+    /// how many of these have been fetched anew,
+    pub repaired: u64,
+    /// and how many could not be read just now, or have left the cache meanwhile.
+    pub skipped: u64,
+    pub bytes: u64,
+}
+
+/// Where nothing is verified in idle time, this many bytes a second are when it is asked for.
+const RATE: u64 = 32 << 20;
+
+// === impl Orders ===
+
+impl Orders {
+    pub(super) async fn verify(&self, repair: bool, rate: Option<u64>, reports: &Reports) {
+        let rate = rate.or(self.store.scrub_rate()).unwrap_or(RATE).max(1);
+        let store = self.store.clone();
+        let all = tokio::task::spawn_blocking(move || store.all()).await.unwrap_or_default();
+        let of = all.iter().filter_map(|digest| self.store.size(digest)).sum();
+        let (mut verified, mut bytes) = (VerifyReport::default(), 0);
+        let mut told = Instant::now();
+        for digest in &all {
+            let size = self.store.size(digest).unwrap_or_default();
+            match self.store.check(digest, rate).await {
+                Some(true) => (verified.right, verified.bytes) = (verified.right + 1, verified.bytes + size),
+                Some(false) => {
+                    verified.damaged += 1;
+                    verified.repaired += u64::from(self.damaged(digest, repair, reports).await);
+                }
+                None => verified.skipped += 1,
+            }
+            bytes += size;
+            if told.elapsed().as_millis() >= 100 {
+                told = Instant::now();
+                reports.try_tell(Report::Verifying { bytes, of });
+            }
+        }
+        reports.tell(Report::Verified(verified)).await;
+    }
+
+    /// A blob was damaged and is in the cache no more. True if it is there again.
+    async fn damaged(&self, digest: &Digest, repair: bool, reports: &Reports) -> bool {
+        self.mirror.forget_bytes(digest);
+        let held_by = self.store.held_by(digest);
+        let of = held_by.first().map(|(repository, _)| repository.to_string());
+        let mut why = if repair { "no repository is known that has it".to_owned() } else { "--repair fetches it anew".into() };
+        for (repository, kind) in held_by.into_iter().filter(|_| repair) {
+            let registry = Some(repository.upstream.to_string());
+            let name = ImageName { registry, repository: repository.name, reference: Reference::Digest(digest.clone()) };
+            let restored = match self.mirror.registries().resolve(&name) {
+                Ok(origin) => self.mirror.restore(&origin, digest, kind).await,
+                Err(refusal) => Err(refusal.to_string()),
+            };
+            match restored {
+                Ok(()) => {
+                    reports.tell(Report::Repaired { digest: digest.to_string(), of }).await;
+                    return true;
+                }
+                Err(error) => why = format!("it could not be fetched anew: {error}"),
+            }
+        }
+        let what = of.map_or_else(|| digest.to_string(), |of| format!("{of}@{digest}"));
+        reports.tell(Report::Failed { what, why: format!("it was damaged, and is in quarantine/; {why}") }).await;
+        false
+    }
+}

@@ -39,7 +39,7 @@ enum Unheard {
 pub(super) fn give(configured: &Configured, order: &Order, show: impl FnMut(Report)) -> Result<ExitCode, String> {
     let mut config = configured.load()?;
     config.log.level = LogLevel::Warn;
-    log::begin(&config.log);
+    let _log = log::begin(&config.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| error.to_string())?;
     let outcome = runtime.block_on(carried_out(config, order, Reader { show, failed: false, ended: false }));
     // A hung disk or a resolver that does not answer must not hold the process.

@@ -1,6 +1,9 @@
 //! The log: lines of text or of JSON on stderr.
 
+mod lines;
+
 use std::fmt::{self, Debug, Write as _};
+use std::io;
 use std::time::SystemTime;
 
 use tracing::field::{Field, Visit};
@@ -11,6 +14,8 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
 use crate::app::{LogFormat, LogLevel, LogOptions};
+
+use lines::{Ending, Lines};
 
 /// A line of text: when, how bad, where, what, and `name=value` for all else. There is one for each request, so it is written
 /// without detours.
@@ -25,7 +30,10 @@ struct Fields<'a> {
 }
 
 /// To stderr; levels of single parts may be given in `RUST_LOG`.
-pub(super) fn begin(options: &LogOptions) {
+///
+/// # Errors
+/// When there is no thread for it.
+pub(super) fn begin(options: &LogOptions) -> Result<Ending, String> {
     let level = match options.level {
         LogLevel::Error => "error",
         LogLevel::Warn => "warn",
@@ -36,11 +44,13 @@ pub(super) fn begin(options: &LogOptions) {
     // At debug and below, libraries tell of all that they do, which helps nobody here.
     let filter =
         EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(format!("warn,larder={level},access={level}")));
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let (lines, ending) = Lines::to(io::stderr()).map_err(|error| format!("there is no thread for the log: {error}"))?;
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(lines);
     match options.format {
         LogFormat::Text => lines.event_format(Line).init(),
         LogFormat::Json => lines.json().flatten_event(true).init(),
     }
+    Ok(ending)
 }
 
 // === impl Line ===
@@ -109,7 +119,6 @@ impl fmt::Write for Escaped<'_, '_> {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
     use std::sync::{Arc, Mutex};
 
     use super::*;

@@ -28,7 +28,7 @@ pub(super) struct Serve {
 impl Serve {
     pub(super) fn run(self) -> Result<ExitCode, String> {
         let mut config = self.configured.load()?;
-        log::begin(&config.log);
+        let _log = log::begin(&config.log)?;
         tell_of_panics();
         let wanted = config.server.max_connections;
         allow_many_files(&mut config);

@@ -146,3 +146,19 @@ async fn with_few_descriptors_those_who_do_nothing_make_room_and_all_heals() {
     assert!(!log.contains("an upstream does not answer"), "{log}");
     assert!(log.matches("could not be accepted").count() < 100, "it does not try again and again");
 }
+
+#[tokio::test]
+async fn a_log_that_nobody_reads_holds_up_neither_a_pull_nor_the_end() {
+    let upstream = Registry::start().await;
+    let blob = noise(1, 1000);
+    let digest = upstream.put_blob("library/app", blob.clone());
+    let dir = tempfile::tempdir().unwrap();
+    let larder = Process::start_unread(dir.path(), &[&format!("upstream.\"docker.io\".url={}", upstream.url())]);
+    let client = Client::h1();
+    // Their lines are several times what a pipe holds.
+    for _ in 0..1000 {
+        let answer = client.get(larder.url(&format!("/v2/library/app/blobs/{digest}"))).await.expect(200);
+        assert_eq!(answer.body, blob);
+    }
+    assert_eq!(larder.terminate().status.code(), Some(0));
+}

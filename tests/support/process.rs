@@ -39,6 +39,13 @@ impl Process {
         Self::run(command(limits, dir, settings, &[]), dir)
     }
 
+    /// The same with a log that nobody reads.
+    pub fn start_unread(dir: &Path, settings: &[&str]) -> Self {
+        let mut command = command(&[], dir, settings, &[]);
+        command.stderr(Stdio::piped());
+        Self::run(command, dir)
+    }
+
     fn run(mut command: Command, dir: &Path) -> Self {
         let mut child = command.spawn().expect("the program starts");
         let mut stdout = BufReader::new(child.stdout.take().expect("a pipe"));
@@ -209,7 +216,7 @@ fn command(limits: &[&str], dir: &Path, settings: &[&str], environment: &[(&str,
         &format!("cache.dir={}", dir.join("cache").display()),
     ]);
     settings.iter().for_each(|setting| _ = command.args(["--set", setting]));
-    // A file, as a pipe that nobody reads would one day hold up the process.
+    // A file, so that it can be read at any time.
     let log = File::create(dir.join("log")).expect("a log");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
     command

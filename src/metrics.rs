@@ -104,7 +104,8 @@ impl Metrics {
             slow_clients: register.add("slow_clients", "Answers given up as their clients took too little for too long"),
             shed: register.add(
                 "shed",
-                "What was not served for want of something: connections, memory, descriptors, sockets (to ask upstreams with)",
+                "What was not served for want of something: connections, memory, descriptors, sockets (to ask upstreams with), or as one \
+                 client had all that it may have: client_connections, client_requests",
             ),
             handshakes: register
                 .add("tls_handshakes", "TLS handshakes of clients, by outcome: done, failed, slow, given_up (for newer ones)"),

@@ -51,7 +51,8 @@ impl Default for Brake {
 }
 
 /// All addresses that one client may have: a network of IPv6 is given to one.
-fn block(address: IpAddr) -> IpAddr {
+#[must_use]
+pub fn block(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => Ipv6Addr::from(u128::from(v6) >> 64 << 64).into(),
         IpAddr::V4(v4) => v4.into(),

@@ -44,7 +44,7 @@ use rights::{Asker, Rights};
 pub use access::Access;
 pub use blob::{Blob, BlobSize};
 pub use body::{Broken, ByteStream};
-pub use brake::Brake;
+pub use brake::{Brake, block};
 pub use freshness::Freshness;
 pub use lists::{Referrers, TagList};
 pub use logins::{Challenge, Gate, Shown, Token};

@@ -12,6 +12,7 @@ use crate::mirror::{Broken, ByteStream, Piece, Pieces};
 use super::data::Data;
 use super::log::{AccessLine, End};
 use super::passage::{Appetite, Passage};
+use super::shares::Share;
 
 /// The body of a response.
 pub(super) struct Body {
@@ -27,6 +28,8 @@ pub(super) struct Body {
     /// No more is given before what was given is written.
     held_back: bool,
     passage: Option<Passage>,
+    /// What its client may take of it.
+    share: Option<Share>,
     line: Option<AccessLine>,
 }
 
@@ -75,6 +78,7 @@ impl Body {
             appetite,
             held_back: false,
             passage: None,
+            share: None,
             line: None,
         }
     }
@@ -85,6 +89,12 @@ impl Body {
             line.ended(End::Complete);
         }
         self.line = Some(line);
+        self
+    }
+
+    /// Goes no faster than its client may take it.
+    pub(super) fn shared(mut self, share: Option<Share>) -> Self {
+        self.share = share;
         self
     }
 
@@ -118,6 +128,9 @@ impl Body {
                 Poll::Ready(Some(Ok(bytes.into())))
             }
             Content::Stream(stream) => {
+                if let Some(share) = &mut self.share {
+                    ready!(share.poll_turn(cx));
+                }
                 if let Some(passage) = &self.passage {
                     // hyper would gather several of the small pieces that there are in a crowd.
                     if self.held_back || passage.is_crowded() {
@@ -130,6 +143,9 @@ impl Body {
                 // A panic in there is this answer's alone.
                 let polled = catch_unwind(AssertUnwindSafe(|| stream.as_mut().poll_next(cx)));
                 let next = ready!(polled.unwrap_or(Poll::Ready(Some(Err(Broken)))));
+                if let (Some(share), Some(Ok(piece))) = (&mut self.share, &next) {
+                    share.took(piece.len());
+                }
                 match &next {
                     Some(Ok(Piece::Bytes(_))) => self.appetite.gives(),
                     Some(Ok(Piece::Sent(_))) => {}

@@ -30,6 +30,7 @@ use super::door::{Client, Door, Peer, Terms};
 use super::pace::Least;
 use super::passage::{Buffers, Passage};
 use super::respond;
+use super::shares::Shares;
 use super::streams::{self, Streams};
 use super::tls::{Handshakes, Tls};
 use super::wire::{Line, Wire};
@@ -40,6 +41,7 @@ pub(super) struct Limits {
     pub(super) connections: usize,
     pub(super) least: Least,
     pub(super) buffers: Buffers,
+    pub(super) shares: Shares,
     /// How long answers under way may take to end when larder stops.
     pub(super) grace: Duration,
     pub(super) metrics: Metrics,
@@ -312,6 +314,14 @@ where
                 return;
             }
             Err(_) => return,
+        };
+        let Some(_counted) = self.connections.limits.shares.connect(peer.ip()) else {
+            self.connections.limits.metrics.shed("client_connections");
+            tracing::debug!(client = %peer, "a connection is refused: its client has client_connections");
+            if !terms.has_tls() {
+                let _ = timeout(REFUSAL, answer_unasked(&stream, respond::no_place())).await;
+            }
+            return;
         };
         // hyper's limit on the time for a head begins with the first byte.
         let mut first = [0];

@@ -18,6 +18,7 @@ use super::login::shown;
 use super::passage::Buffers;
 use super::respond::{self, Kind};
 use super::rules::Identity;
+use super::shares::Shares;
 
 /// What a request is handled with.
 #[derive(Clone)]
@@ -26,6 +27,7 @@ pub(super) struct Handler {
     pub(super) hop: Hop,
     pub(super) clock: Clock,
     pub(super) buffers: Buffers,
+    pub(super) shares: Shares,
 }
 
 /// A request as it has come.
@@ -47,22 +49,14 @@ impl Handler {
         assert!(!head.headers.contains_key("x-larder-panic"), "a test has asked for it");
         let mut line =
             AccessLine::new(client.terms.who_asks(&client, &head.headers), &head.method, self.mirror.metrics().clone());
-        let reads = matches!(head.method, Method::GET | Method::HEAD);
-        let mut response = match self.hop.received(&head.headers) {
-            // Before anything else: each time round would be one more.
-            Err(astray) => {
-                line.why = Some(astray.to_string());
-                respond::astray(astray)
+        let from = line.client.ip();
+        let mut response = match self.shares.ask(from) {
+            Ok(()) => self.hear(&head, &client, &mut line).await,
+            Err(wait) => {
+                self.mirror.metrics().shed("client_requests");
+                line.why = Some("its client asks more often than client_requests allows".into());
+                respond::too_many(wait)
             }
-            Ok(via) if reads => match client.terms.identify(&client, line.client, &head.headers, self.clock.now()).await {
-                Ok(identity) => {
-                    line.user.clone_from(&identity.name);
-                    self.answer(&Asked { head: &head, via, client: &client, identity }, &mut line).await
-                }
-                Err(refusal) => self.refuse(&refusal, Kind::Login, &mut line),
-            },
-            // Nothing that changes something gets further.
-            Ok(_) => respond::read_only(),
         };
         if !body.is_end_stream() {
             // A body is not read. Where it ends, someone on the way may see otherwise: nothing that follows it is a request.
@@ -71,7 +65,28 @@ impl Handler {
         let ns = head.uri.query().and_then(namespace);
         response = respond::finish(response, &head.method, ns.as_deref());
         line.status = Some(response.status());
-        response.map(|body| body.logged(line))
+        response.map(|body| body.shared(self.shares.of(from)).logged(line))
+    }
+
+    /// A request that its client may make.
+    async fn hear(&self, head: &Parts, client: &Client, line: &mut AccessLine) -> Response<Body> {
+        let reads = matches!(head.method, Method::GET | Method::HEAD);
+        match self.hop.received(&head.headers) {
+            // Before anything else: each time round would be one more.
+            Err(astray) => {
+                line.why = Some(astray.to_string());
+                respond::astray(astray)
+            }
+            Ok(via) if reads => match client.terms.identify(client, line.client, &head.headers, self.clock.now()).await {
+                Ok(identity) => {
+                    line.user.clone_from(&identity.name);
+                    self.answer(&Asked { head, via, client, identity }, line).await
+                }
+                Err(refusal) => self.refuse(&refusal, Kind::Login, line),
+            },
+            // Nothing that changes something gets further.
+            Ok(_) => respond::read_only(),
+        }
     }
 
     async fn answer(&self, asked: &Asked<'_>, line: &mut AccessLine) -> Response<Body> {

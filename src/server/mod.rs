@@ -24,6 +24,7 @@ mod proxy;
 mod range;
 mod respond;
 mod rules;
+mod shares;
 mod socket;
 mod streams;
 mod tls;
@@ -40,6 +41,7 @@ use connections::{Limits, accept_all};
 use handler::Handler;
 use pace::Least;
 use passage::Buffers;
+use shares::{Most, Shares};
 
 pub use admin::{AdminOptions, serve_admin};
 pub use door::{Door, Listener, Terms};
@@ -64,9 +66,15 @@ pub async fn serve(
         least: Least { idle: options.write_idle, rate: options.min_rate.as_u64() },
         buffers: Buffers::new(options.max_buffers.as_u64(), mirror.metrics().clone()),
         grace: options.shutdown_grace,
+        shares: Shares::new(Most {
+            connections: options.client_connections,
+            requests: options.client_requests,
+            bytes: options.client_rate.as_u64(),
+        }),
         metrics: mirror.metrics().clone(),
     };
-    let handler = Handler { mirror, hop, clock, buffers: limits.buffers.clone() };
+    let (buffers, shares) = (limits.buffers.clone(), limits.shares.clone());
+    let handler = Handler { mirror, hop, clock, buffers, shares };
     let handle = move |request, client| {
         let handler = handler.clone();
         async move { handler.handle(request, client).await }

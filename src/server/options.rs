@@ -29,6 +29,12 @@ pub struct Options {
     pub write_idle: Duration,
     /// How much a client takes per second at least, averaged over `write_idle`; 0: any amount will do.
     pub min_rate: ByteSize,
+    /// How many connections one client may have, by the address that it comes from; 0: any number. Many may come from one address.
+    pub client_connections: usize,
+    /// How many requests a second, averaged over ten seconds; 0: any number.
+    pub client_requests: u32,
+    /// How many bytes of blobs a second, all its answers together; 0: any number.
+    pub client_rate: ByteSize,
     /// How long answers under way may take to end when larder is stopped.
     #[serde(with = "humantime_serde")]
     pub shutdown_grace: Duration,
@@ -80,6 +86,9 @@ pub enum ClientCert {
     Optional,
 }
 
+/// With less, clients would take pauses between pieces for the end.
+const LEAST_RATE: u64 = 64 << 10;
+
 impl Options {
     /// # Errors
     /// Says in one line what is wrong.
@@ -89,6 +98,9 @@ impl Options {
         }
         if self.write_idle.is_zero() {
             return Err("server.write_idle is 0; every client takes some time".into());
+        }
+        if (1..LEAST_RATE).contains(&self.client_rate.as_u64()) {
+            return Err(format!("server.client_rate is {}; it must be 0B or at least 64KiB", self.client_rate));
         }
         if self.listen.is_none() && self.listener.is_empty() {
             return Err("server.listen is empty and there is no server.listener: nobody could ask for anything".into());
@@ -112,6 +124,9 @@ impl Default for Options {
             max_buffers: ByteSize::mib(256),
             write_idle: Duration::from_mins(1),
             min_rate: ByteSize::kib(1),
+            client_connections: 0,
+            client_requests: 0,
+            client_rate: ByteSize::b(0),
             shutdown_grace: Duration::from_mins(1),
         }
     }

@@ -17,7 +17,7 @@ use crate::oci::{Digest, ErrorCode};
 use super::body::Body;
 use super::range::Ranges;
 
-pub(super) use refusal::{astray, invalid, no_place, not_found, overloaded, panicked, read_only, refusal, wants_tls};
+pub(super) use refusal::{astray, invalid, no_place, not_found, overloaded, panicked, read_only, refusal, too_many, wants_tls};
 
 /// What kind of thing a request was for; the same trouble is told differently of each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -66,6 +66,7 @@ mod secrets;
 mod segments;
 mod sending;
 mod serving;
+mod shares;
 mod sizes;
 mod slow;
 mod smuggling;

@@ -54,7 +54,15 @@ pub(in crate::server) fn overloaded() -> Response<Body> {
     response
 }
 
-/// The same for a connection for which there is no place, as it goes over HTTP/1.1.
+/// A client asks too often; after this time it may ask again.
+pub(in crate::server) fn too_many(wait: Duration) -> Response<Body> {
+    let mut response = error(StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyRequests, "too many requests from this address");
+    set(&mut response, header::RETRY_AFTER, &wait.min(LONGEST_RETRY_AFTER).as_secs().max(1).to_string());
+    set(&mut response, CACHE_STATUS, "larder; detail=refused");
+    response
+}
+
+/// What is said to a connection for which there is no place, as it goes over HTTP/1.1.
 pub(in crate::server) fn no_place() -> String {
     unasked("503 Service Unavailable\r\nretry-after: 1", ErrorCode::Unavailable, OVERLOADED)
 }

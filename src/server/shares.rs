@@ -1,0 +1,188 @@
+//! What each client may take, by the address that it comes from, where the operator has set limits: connections, requests, bytes.
+
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use moka::policy::EvictionPolicy;
+use moka::sync::Cache;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::mirror::block;
+
+/// The most that one client may have. 0: any number.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Most {
+    pub(super) connections: usize,
+    /// In a second.
+    pub(super) requests: u32,
+    /// Of blobs, in a second.
+    pub(super) bytes: u64,
+}
+
+/// The accounts of clients. Clones share them.
+#[derive(Clone)]
+pub(super) struct Shares {
+    most: Most,
+    accounts: Cache<IpAddr, Arc<Account>>,
+}
+
+/// What one client has.
+#[derive(Default)]
+struct Account {
+    connections: AtomicUsize,
+    requests: Spent,
+    bytes: Spent,
+}
+
+/// Up to when an allowance has been used. Each use takes the time that it is worth; what has not been used is lost, but for a
+/// while's worth.
+#[derive(Default)]
+struct Spent(Mutex<Option<Instant>>);
+
+/// A connection counts for its client until this is dropped.
+pub(super) struct Connected(Option<Arc<Account>>);
+
+/// One answer's part in what its client may take. Each piece of it stands in line with those of the client's other answers, so
+/// that all of them go on alike.
+pub(super) struct Share {
+    account: Arc<Account>,
+    rate: u64,
+    /// For the next piece.
+    turn: Pin<Box<Sleep>>,
+}
+
+/// Requests may come so far ahead of their time: clients ask for much at once, and then for nothing.
+const REQUESTS_AHEAD: Duration = Duration::from_secs(10);
+/// And bytes.
+const BYTES_AHEAD: Duration = Duration::from_secs(1);
+/// How many clients are remembered.
+const REMEMBERED: u64 = 100_000;
+
+// === impl Shares ===
+
+impl Shares {
+    pub(super) fn new(most: Most) -> Self {
+        Self { most, accounts: Cache::builder().eviction_policy(EvictionPolicy::lru()).max_capacity(REMEMBERED).build() }
+    }
+
+    fn account(&self, client: IpAddr) -> Arc<Account> {
+        self.accounts.get_with(block(client), Arc::default)
+    }
+
+    /// A place for one more connection of this client, unless it has all that it may have.
+    pub(super) fn connect(&self, client: IpAddr) -> Option<Connected> {
+        if self.most.connections == 0 {
+            return Some(Connected(None));
+        }
+        let account = self.account(client);
+        let taken = account.connections.fetch_add(1, Ordering::Relaxed);
+        let connected = Connected(Some(account));
+        (taken < self.most.connections).then_some(connected)
+    }
+
+    /// Counts a request.
+    ///
+    /// # Errors
+    /// It is one too many; the next may come after this time.
+    pub(super) fn ask(&self, client: IpAddr) -> Result<(), Duration> {
+        if self.most.requests == 0 {
+            return Ok(());
+        }
+        let each = Duration::from_secs(1) / self.most.requests;
+        self.account(client).requests.spend(each, REQUESTS_AHEAD, Instant::now())
+    }
+
+    /// For an answer, if there is a limit to what its client may take.
+    pub(super) fn of(&self, client: IpAddr) -> Option<Share> {
+        let turn = || Box::pin(sleep_until(Instant::now()));
+        (self.most.bytes > 0).then(|| Share { account: self.account(client), rate: self.most.bytes, turn: turn() })
+    }
+}
+
+// === impl Spent ===
+
+impl Spent {
+    /// Uses so much, unless more has been used than there is.
+    fn spend(&self, cost: Duration, ahead: Duration, now: Instant) -> Result<(), Duration> {
+        let mut spent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = spent.map_or(now, |spent| spent.max(now)) + cost;
+        let early = at.saturating_duration_since(now + ahead);
+        if early.is_zero() {
+            *spent = Some(at);
+            Ok(())
+        } else {
+            Err(early)
+        }
+    }
+
+    /// Uses so much, and says from when on more may be used.
+    fn overspend(&self, cost: Duration, ahead: Duration, now: Instant) -> Instant {
+        let mut spent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = spent.map_or(now, |spent| spent.max(now)) + cost;
+        *spent = Some(at);
+        at.checked_sub(ahead).unwrap_or(now)
+    }
+}
+
+// === impl Connected ===
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|account| _ = account.connections.fetch_sub(1, Ordering::Relaxed));
+    }
+}
+
+// === impl Share ===
+
+impl Share {
+    /// Waits until the next piece may go.
+    pub(super) fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        ready!(self.turn.as_mut().poll(cx));
+        Poll::Ready(())
+    }
+
+    /// A piece has gone, or is about to.
+    pub(super) fn took(&mut self, bytes: usize) {
+        let cost = Duration::from_nanos((bytes as u64).saturating_mul(1_000_000_000) / self.rate);
+        let turn = self.account.bytes.overspend(cost, BYTES_AHEAD, Instant::now());
+        self.turn.as_mut().reset(turn);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+
+    #[test]
+    fn connections_are_counted_for_each_client_until_they_end() {
+        let shares = Shares::new(Most { connections: 2, ..Most::default() });
+        let first = shares.connect(CLIENT);
+        let second = shares.connect(CLIENT);
+        assert!(first.is_some() && second.is_some() && shares.connect(CLIENT).is_none());
+        assert!(shares.connect("192.0.2.2".parse().unwrap()).is_some());
+        drop(first);
+        let third = shares.connect(CLIENT);
+        assert!(third.is_some() && shares.connect(CLIENT).is_none());
+        // A network of IPv6 is one client's.
+        let [one, other] = ["2001:db8::1", "2001:db8::ffff:1"].map(|address| address.parse().unwrap());
+        let _held = [shares.connect(one), shares.connect(other)];
+        assert!(shares.connect(one).is_none());
+    }
+
+    #[test]
+    fn an_allowance_that_is_not_used_is_kept_for_a_while_and_no_longer() {
+        let (spent, begun) = (Spent::default(), Instant::now());
+        let second = Duration::from_secs(1);
+        let spend = |after: u32| spent.spend(second / 10, 2 * second, begun + second * after);
+        assert_eq!((0..20).filter(|_| spend(0).is_ok()).count(), 20);
+        assert_eq!(spend(0), Err(second / 10));
+        assert_eq!((0..20).filter(|_| spend(1).is_ok()).count(), 10);
+        assert_eq!((0..50).filter(|_| spend(100).is_ok()).count(), 20);
+    }
+}

@@ -1,0 +1,83 @@
+//! What one client may take where the operator has set limits, by the address that it comes from, and that others do not feel it.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use larder::clock::Clock;
+use tokio::time::Instant;
+
+use crate::damage::{cached, path};
+use crate::support::{Client, Raw, Registry, TestMirror, get, get_with, noise};
+
+const MIB: usize = 1 << 20;
+const ANOTHER: (&str, &str) = ("x-forwarded-for", "198.51.100.1");
+
+/// One with these limits, and the URL at which it believes who says that it speaks for another.
+async fn limited(upstream: &Registry, limits: &str) -> (TestMirror, String) {
+    let mirror = TestMirror::builder().upstream("docker.io", upstream).set(limits).listener("proxies = ['127.0.0.1']");
+    let mirror = mirror.clock(Clock::still()).start().await;
+    let url = mirror.listening()[1].to_string();
+    (mirror, url)
+}
+
+#[tokio::test]
+async fn one_client_has_no_more_connections_than_it_may() {
+    let upstream = Registry::start().await;
+    let (mirror, _) = limited(&upstream, "server.client_connections = 2").await;
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        let mut raw = Raw::asking(mirror.address(), "/v2/").await;
+        assert!(raw.head().await.starts_with("HTTP/1.1 200 "));
+        held.push(raw);
+    }
+    let refused = get(mirror.url("/v2/")).await.expect(503);
+    assert_eq!((refused.header("retry-after"), refused.error_code().as_deref()), (Some("1"), Some("UNAVAILABLE")));
+    assert_eq!(mirror.metric("larder_shed_total{reason=\"client_connections\"}"), 1);
+    drop(held.pop());
+    mirror.metric_is("larder_connections", 1).await;
+    get(mirror.url("/v2/")).await.expect(200);
+}
+
+#[tokio::test]
+async fn one_client_asks_no_more_often_than_it_may() {
+    let upstream = Registry::start().await;
+    let (mirror, url) = limited(&upstream, "server.client_requests = 1").await;
+    let client = Client::h1();
+    let mut answers = Vec::new();
+    for _ in 0..15 {
+        answers.push(client.get(format!("{url}/v2/")).await);
+    }
+    let refused: Vec<_> = answers.iter().skip_while(|answer| answer.status == 200).collect();
+    // Ten at once, and one more for each second that this takes.
+    assert!((3..=5).contains(&refused.len()), "{}", refused.len());
+    assert_eq!((refused[0].status, refused[0].header("retry-after")), (429, Some("1")));
+    assert_eq!(refused[0].error_code().as_deref(), Some("TOOMANYREQUESTS"));
+    assert!(mirror.metric("larder_shed_total{reason=\"client_requests\"}") >= 3);
+    get_with(format!("{url}/v2/"), &[ANOTHER]).await.expect(200);
+}
+
+async fn time(client: &Client, url: String, headers: &[(&str, &str)], expected: &Bytes) -> Duration {
+    let begun = Instant::now();
+    assert!(client.get_with(url, headers).await.expect(200).body == *expected);
+    begun.elapsed()
+}
+
+#[tokio::test]
+async fn all_answers_of_one_client_share_what_it_may_take_and_others_take_what_they_like() {
+    let upstream = Registry::start().await;
+    let (mirror, url) = limited(&upstream, "server.client_rate = \"4MiB\"").await;
+    for (n, client) in [Client::h1(), Client::h2()].into_iter().enumerate() {
+        let blob = noise(n as u64, 3 * MIB);
+        let url = format!("{url}{}", path(&cached(&upstream, &mirror, &blob).await));
+        // A second's worth is free, which having it in the cache has used.
+        let (four, other) = tokio::join!(
+            join_all((0..4).map(|_| time(&client, url.clone(), &[], &blob))),
+            time(&client, url.clone(), &[ANOTHER], &blob),
+        );
+        let (least, most) = (four.iter().min().unwrap(), four.iter().max().unwrap());
+        assert!((Duration::from_millis(1900)..Duration::from_secs(8)).contains(most), "{four:?}");
+        assert!(*least * 2 > *most, "all go on alike: {four:?}");
+        assert!(other * 2 < *least, "{other:?}, {four:?}");
+    }
+}

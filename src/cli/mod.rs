@@ -1,5 +1,6 @@
 //! The command line; one file a subcommand.
 
+mod explain;
 mod give;
 mod health;
 mod images;
@@ -42,6 +43,7 @@ enum Command {
     Pull(pull::Pull),
     Missing(missing::Missing),
     Verify(verify::Verify),
+    Explain(explain::Explain),
 }
 
 /// Where the configuration comes from.
@@ -76,6 +78,7 @@ pub fn run() -> ExitCode {
         Command::Pull(pull) => pull.run(),
         Command::Missing(missing) => missing.run(),
         Command::Verify(verify) => verify.run(),
+        Command::Explain(explain) => explain.run(),
     };
     match outcome {
         Ok(code) => code,

@@ -175,7 +175,8 @@ fn claim(claimed: &mut HashMap<String, Arc<Registry>>, name: &str, registry: &Ar
 // === impl Origin ===
 
 impl Origin {
-    pub(super) fn upstream(&self) -> &Upstream {
+    #[must_use]
+    pub fn upstream(&self) -> &Upstream {
         &self.registry.upstream
     }
 

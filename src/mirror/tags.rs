@@ -107,7 +107,7 @@ impl Mirror {
         }
     }
 
-    fn age(&self, origin: &Origin, tag: &Tag, record: &TagRecord) -> Age {
+    pub(super) fn age(&self, origin: &Origin, tag: &Tag, record: &TagRecord) -> Age {
         let now = self.0.clock.now();
         // A date in the future was written by a clock that was wrong.
         if now < record.checked {

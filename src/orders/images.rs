@@ -39,10 +39,10 @@ pub(super) struct Image {
 
 /// What an image is made of, as far as it is here.
 pub(super) struct Parts {
-    blobs: Vec<(Digest, u64)>,
+    pub(super) blobs: Vec<(Digest, u64)>,
     pub(super) missing: usize,
     used: Option<Timestamp>,
-    pinned: bool,
+    pub(super) pinned: bool,
 }
 
 /// The largest config of an image that is looked into, in bytes.

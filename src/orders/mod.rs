@@ -3,6 +3,7 @@
 //! One piece of code, whoever runs it: the larder that serves, told by the socket in its cache directory, or where none runs, the
 //! command itself. An [`Order`] goes in, [`Report`]s come out, each as soon as there is something to tell.
 
+mod explain;
 mod images;
 mod missing;
 mod pins;
@@ -22,6 +23,7 @@ use crate::mirror::Mirror;
 use crate::oci::{ImageName, Pattern, Reference, Repository};
 use crate::store::Store;
 
+pub use explain::ExplainReport;
 pub use images::ImageReport;
 pub use missing::MissingReport;
 pub use pull::{LayerReport, Pull, PullReport};
@@ -56,6 +58,8 @@ pub enum Order {
     Pull(Pull),
     /// Tell what was asked for while nobody could be asked, and is not here.
     Missing,
+    /// Tell from where images would be served now, why, and what it would cost.
+    Explain { images: Vec<String> },
     /// Hash all that is here again; what is damaged leaves the cache, and is fetched anew where that is wanted. `rate`: so many
     /// bytes a second, or as in idle time.
     Verify { repair: bool, rate: Option<u64> },
@@ -85,6 +89,7 @@ pub enum Report {
     Layer(LayerReport),
     Pulled(PullReport),
     Missing(MissingReport),
+    Explained(ExplainReport),
     /// So many bytes of so many are verified.
     Verifying {
         bytes: u64,
@@ -142,6 +147,7 @@ impl Order {
             Self::Usage => "du",
             Self::Pull(_) => "pull",
             Self::Missing => "missing",
+            Self::Explain { .. } => "explain",
             Self::Verify { .. } => "verify",
         }
     }
@@ -205,6 +211,7 @@ impl Orders {
             Order::Usage => self.usage(reports).await,
             Order::Pull(pull) => self.pull(&pull, reports).await,
             Order::Missing => self.missing(reports).await,
+            Order::Explain { images } => self.explain(&images, reports).await,
             Order::Verify { repair, rate } => self.verify(repair, rate, reports).await,
         }
         reports.tell(Report::End).await;

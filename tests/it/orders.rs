@@ -8,7 +8,7 @@ use http::Method;
 use serde_json::Value;
 
 use crate::support::{
-    Answer, Client, Ended, Image, MultiArch, Process, PutImage, Registry, TestMirror, assert_booked, get, http,
+    Answer, Client, Ended, Image, MultiArch, Process, PutImage, Registry, Setup, TestMirror, assert_booked, get, http,
 };
 
 const TAG: &str = "/v2/library/app/manifests/latest";
@@ -381,4 +381,60 @@ async fn larder_du_tells_for_what_the_disk_is_taken_and_what_goes_first() {
     assert_eq!(usage["next_to_leave"][0]["of"], "docker.io/library/one:v1");
     let table = told(&dir, &["du"]).await;
     assert!(table.contains("docker.io  library/one") && table.contains("First to go:"), "{table}");
+}
+
+// === explain ===
+
+#[tokio::test]
+async fn larder_explain_says_what_would_be_done_and_does_not_do_it() {
+    let upstream = Registry::with(Setup { budget: Some(100), ..Setup::default() }).await;
+    let image = Image::new(1).layers(&[10_000]).put(&upstream, "library/app", "v1");
+    let mirror = TestMirror::of(&upstream).await;
+    let dir = dir(&mirror);
+    let explain = async |image: &str| reports(&dir, &["explain", image]).await.remove(0);
+    let of = |report: &Value| (report["from"].as_str().unwrap().to_owned(), report["here"].as_u64(), report["missing"].as_u64());
+    let told = explain("app:v1").await;
+    assert_eq!(of(&told), ("upstream".into(), Some(0), Some(0)));
+    assert_eq!(told["cost"][0], "one GET of a manifest, which counts as a pull");
+    assert_eq!(upstream.requests().len(), 0);
+
+    mirror.get(&image.tag_path("v1")).await.expect(200);
+    mirror.kept(&image.digest).await;
+    let told = explain("app:v1").await;
+    assert_eq!(
+        (of(&told), &told["cost"]),
+        (("cache".into(), Some(1), Some(2)), &serde_json::json!(["2 blobs or manifests that are not here"]))
+    );
+    assert_eq!(told["upstream"], serde_json::json!(["anonymous has 99 of 100 pulls in 6h left at docker.io"]));
+    pull(&mirror, &image, "v1").await;
+    let told = explain("app:v1").await;
+    assert_eq!((of(&told), &told["cost"]), (("cache".into(), Some(3), Some(0)), &serde_json::json!([])));
+
+    mirror.clock().advance(std::time::Duration::from_mins(2));
+    upstream.forget_requests();
+    let told = explain("app:v1").await;
+    assert_eq!(
+        (of(&told).0.as_str(), &told["cost"][0]),
+        ("cache once asked", &"one HEAD, which is free where pulls are counted".into())
+    );
+    assert!(told["why"].as_str().unwrap().contains("2m"), "{told}");
+    let told = explain(&format!("org/other@{}", image.digest)).await;
+    assert!(of(&told).0 == "cache once asked" && told["why"].as_str().unwrap().contains("has not said"), "{told}");
+    assert_eq!(upstream.requests().len(), 0);
+    mirror.get("/v2/library/none/manifests/v1").await.expect(404);
+    let told = explain("none:v1").await;
+    assert!(of(&told).0 == "nowhere" && told["why"].as_str().unwrap().contains("not found upstream"), "{told}");
+    assert!(
+        refused(&dir, &["explain", "evil.example/x"]).await.contains("it is refused: evil.example is not among the upstreams")
+    );
+
+    let mirror = mirror.stop().await.set("mirror.offline = true").start().await;
+    let told = explain("app:v1").await;
+    assert!(of(&told).0 == "cache" && told["why"].as_str().unwrap().contains("does not expire"), "{told}");
+    let text = self::told(&dir, &["explain", "app:v2"]).await;
+    assert!(
+        text.starts_with("docker.io/library/app:v2\n  served    not at all: ") && text.contains("  costs     nothing\n"),
+        "{text}"
+    );
+    drop(mirror);
 }

@@ -214,8 +214,9 @@ impl Orders {
             Order::Explain { images } => self.explain(&images, reports).await,
             Order::Verify { repair, rate } => self.verify(repair, rate, reports).await,
         }
-        reports.tell(Report::End).await;
+        // Before its end is told: who has heard that hangs up.
         tracing::info!(order = word, "an order was carried out");
+        reports.tell(Report::End).await;
     }
 
     /// Waits until the cache knows what it has.

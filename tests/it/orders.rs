@@ -3,12 +3,13 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use http::Method;
 use serde_json::Value;
 
 use crate::support::{
-    Answer, Client, Ended, Image, MultiArch, Process, PutImage, Registry, Setup, TestMirror, assert_booked, get, http,
+    Answer, Client, Ended, Image, MultiArch, PATIENCE, Process, PutImage, Registry, Setup, TestMirror, assert_booked, get, http,
 };
 
 const TAG: &str = "/v2/library/app/manifests/latest";
@@ -54,6 +55,15 @@ async fn pull(mirror: &TestMirror, image: &PutImage, tag: &str) {
     }
 }
 
+/// Waits until a larder has logged that it was told to list its images: the log is written behind.
+async fn heard(larder: &Process) {
+    let deadline = Instant::now() + PATIENCE;
+    while !larder.log().contains("order=\"ls\"") {
+        assert!(Instant::now() < deadline, "{}", larder.log());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
 // === the way in ===
 
 #[tokio::test]
@@ -69,7 +79,7 @@ async fn a_command_does_the_same_beside_a_running_larder_and_without_one() {
     let asked = upstream.requests().len();
     larder.until("larder_cache_blobs", |blobs| blobs == 3).await;
     let beside = reports(dir.path(), &["ls"]).await;
-    assert!(larder.log().contains("order=\"ls\""), "{}", larder.log());
+    heard(&larder).await;
     assert!(larder.terminate().status.success());
     let alone = reports(dir.path(), &["ls"]).await;
     assert_eq!(beside, alone);
@@ -130,7 +140,7 @@ async fn a_socket_that_a_killed_larder_has_left_leads_nobody_astray() {
     assert_eq!(names(dir.path(), &[]).await.len(), 1);
     let larder = Process::start(dir.path(), &[&url], &[]);
     assert_eq!(names(dir.path(), &[]).await.len(), 1);
-    assert!(larder.log().contains("order=\"ls\""), "{}", larder.log());
+    heard(&larder).await;
 }
 
 /// A service that did not start because someone had looked at its cache would be one more thing to explain.
@@ -174,7 +184,7 @@ async fn a_directory_with_a_long_name_has_a_socket_as_well() {
     fs::create_dir(&deep).unwrap();
     let larder = Process::start(&deep, &[], &[]);
     told(&deep, &["ls"]).await;
-    assert!(larder.log().contains("order=\"ls\""), "{}", larder.log());
+    heard(&larder).await;
 }
 
 // === refresh ===
@@ -276,7 +286,7 @@ async fn to_look_at_an_image_is_no_use_of_it() {
     let mirror = TestMirror::of(&upstream).await;
     pull(&mirror, &image, "latest").await;
     let before = reports(&dir(&mirror), &["ls"]).await;
-    mirror.clock().advance(std::time::Duration::from_hours(1));
+    mirror.clock().advance(Duration::from_hours(1));
     assert_eq!(reports(&dir(&mirror), &["ls"]).await, before);
 }
 
@@ -410,7 +420,7 @@ async fn larder_explain_says_what_would_be_done_and_does_not_do_it() {
     let told = explain("app:v1").await;
     assert_eq!((of(&told), &told["cost"]), (("cache".into(), Some(3), Some(0)), &serde_json::json!([])));
 
-    mirror.clock().advance(std::time::Duration::from_mins(2));
+    mirror.clock().advance(Duration::from_mins(2));
     upstream.forget_requests();
     let told = explain("app:v1").await;
     assert_eq!(

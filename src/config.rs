@@ -9,7 +9,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use crate::upstream::WELL_KNOWN;
+use crate::upstream::{AuthMode, WELL_KNOWN};
 use crate::{app, mirror, server, store, upstream};
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -94,6 +94,8 @@ impl Config {
         config.cache.check().map_err(ConfigError)?;
         config.server.check().map_err(ConfigError)?;
         config.mirror.check().map_err(ConfigError)?;
+        let mut passthrough = config.upstream.iter().filter(|(_, options)| options.auth == AuthMode::Passthrough);
+        passthrough.try_for_each(|(name, _)| config.server.check_passthrough(name)).map_err(ConfigError)?;
         if let Some(name) = config.upstream.keys().find(|name| !name.bytes().all(|b| b.is_ascii_graphic() && b != b'/')) {
             return Err(ConfigError(format!("upstream.{name:?}: an upstream is named as in an image's name, by its host")));
         }

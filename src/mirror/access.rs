@@ -17,14 +17,12 @@ pub struct Access {
 
 impl Access {
     /// The pattern that keeps this name from being had.
-    #[must_use]
-    pub fn denied_by(&self, name: &str) -> Option<&Pattern> {
+    fn denied_by(&self, name: &str) -> Option<&Pattern> {
         self.deny.iter().find(|pattern| pattern.matches(name))
     }
 
     /// Whether it may be had, unless it is denied.
-    #[must_use]
-    pub fn allows(&self, name: &str) -> bool {
+    fn allows(&self, name: &str) -> bool {
         self.allow.is_empty() || self.allow.iter().any(|pattern| pattern.matches(name))
     }
 

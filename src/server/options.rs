@@ -108,6 +108,14 @@ impl Options {
         self.listener.iter().try_for_each(ListenerOptions::check)
     }
 
+    /// Whether every listener lets its clients log in to an upstream with `auth = "passthrough"`, or has none of it.
+    ///
+    /// # Errors
+    /// Says in one line which does not, and what to do.
+    pub fn check_passthrough(&self, upstream: &str) -> Result<(), String> {
+        self.listener.iter().try_for_each(|listener| listener.check_passthrough(upstream))
+    }
+
     /// All listeners, first the one without doors.
     #[must_use]
     pub fn listeners(&self) -> Vec<ListenerOptions> {
@@ -171,6 +179,27 @@ impl ListenerOptions {
         }
         if given(&self.groups_file) && !given(&self.users_file) {
             return wrong("groups_file is for the users of users_file, which is missing");
+        }
+        if self.rule.iter().any(|rule| rule.allow.is_empty() && rule.deny.is_empty()) {
+            return wrong("a rule has neither allow nor deny; allow = [\"**\"] allows everything");
+        }
+        if !self.rule.is_empty() && self.rule.iter().all(|rule| rule.allow.is_empty()) {
+            return wrong("no rule allows anything; a rule with allow = [\"**\"] allows all that none denies");
+        }
+        Ok(())
+    }
+
+    /// Clients say with the same header who they are to larder and to an upstream with `auth = "passthrough"`.
+    fn check_passthrough(&self, upstream: &str) -> Result<(), String> {
+        let by_password_alone = !self.users_file.as_os_str().is_empty()
+            && (self.client_ca_file.as_os_str().is_empty() || self.client_cert == ClientCert::Required);
+        if by_password_alone && !self.rule.iter().any(|rule| rule.shuts_out(upstream)) {
+            return Err(format!(
+                "server.listener at {}: users_file asks for one password, and upstream.\"{upstream}\" with auth = \"passthrough\" for \
+                 another; no client sends two: ask for a certificate (client_ca_file, client_cert = \"optional\"), or let a rule say \
+                 deny = [\"{upstream}/**\"]",
+                self.listen
+            ));
         }
         Ok(())
     }

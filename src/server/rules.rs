@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::mirror::{Access, Refusal};
+use crate::mirror::Refusal;
 use crate::oci::{Pattern, Repository};
 
 /// Who asks, as far as a door has made sure of it.
@@ -25,7 +25,8 @@ pub struct Rule {
     /// Whom it is for; empty: everyone.
     #[serde(default)]
     pub who: Vec<Who>,
-    /// The repositories that they may have, with their upstream: `docker.io/library/*`. Empty: all.
+    /// The repositories that they may have, with their upstream: `docker.io/library/*`. Empty: none by this rule, which then only
+    /// denies.
     #[serde(default)]
     pub allow: Vec<Pattern>,
     /// Those that they may not, whatever else allows them.
@@ -49,13 +50,13 @@ pub enum Who {
 pub struct InvalidWho(String);
 
 /// The rules of one listener.
-pub(super) struct Rules(Vec<(Vec<Who>, Access)>);
+pub(super) struct Rules(Vec<Rule>);
 
 // === impl Rules ===
 
 impl Rules {
     pub(super) fn new(rules: Vec<Rule>) -> Self {
-        Self(rules.into_iter().map(|Rule { who, allow, deny }| (who, Access { allow, deny })).collect())
+        Self(rules)
     }
 
     /// Some rule for the client must allow the repository, and none deny it. Where there are no rules, all is allowed.
@@ -67,15 +68,28 @@ impl Rules {
             return Ok(());
         }
         let name = repository.to_string();
-        let for_client = || self.0.iter().filter(|(who, _)| who.is_empty() || who.iter().any(|who| who.is(identity)));
+        let for_client = || self.0.iter().filter(|rule| rule.is_for(identity));
         let no = |why: String| Err(Refusal::NotAllowed(why));
-        if let Some(pattern) = for_client().find_map(|(_, access)| access.denied_by(&name)) {
+        if let Some(pattern) = for_client().flat_map(|rule| &rule.deny).find(|pattern| pattern.matches(&name)) {
             return no(format!("{name} is denied to {identity} by \"{pattern}\" of a rule"));
         }
-        if !for_client().any(|(_, access)| access.allows(&name)) {
+        if !for_client().flat_map(|rule| &rule.allow).any(|pattern| pattern.matches(&name)) {
             return no(format!("no rule allows {name} to {identity}"));
         }
         Ok(())
+    }
+}
+
+// === impl Rule ===
+
+impl Rule {
+    fn is_for(&self, identity: &Identity) -> bool {
+        self.who.is_empty() || self.who.iter().any(|who| who.is(identity))
+    }
+
+    /// Whether nobody may have anything of this upstream, whatever else may be allowed.
+    pub(super) fn shuts_out(&self, upstream: &str) -> bool {
+        self.who.is_empty() && self.deny.iter().any(|pattern| pattern.to_string().strip_suffix("/**") == Some(upstream))
     }
 }
 
@@ -155,7 +169,8 @@ mod tests {
         let rules = Rules::new(vec![
             rule(&[], &["docker.io/library/*"], &["**/secret"]),
             rule(&["user:alice", "cert:build-*"], &["ghcr.io/**"], &[]),
-            rule(&["group:ops"], &[], &["docker.io/library/old"]),
+            rule(&["group:ops"], &["**"], &["docker.io/library/old"]),
+            rule(&["user:dave"], &[], &["docker.io/library/old"]),
         ]);
         let may = |who: &Identity, upstream: &str, name: &str| {
             rules.check(who, &Repository { upstream: upstream.into(), name: name.parse().unwrap() }).is_ok()
@@ -171,6 +186,9 @@ mod tests {
         let ops = identity("carol", false, &["dev", "ops"]);
         assert!(may(&ops, "quay.io", "any/thing") && !may(&ops, "docker.io", "library/old"));
         assert!(!may(&identity("ops", false, &[]), "quay.io", "any/thing"), "a user is no group");
+        let dave = identity("dave", false, &[]);
+        assert!(may(&dave, "docker.io", "library/app") && !may(&dave, "docker.io", "library/old"));
+        assert!(!may(&dave, "quay.io", "any/thing"), "what only denies allows nothing");
         assert!(
             Rules::new(Vec::new()).check(&anybody, &Repository { upstream: "x".into(), name: "a/b".parse().unwrap() }).is_ok()
         );

@@ -1,7 +1,8 @@
 //! Users with passwords, in files as `htpasswd -B` writes them, and their groups.
 //!
 //! A password costs as much time to check as the operator has chosen, on purpose; so it is checked beside the requests of others, one
-//! at a time, for an unknown user as for a known one, and one that was right is remembered for a while.
+//! at a time, and one that was right is remembered for a while. Each try is as much work as the hardest hash of the file, whoever it
+//! names: the time tells neither who is known, nor whose hash is a weak one.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -30,13 +31,19 @@ pub(super) struct Users {
 
 /// What stands in the files.
 struct Known {
-    /// The hash of each user's password.
-    hashes: HashMap<String, String>,
+    /// Of each user's password.
+    hashes: HashMap<String, Hashed>,
     groups: HashMap<String, Arc<[String]>>,
-    /// No password's, and as much work as the hardest of them.
-    nobodys: String,
+    /// The highest cost of them.
+    hardest: u32,
     /// Until when each login that was right is believed.
     right: Cache<CredentialKey, Timestamp>,
+}
+
+/// A password as it is kept: one more of cost is twice the work.
+struct Hashed {
+    hash: String,
+    cost: u32,
 }
 
 /// For how long a login is believed to be right. When the file changes, for no longer.
@@ -117,8 +124,9 @@ impl Known {
         for (place, name, hash) in lines("users_file", users)? {
             let parts = bcrypt::HashParts::from_str(&hash).ok().filter(|parts| (4..=HIGHEST_COST).contains(&parts.get_cost()));
             let parts = parts.ok_or_else(|| format!("{place} holds no password as `htpasswd -B` writes it (bcrypt)"))?;
-            hardest = hardest.max(parts.get_cost());
-            hashes.insert(name, hash);
+            let cost = parts.get_cost();
+            hardest = hardest.max(cost);
+            hashes.insert(name, Hashed { hash, cost });
         }
         if hashes.is_empty() {
             return Err(format!("users_file {} names nobody", users.display()));
@@ -132,9 +140,8 @@ impl Known {
             }
         }
         let groups = members.into_iter().map(|(name, groups)| (name, groups.into())).collect();
-        let nobodys = format!("$2y${hardest:02}${}", ".".repeat(53));
         let right = Cache::builder().eviction_policy(EvictionPolicy::lru()).max_capacity(REMEMBERED).build();
-        Ok(Self { hashes, groups, nobodys, right })
+        Ok(Self { hashes, groups, hardest, right })
     }
 
     async fn check(self: &Arc<Self>, client: &ClientCredential) -> Result<(), Refusal> {
@@ -146,11 +153,30 @@ impl Known {
         let (known, client) = (Arc::clone(self), client.clone());
         let right = tokio::task::spawn_blocking(move || {
             let (name, password) = client.parts()?;
-            let hash = known.hashes.get(name);
-            let same = bcrypt::verify(password, hash.unwrap_or(&known.nobodys)).unwrap_or_default();
-            (same && hash.is_some()).then_some(())
+            let nobodys = Hashed::nobodys(known.hardest);
+            let users = known.hashes.get(name);
+            let hashed = users.unwrap_or(&nobodys);
+            let same = hashed.is_of(password);
+            // What is missing to the hardest: the work at each cost from this one on is as much as all before it together.
+            for cost in hashed.cost..known.hardest {
+                std::hint::black_box(Hashed::nobodys(cost).is_of(password));
+            }
+            (same && users.is_some()).then_some(())
         });
         right.await.map_err(|_| Refusal::Interrupted)?.ok_or_else(wrong)
+    }
+}
+
+// === impl Hashed ===
+
+impl Hashed {
+    /// No password's.
+    fn nobodys(cost: u32) -> Self {
+        Self { hash: format!("$2y${cost:02}${}", ".".repeat(53)), cost }
+    }
+
+    fn is_of(&self, password: &str) -> bool {
+        bcrypt::verify(password, &self.hash).unwrap_or_default()
     }
 }
 

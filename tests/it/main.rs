@@ -77,6 +77,7 @@ mod sweep;
 mod tags;
 mod tls;
 mod tokens;
+mod two_logins;
 mod unreadable;
 mod upstreams;
 mod users;

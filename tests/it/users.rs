@@ -21,11 +21,13 @@ const COST: u32 = 5;
 /// Writes users as `htpasswd -B` does.
 fn htpasswd(file: &Path, users: &[(&str, &str)], cost: u32) {
     let mut text = String::from("# users\n\n");
-    for (name, password) in users {
-        let hash = bcrypt::hash_with_salt(password, cost, [7; 16]).unwrap().format_for_version(bcrypt::Version::TwoY);
-        writeln!(text, "{name}:{hash}").unwrap();
-    }
+    users.iter().for_each(|(name, password)| writeln!(text, "{}", line(name, password, cost)).unwrap());
     fs::write(file, text).unwrap();
+}
+
+fn line(name: &str, password: &str, cost: u32) -> String {
+    let hash = bcrypt::hash_with_salt(password, cost, [7; 16]).unwrap().format_for_version(bcrypt::Version::TwoY);
+    format!("{name}:{hash}")
 }
 
 struct World {
@@ -141,24 +143,34 @@ async fn a_login_costs_its_hash_once_and_is_forgotten_when_the_file_changes() {
     world.as_user("/v2/", "carol", "canary-of-carol").await.expect(200);
 }
 
+/// The least of many tries is what the work takes; the rest is what else the machine had to do.
 #[tokio::test]
-async fn unknown_users_cost_the_time_of_known_ones() {
-    let world = before("", 10, |mirror| mirror).await;
-    let mut took = [Vec::new(), Vec::new()];
-    for n in 0..12 {
-        for (user, took) in ["alice", "mallory"].iter().zip(&mut took) {
+async fn unknown_users_and_those_with_a_weak_hash_cost_the_time_of_the_others() {
+    let with_carol = |mirror: StoppedMirror| {
+        let users = mirror.dir().join("users");
+        let text = fs::read_to_string(&users).unwrap() + &line("carol", "canary-of-carol", 6);
+        fs::write(users, text).unwrap();
+        mirror
+    };
+    let world = before("", 10, |mirror| with_carol(mirror).clock(Clock::still())).await;
+    let names = ["alice", "carol", "mallory"];
+    let mut took = [Duration::MAX; 3];
+    for n in 0..10 {
+        for (user, took) in names.iter().zip(&mut took) {
             let begun = Instant::now();
             assert_challenged(&world.as_user("/v2/", user, &format!("canary-{n}")).await);
-            took.push(begun.elapsed());
+            *took = (*took).min(begun.elapsed());
         }
     }
-    let [known, unknown] = took.map(|mut took| {
-        took.sort();
-        took[took.len() / 2]
-    });
-    let ratio = known.as_secs_f64() / unknown.as_secs_f64();
-    assert!((0.7..1.4).contains(&ratio), "{known:?} and {unknown:?}");
-    assert!(unknown > Duration::from_millis(5), "it is hashed: {unknown:?}");
+    assert!(took[0] > Duration::from_millis(5), "it is hashed: {took:?}");
+    for other in &took[1..] {
+        let ratio = other.as_secs_f64() / took[0].as_secs_f64();
+        assert!((0.6..1.6).contains(&ratio), "{took:?} for {names:?}");
+    }
+    // What is right is so at once, and at no other time either.
+    world.mirror.clock().advance(Duration::from_mins(2));
+    world.as_user("/v2/", "carol", "canary-of-carol").await.expect(200);
+    world.as_user("/v2/", "alice", ALICES).await.expect(200);
 }
 
 #[tokio::test]
@@ -258,7 +270,7 @@ async fn rules_say_who_may_have_what() {
         world.mirror.get(path).await.expect(200);
     }
     let asked = world.upstream.requests().len();
-    for (user, password, expected) in [("alice", ALICES, [200, 200, 200, 403]), ("bob", BOBS, [200, 200, 403, 403])] {
+    for (user, password, expected) in [("alice", ALICES, [200, 200, 200, 403]), ("bob", BOBS, [200, 403, 403, 403])] {
         for (path, expected) in paths.iter().zip(expected) {
             let answer = world.as_user(path, user, password).await.expect(expected);
             if expected == 403 {
@@ -300,7 +312,7 @@ async fn with_certificates(options: &str, authority: &Authority) -> World {
 #[tokio::test]
 async fn without_a_certificate_of_the_authority_nobody_is_heard_where_one_is_required() {
     let authority = Authority::new();
-    let rules = "rule = [{ who = ['cert:build-*'] }]";
+    let rules = "rule = [{ who = ['cert:build-*'], allow = ['**'] }]";
     let world = with_certificates(rules, &authority).await;
     let tag = format!("{}{}", world.url, world.image.tag_path("latest"));
     for protocol in ["h2", "http/1.1"] {
@@ -360,6 +372,12 @@ async fn what_is_wrong_with_users_is_said_before_anyone_is_let_in() {
         ("", "client_ca_file = '/nowhere/ca'", "client_ca_file is for TLS"),
         ("", "rule = [{ who = ['alice'] }]", "\"alice\" is nobody; write user:NAME"),
         ("", "rule = [{ whom = [] }]", "unknown field `whom`"),
+        (
+            "",
+            "rule = [{ who = ['user:alice'] }, { allow = ['**'] }]",
+            "a rule has neither allow nor deny; allow = [\"**\"] allows",
+        ),
+        ("", "rule = [{ deny = ['docker.io/secret/**'] }]", "no rule allows anything; a rule with allow = [\"**\"] allows all"),
     ] {
         fs::write(&file, text).unwrap();
         let mirror = TestMirror::builder().upstream("docker.io", &upstream).listener(options);

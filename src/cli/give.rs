@@ -4,6 +4,7 @@ use std::io::{ErrorKind, Write as _};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -36,7 +37,19 @@ enum Unheard {
 }
 
 /// Has an order carried out and gives its reports to `show`, each as it comes. Exit code 1 if a part of it failed.
-pub(super) fn give(configured: &Configured, order: &Order, show: impl FnMut(Report)) -> Result<ExitCode, String> {
+pub(super) fn give(configured: &Configured, order: &Order, mut show: impl FnMut(Report)) -> Result<ExitCode, String> {
+    give_until(configured, order, |report| {
+        show(report);
+        Ok(())
+    })
+}
+
+/// Likewise, until `show` fails: then the order is taken back.
+pub(super) fn give_until(
+    configured: &Configured,
+    order: &Order,
+    show: impl FnMut(Report) -> Result<(), String>,
+) -> Result<ExitCode, String> {
     let mut config = configured.load()?;
     config.log.level = LogLevel::Warn;
     let _log = log::begin(&config.log)?;
@@ -52,7 +65,11 @@ pub(super) fn say(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
-async fn carried_out<F: FnMut(Report)>(config: Config, order: &Order, mut reader: Reader<F>) -> Result<ExitCode, String> {
+async fn carried_out<F: FnMut(Report) -> Result<(), String>>(
+    config: Config,
+    order: &Order,
+    mut reader: Reader<F>,
+) -> Result<ExitCode, String> {
     let dir = config.cache.dir.clone();
     match std::fs::metadata(dir.join("layout")) {
         Ok(_) => {}
@@ -95,7 +112,11 @@ async fn carried_out<F: FnMut(Report)>(config: Config, order: &Order, mut reader
 }
 
 /// Gives the order to the larder that listens in the cache directory.
-async fn ask<F: FnMut(Report)>(config: &Config, order: &Order, reader: &mut Reader<F>) -> Result<(), Unheard> {
+async fn ask<F: FnMut(Report) -> Result<(), String>>(
+    config: &Config,
+    order: &Order,
+    reader: &mut Reader<F>,
+) -> Result<(), Unheard> {
     let dir = &config.cache.dir;
     let failed = |why: String| Unheard::Why(format!("the larder that serves {} {why}", dir.display()));
     let socket = match SocketPath::of(dir) {
@@ -130,9 +151,17 @@ async fn ask<F: FnMut(Report)>(config: &Config, order: &Order, reader: &mut Read
             Err(_) => return Err(failed("has stopped in the middle of it; what is done is done, give the order again".into())),
         }
         while let Some(end) = lines.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = lines.drain(..=end).collect();
-            let report = serde_json::from_slice(&line);
-            reader.take(report.map_err(|_| failed("says what cannot be understood; is it of another version?".into()))?);
+            let mut report: Report = serde_json::from_slice(&lines[..end])
+                .map_err(|_| failed("says what cannot be understood; is it of another version?".into()))?;
+            let mut taken = end + 1;
+            if let Report::Piece { length, bytes } = &mut report {
+                // They follow the line, and may not have come yet.
+                let Some(brought) = lines.get(taken..taken.saturating_add(*length)) else { break };
+                *bytes = Bytes::copy_from_slice(brought);
+                taken += *length;
+            }
+            lines.drain(..taken);
+            reader.take(report).map_err(Unheard::Why)?;
         }
     }
     if reader.ended {
@@ -143,7 +172,11 @@ async fn ask<F: FnMut(Report)>(config: &Config, order: &Order, reader: &mut Read
 }
 
 /// Carries the order out here. Returns how the process ends if it was interrupted.
-async fn alone_with<F: FnMut(Report)>(alone: Alone, order: &Order, reader: &mut Reader<F>) -> Result<Option<ExitCode>, String> {
+async fn alone_with<F: FnMut(Report) -> Result<(), String>>(
+    alone: Alone,
+    order: &Order,
+    reader: &mut Reader<F>,
+) -> Result<Option<ExitCode>, String> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| error.to_string())?;
     let mut terminate = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
     let (send, mut reports) = Reports::channel();
@@ -154,27 +187,29 @@ async fn alone_with<F: FnMut(Report)>(alone: Alone, order: &Order, reader: &mut 
         loop {
             tokio::select! {
                 () = &mut work, if !done => done = true,
-                Some(report) = reports.recv() => reader.take(report),
-                _ = interrupt.recv() => break true,
-                _ = terminate.recv() => break true,
+                Some(report) = reports.recv() => if let Err(why) = reader.take(report) {
+                    break Err(why);
+                },
+                _ = interrupt.recv() => break Ok(true),
+                _ = terminate.recv() => break Ok(true),
             }
             if reader.ended {
-                break false;
+                break Ok(false);
             }
         }
     };
     alone.close().await;
-    Ok(interrupted.then(|| ExitCode::from(INTERRUPTED)))
+    interrupted.map(|interrupted| interrupted.then(|| ExitCode::from(INTERRUPTED)))
 }
 
 // === impl Reader ===
 
-impl<F: FnMut(Report)> Reader<F> {
-    fn take(&mut self, report: Report) {
+impl<F: FnMut(Report) -> Result<(), String>> Reader<F> {
+    fn take(&mut self, report: Report) -> Result<(), String> {
         match &report {
             Report::End => {
                 self.ended = true;
-                return;
+                return Ok(());
             }
             Report::Failed { what, why } => {
                 self.failed = true;
@@ -182,10 +217,10 @@ impl<F: FnMut(Report)> Reader<F> {
             }
             Report::Waiting { why } => {
                 eprintln!("larder: {why}");
-                return;
+                return Ok(());
             }
             _ => {}
         }
-        (self.show)(report);
+        (self.show)(report)
     }
 }

@@ -1,6 +1,7 @@
 //! The command line; one file a subcommand.
 
 mod explain;
+mod export;
 mod give;
 mod health;
 mod images;
@@ -44,6 +45,7 @@ enum Command {
     Missing(missing::Missing),
     Verify(verify::Verify),
     Explain(explain::Explain),
+    Export(export::Export),
 }
 
 /// Where the configuration comes from.
@@ -79,6 +81,7 @@ pub fn run() -> ExitCode {
         Command::Missing(missing) => missing.run(),
         Command::Verify(verify) => verify.run(),
         Command::Explain(explain) => explain.run(),
+        Command::Export(export) => export.run(),
     };
     match outcome {
         Ok(code) => code,

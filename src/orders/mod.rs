@@ -3,7 +3,9 @@
 //! One piece of code, whoever runs it: the larder that serves, told by the socket in its cache directory, or where none runs, the
 //! command itself. An [`Order`] goes in, [`Report`]s come out, each as soon as there is something to tell.
 
+mod archive;
 mod explain;
+mod export;
 mod images;
 mod missing;
 mod pins;
@@ -15,6 +17,7 @@ mod verify;
 
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
@@ -23,7 +26,9 @@ use crate::mirror::Mirror;
 use crate::oci::{ImageName, Pattern, Reference, Repository};
 use crate::store::Store;
 
+pub use archive::own_header;
 pub use explain::ExplainReport;
+pub use export::{Export, ExportReport};
 pub use images::ImageReport;
 pub use missing::MissingReport;
 pub use pull::{LayerReport, Pull, PullReport};
@@ -56,6 +61,8 @@ pub enum Order {
     Usage,
     /// Bring images in.
     Pull(Pull),
+    /// Give out images as an archive.
+    Export { export: Export },
     /// Tell what was asked for while nobody could be asked, and is not here.
     Missing,
     /// Tell from where images would be served now, why, and what it would cost.
@@ -88,6 +95,19 @@ pub enum Report {
     Usage(UsageReport),
     Layer(LayerReport),
     Pulled(PullReport),
+    /// An image that will be in the archive.
+    Exporting(ExportReport),
+    /// The next bytes of the archive. On the socket they follow the line.
+    Piece {
+        length: usize,
+        #[serde(skip)]
+        bytes: Bytes,
+    },
+    /// All bytes of the archive have been given, and are right.
+    Exported {
+        images: usize,
+        blobs: usize,
+    },
     Missing(MissingReport),
     Explained(ExplainReport),
     /// So many bytes of so many are verified.
@@ -146,6 +166,7 @@ impl Order {
             Self::Remove { .. } => "rm",
             Self::Usage => "du",
             Self::Pull(_) => "pull",
+            Self::Export { .. } => "export",
             Self::Missing => "missing",
             Self::Explain { .. } => "explain",
             Self::Verify { .. } => "verify",
@@ -161,6 +182,20 @@ impl Report {
     pub fn line(&self) -> String {
         // What it is made of has words for keys.
         serde_json::to_string(self).unwrap_or_default() + "\n"
+    }
+
+    /// As it goes over the socket: its line, and the bytes that it brings.
+    #[must_use]
+    pub fn sent(&self) -> Bytes {
+        let mut sent = self.line().into_bytes();
+        if let Self::Piece { bytes, .. } = self {
+            sent.extend_from_slice(bytes);
+        }
+        sent.into()
+    }
+
+    fn piece(bytes: Bytes) -> Self {
+        Self::Piece { length: bytes.len(), bytes }
     }
 }
 
@@ -210,6 +245,7 @@ impl Orders {
             Order::Remove { images } => self.remove(&images, reports).await,
             Order::Usage => self.usage(reports).await,
             Order::Pull(pull) => self.pull(&pull, reports).await,
+            Order::Export { export } => self.export(&export, reports).await,
             Order::Missing => self.missing(reports).await,
             Order::Explain { images } => self.explain(&images, reports).await,
             Order::Verify { repair, rate } => self.verify(repair, rate, reports).await,

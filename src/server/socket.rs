@@ -134,7 +134,7 @@ impl Body for Lines {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let next = match &mut *self {
             Self::Refusal(why) => why.take(),
-            Self::Reports { reports, .. } => ready!(reports.poll_recv(cx)).map(|report| report.line().into()),
+            Self::Reports { reports, .. } => ready!(reports.poll_recv(cx)).map(|report| report.sent()),
         };
         Poll::Ready(next.map(|bytes| Ok(Frame::data(bytes))))
     }

@@ -11,6 +11,7 @@ mod admin;
 mod attacks;
 mod breaking;
 mod budget;
+mod bundles;
 mod credentials;
 mod crowds;
 mod damage;

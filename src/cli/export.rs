@@ -1,0 +1,101 @@
+//! `larder export`
+
+mod output;
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use bytesize::ByteSize;
+use clap::Args;
+
+use crate::orders::{self, ExportReport, Order, Report};
+
+use super::Configured;
+use super::give::give_until;
+use super::table::{short, size};
+
+use output::Output;
+
+/// Write images to an archive: an OCI image layout that docker load, podman load, ctr images import, skopeo and larder import take.
+/// Signatures and what else refers to the images goes along. Every byte is verified on its way, and the same images give the same
+/// archive. Exit code 1 if an image is not here whole; the others are written.
+#[derive(Args)]
+pub(super) struct Export {
+    /// Images that are in the cache.
+    #[arg(value_name = "IMAGE", required_unless_present_any = ["all", "pinned"])]
+    images: Vec<String>,
+    /// All images.
+    #[arg(long, conflicts_with_all = ["images", "pinned"])]
+    all: bool,
+    /// All that are pinned.
+    #[arg(long, conflicts_with = "images")]
+    pinned: bool,
+    /// A file; a directory that there is, which must be empty; or - for standard output.
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// Several files of at most this size, for media: FILE.000, FILE.001 …; larder import takes them together, as does cat.
+    #[arg(long, value_name = "SIZE")]
+    split: Option<ByteSize>,
+    /// A line of JSON for whatever happens.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    configured: Configured,
+}
+
+// === impl Export ===
+
+impl Export {
+    pub(super) fn run(self) -> Result<ExitCode, String> {
+        let export = match (self.all, self.pinned) {
+            (true, _) => orders::Export::All,
+            (_, true) => orders::Export::Pinned,
+            _ => orders::Export::These(self.images),
+        };
+        let shown = self.output.display().to_string();
+        let failed = |error: std::io::Error| format!("{shown}: {error}");
+        let output = Output::new(&self.output, self.split.map(|split| split.as_u64())).map_err(failed)?;
+        // Standard output may be for the archive.
+        let says = |line: &str| if shown == "-" { eprint!("{line}") } else { _ = std::io::stdout().write_all(line.as_bytes()) };
+        let (mut output, json) = (Some(output), self.json);
+        give_until(&self.configured, &Order::Export { export }, |report| {
+            match &report {
+                Report::Piece { bytes, .. } => {
+                    return output.as_mut().map_or(Ok(()), |output| output.write(bytes)).map_err(failed);
+                }
+                _ if json => says(&report.line()),
+                Report::Exporting(exporting) => says(&summary(exporting)),
+                _ => {}
+            }
+            if let Report::Exported { images, blobs } = report {
+                let Some(output) = output.take() else { return Ok(()) };
+                for (file, bytes, sha256) in output.finish().map_err(failed)? {
+                    if json {
+                        says(
+                            &(serde_json::json!({ "report": "written", "file": file, "bytes": bytes, "sha256": sha256 })
+                                .to_string()
+                                + "\n"),
+                        );
+                    } else {
+                        says(&format!("{sha256}  {file}  {}\n", size(bytes)));
+                    }
+                }
+                if !json {
+                    says(&format!("{images} images in {blobs} manifests and blobs\n"));
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+fn summary(exporting: &ExportReport) -> String {
+    let ExportReport { image, digest, blobs, bytes, absent } = exporting;
+    let mut line = format!("{image}  {}  {} in {blobs} parts", short(digest), size(*bytes));
+    if !absent.is_empty() {
+        let _ = write!(line, ", without {}, which {} not here", absent.join(", "), if absent.len() == 1 { "is" } else { "are" });
+    }
+    line + "\n"
+}

@@ -1,0 +1,288 @@
+//! `larder export`: images leave as one archive, an OCI image layout that `docker load` takes as well.
+//!
+//! The same images give the same bytes, on whatever machine and day. What the archive holds is found out first; then each blob is
+//! hashed once more on its way out.
+//!
+//! <https://github.com/opencontainers/image-spec/blob/main/image-layout.md>
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::oci::{Algorithm, Digest, Hasher, INDEX_TYPE, MAX_MANIFEST, Manifest, Reference, Tag};
+use crate::store::{BlobReader, Damage, Held, Kind, ReadError};
+
+use super::archive::{BLOCK, header, padding};
+use super::images::Image;
+use super::{Orders, Report, Reports, absent};
+
+/// What is to be exported.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Export {
+    These(Vec<String>),
+    Pinned,
+    All,
+}
+
+/// An image that is in the archive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExportReport {
+    /// Its whole name.
+    pub image: String,
+    pub digest: String,
+    /// How many manifests and blobs it has there, and their bytes. Images share them.
+    pub blobs: usize,
+    pub bytes: u64,
+    /// The platforms that its index names and that are not here.
+    pub absent: Vec<String>,
+}
+
+/// All that goes into an archive.
+#[derive(Default)]
+struct Contents {
+    images: BTreeSet<Image>,
+    index: Vec<Value>,
+    /// By config and layers, the names of each image that `docker load` is told of.
+    loaded: BTreeMap<(Digest, Vec<Digest>), BTreeSet<String>>,
+    blobs: BTreeMap<Digest, u64>,
+}
+
+/// What an image is made of.
+#[derive(Default)]
+struct Found {
+    blobs: BTreeMap<Digest, u64>,
+    manifests: Vec<Digest>,
+    /// Of the manifests of an index that are not here: for what they are.
+    absent: Vec<String>,
+    /// Images with config and layers, and whether they are for the platform that Docker takes to be meant.
+    runnable: Vec<(bool, Digest, Vec<Digest>)>,
+}
+
+const LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
+const NAME: &str = "io.containerd.image.name";
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// What cosign adds to the tag of a digest.
+const COSIGN: [&str; 4] = ["", ".sig", ".att", ".sbom"];
+/// More manifests than any image has.
+const MOST_MANIFESTS: usize = 10_000;
+
+// === impl Orders ===
+
+impl Orders {
+    pub(super) async fn export(&self, export: &Export, reports: &Reports) {
+        let mut contents = Contents::default();
+        for (image, found) in self.chosen(export, reports).await {
+            let report = ExportReport {
+                image: image.name(),
+                digest: image.digest.to_string(),
+                blobs: found.blobs.len(),
+                bytes: found.blobs.values().sum(),
+                absent: found.absent.clone(),
+            };
+            contents.add(image, found, self);
+            reports.tell(Report::Exporting(report)).await;
+        }
+        if contents.images.is_empty() {
+            return reports.tell(Report::Failed { what: "export".into(), why: "there is nothing to export".into() }).await;
+        }
+        match self.write(&contents, reports).await {
+            Ok(()) => reports.tell(Report::Exported { images: contents.images.len(), blobs: contents.blobs.len() }).await,
+            Err((what, why)) => reports.tell(Report::Failed { what, why }).await,
+        }
+    }
+
+    /// The images that were asked for, with what refers to them. What is not here whole is told of and left out.
+    async fn chosen(&self, export: &Export, reports: &Reports) -> Vec<(Image, Found)> {
+        let mut wanted = Vec::new();
+        match export {
+            Export::These(names) => {
+                for name in names {
+                    match self.image(name) {
+                        Ok(image) => wanted.push(image),
+                        Err(why) => reports.tell(Report::Failed { what: name.clone(), why }).await,
+                    }
+                }
+            }
+            Export::All | Export::Pinned => {
+                let orders = self.clone();
+                let images = tokio::task::spawn_blocking(move || orders.images()).await.unwrap_or_default();
+                wanted.extend(images.into_iter().filter(|image| *export == Export::All || self.store.is_pinned(&image.digest)));
+            }
+        }
+        let (mut chosen, mut seen) = (Vec::new(), BTreeSet::new());
+        while let Some(image) = wanted.pop() {
+            if !seen.insert(image.clone()) {
+                continue;
+            }
+            match self.look(&image).await {
+                Ok(found) => {
+                    wanted.extend(found.manifests.iter().flat_map(|digest| self.referring(&image, digest)));
+                    chosen.push((image, found));
+                }
+                Err(why) => reports.tell(Report::Failed { what: image.name(), why }).await,
+            }
+        }
+        chosen.sort_by(|(one, _), (other, _)| one.cmp(other));
+        chosen
+    }
+
+    fn image(&self, name: &str) -> Result<Image, String> {
+        let (repository, reference) = self.named(name)?;
+        let digest = self.digest_of(&repository, &reference).ok_or_else(|| absent(name))?;
+        Ok(Image { repository, reference, digest })
+    }
+
+    /// The tags that stand for what refers to a digest, as far as they are here.
+    fn referring(&self, image: &Image, digest: &Digest) -> Vec<Image> {
+        let tags = COSIGN.iter().filter_map(|kind| format!("{}{kind}", Tag::of_referrers(digest)).parse::<Tag>().ok());
+        let here = tags.filter_map(|tag| {
+            let reference = Reference::Tag(tag);
+            let digest = self.digest_of(&image.repository, &reference)?;
+            Some(Image { repository: image.repository.clone(), reference, digest })
+        });
+        here.collect()
+    }
+
+    /// Finds all that an image needs. Of an index that may be a part.
+    async fn look(&self, image: &Image) -> Result<Found, String> {
+        let mut found = Found::default();
+        let mut wanted = vec![(image.digest.clone(), true)];
+        while let Some((digest, is_manifest)) = wanted.pop() {
+            let Some(size) = self.store.size(&digest) else {
+                return Err(format!("{digest} is not here; `larder pull {}` brings it", image.name()));
+            };
+            if digest.algorithm() != Algorithm::Sha256 {
+                return Err(format!("{digest}: only what has a sha256 digest is exported"));
+            }
+            if found.blobs.insert(digest.clone(), size).is_some() || !is_manifest {
+                continue;
+            }
+            let bytes = self.store.peek(&digest, MAX_MANIFEST).await.map_err(|error| format!("{digest}: {error}"))?;
+            let bytes = bytes.ok_or_else(|| format!("{digest} is too large for a manifest"))?;
+            if !digest.matches(&bytes) {
+                return Err(format!("{digest} is damaged; `larder verify --repair` fetches it anew"));
+            }
+            let proof = self.store.proof(&image.repository, &digest, Kind::Manifest);
+            let media_type = proof.and_then(|proof| proof.media_type);
+            let manifest = Manifest::parse(media_type.as_deref(), &bytes).map_err(|bad| format!("{digest}: {bad}"))?;
+            for child in &manifest.children {
+                match child.digest.parse::<Digest>() {
+                    Ok(digest) if self.store.size(&digest).is_some() => {
+                        wanted.push((digest, crate::oci::is_manifest_type(&child.media_type)));
+                    }
+                    _ => found.absent.push(child.platform.as_ref().map_or_else(|| child.digest.clone(), ToString::to_string)),
+                }
+            }
+            if manifest.children.is_empty() {
+                found.runnable.extend(self.runnable(&bytes).await);
+                wanted.extend(manifest.names.iter().map(|digest| (digest.clone(), false)));
+            }
+            found.manifests.push(digest);
+            if found.manifests.len() > MOST_MANIFESTS {
+                return Err(format!("it has more than {MOST_MANIFESTS} manifests"));
+            }
+        }
+        Ok(found)
+    }
+
+    /// What `docker load` needs of an image. `None`: it is none that could be run, or its layers are elsewhere.
+    async fn runnable(&self, manifest: &[u8]) -> Option<(bool, Digest, Vec<Digest>)> {
+        let manifest: Value = serde_json::from_slice(manifest).ok()?;
+        let config = &manifest["config"];
+        let kinds = ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
+        kinds.contains(&config["mediaType"].as_str()?).then_some(())?;
+        let config: Digest = config["digest"].as_str()?.parse().ok()?;
+        let layers = manifest["layers"].as_array()?.iter().map(|layer| layer["digest"].as_str()?.parse::<Digest>().ok());
+        let layers = layers.collect::<Option<Vec<_>>>()?;
+        layers.iter().all(|layer| self.store.size(layer).is_some()).then_some(())?;
+        let says: Value = serde_json::from_slice(&self.store.peek(&config, MAX_MANIFEST).await.ok()??).ok()?;
+        let of_image = says["rootfs"]["diff_ids"].as_array()?.len() == layers.len() && says["os"] != "unknown";
+        of_image.then(|| (says["os"] == "linux" && says["architecture"] == "amd64", config, layers))
+    }
+
+    /// Gives out the archive. Fails with what is wrong and why.
+    async fn write(&self, contents: &Contents, reports: &Reports) -> Result<(), (String, String)> {
+        let index = json!({ "schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": contents.index }).to_string();
+        let loaded = contents.loaded.iter().map(|((config, layers), tags)| {
+            json!({ "Config": path(config), "RepoTags": tags, "Layers": layers.iter().map(path).collect::<Vec<_>>() })
+        });
+        let loaded = Value::Array(loaded.collect()).to_string();
+        // First what says what all the rest is, so that who reads it as it comes knows.
+        for (path, text) in [("oci-layout", LAYOUT.to_owned()), ("index.json", index), ("manifest.json", loaded)] {
+            let mut file = header(path, text.len() as u64).to_vec();
+            file.extend_from_slice(text.as_bytes());
+            file.resize(file.len() + padding(text.len() as u64), 0);
+            reports.tell(Report::piece(file.into())).await;
+        }
+        for (digest, size) in &contents.blobs {
+            reports.tell(Report::piece(Bytes::copy_from_slice(&header(&path(digest), *size)))).await;
+            self.write_blob(digest, *size, reports).await.map_err(|why| (digest.to_string(), why))?;
+            reports.tell(Report::piece(vec![0; padding(*size)].into())).await;
+        }
+        reports.tell(Report::piece(vec![0; 2 * BLOCK].into())).await;
+        Ok(())
+    }
+
+    async fn write_blob(&self, digest: &Digest, size: u64, reports: &Reports) -> Result<(), String> {
+        let held = self.store.get(digest).await.map_err(|error| error.to_string())?;
+        let mut reader: BlobReader = match held.ok_or("it has just left the cache; try again")? {
+            Held::Verified(blob) => blob.read(0..blob.size()),
+            Held::Doubtful(growth) => growth.read(0, None),
+        };
+        let (file, mut hasher, mut length) = (reader.file(), Hasher::new(digest.algorithm()), 0);
+        while let Some(bytes) = reader.next().await {
+            let bytes = bytes.map_err(|error| match error {
+                ReadError::Disk(error) => format!("it cannot be read: {error}"),
+                ReadError::Ended | ReadError::Lagged(_) => damaged(),
+            })?;
+            length += bytes.len() as u64;
+            // What stands behind the header is not to be more than that says.
+            if length > size {
+                break;
+            }
+            hasher.update(&bytes);
+            reports.tell(Report::piece(bytes)).await;
+        }
+        if length == size && hasher.finish() == *digest {
+            return Ok(());
+        }
+        if let Some(file) = file {
+            self.store.quarantine(digest, file, Damage::Bytes).await;
+            self.mirror.forget_bytes(digest);
+        }
+        Err(damaged())
+    }
+}
+
+fn damaged() -> String {
+    "it is damaged; `larder verify --repair` or the next pull fetches it anew".into()
+}
+
+fn path(digest: &Digest) -> String {
+    format!("blobs/{}/{}", digest.algorithm().name(), digest.hex())
+}
+
+// === impl Contents ===
+
+impl Contents {
+    fn add(&mut self, image: Image, found: Found, orders: &Orders) {
+        let proof = orders.store.proof(&image.repository, &image.digest, Kind::Manifest);
+        let media_type = proof.and_then(|proof| proof.media_type).unwrap_or_else(|| INDEX_TYPE.to_owned());
+        let size = found.blobs.get(&image.digest).copied().unwrap_or_default();
+        let name = image.name();
+        self.index.push(json!({
+            "mediaType": media_type, "digest": image.digest.to_string(), "size": size,
+            "annotations": { NAME: name, REF_NAME: name },
+        }));
+        // Docker keeps one image a name. Which, is not to depend on the machine that exports.
+        let loaded = found.runnable.iter().max_by_key(|(usual, config, _)| (*usual, config));
+        if let (Some((_, config, layers)), Reference::Tag(_)) = (loaded, &image.reference) {
+            self.loaded.entry((config.clone(), layers.clone())).or_default().insert(name);
+        }
+        self.blobs.extend(found.blobs);
+        self.images.insert(image);
+    }
+}

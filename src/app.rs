@@ -22,7 +22,7 @@ use crate::mirror::{self, Access, Freshness, Mirror, Registries, Registry};
 use crate::orders::Orders;
 use crate::server::{self, Door, Place, Terms};
 use crate::store::{self, Store, Tally};
-use crate::upstream::{self, Hop, PublicUrl, Spent, Upstream};
+use crate::upstream::{self, Hop, PublicUrl, Rate, Spent, Upstream};
 
 use bound::Bound;
 
@@ -383,9 +383,10 @@ fn tally_name(upstream: &Upstream) -> String {
 }
 
 fn registries(config: &Config, hop: &Hop, clock: &Clock, metrics: &Metrics) -> Result<Registries, String> {
+    let rate = Arc::new(Rate::new(config.mirror.max_rate.as_u64()));
     let mut all = Vec::new();
     for (name, options) in &config.upstream {
-        let registry = registry(name, options, &config.mirror, hop, clock, metrics)?;
+        let registry = registry(name, options, &config.mirror, &rate, hop, clock, metrics)?;
         all.push((name, options, Arc::new(registry)));
     }
     let default = all.iter().find(|(name, ..)| **name == config.mirror.default_upstream);
@@ -402,7 +403,7 @@ fn registries(config: &Config, hop: &Hop, clock: &Clock, metrics: &Metrics) -> R
         let (mirror, hop, clock, metrics) = (config.mirror.clone(), hop.clone(), clock.clone(), metrics.clone());
         registries.open_to_public(Box::new(move |name| {
             let options = upstream::Options::of_public(name);
-            registry(name, &options, &mirror, &hop, &clock, &metrics).ok()
+            registry(name, &options, &mirror, &rate, &hop, &clock, &metrics).ok()
         }));
     }
     for image in &config.mirror.keep {
@@ -415,13 +416,14 @@ fn registry(
     name: &str,
     options: &upstream::Options,
     mirror: &mirror::Options,
+    rate: &Arc<Rate>,
     hop: &Hop,
     clock: &Clock,
     metrics: &Metrics,
 ) -> Result<Registry, String> {
     let public_url = options.passthrough().map_err(|what| format!("upstream.\"{name}\".{what}"))?;
     // Also a sealed larder says what is wrong with its configuration.
-    let upstream = Upstream::new(name, options, hop.clone(), clock.clone(), metrics.clone())?;
+    let upstream = Upstream::new(name, options, hop.clone(), clock.clone(), metrics.clone())?.within(rate);
     let upstream = if mirror.offline { Upstream::offline(name, clock.clone()) } else { upstream };
     let access = Access { allow: options.allow.clone(), deny: options.deny.clone() };
     let freshness = Freshness::of(mirror, options);

@@ -11,7 +11,7 @@
 //!           mirror                   the pull-through policy: who answers, how fresh, one fill per digest
 //! floor 1   store      upstream      mechanisms, which never use each other
 //! floor 0   oci  clock  flight       words and small tools: no I/O
-//!           metrics  sync
+//!           metrics  sync  allowance
 //! ```
 //!
 //! # A hit
@@ -37,6 +37,7 @@
 //! joined at the end, reads the growing file, up to the tail: that is withheld until the digest is verified. Then the file
 //! is synced and renamed, and the next request is a hit. Clients may leave as they please; the fill is nobody's.
 
+mod allowance;
 pub mod app;
 pub mod cli;
 pub mod clock;

@@ -6,7 +6,7 @@ use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
 use crate::oci::{ImageName, Platforms, TagTtl};
-use crate::upstream::DOCKER_HUB;
+use crate::upstream::{DOCKER_HUB, LEAST_RATE};
 
 /// How fresh answers are and how much is done for nobody.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -39,6 +39,9 @@ pub struct Options {
     /// By how many connections at once a blob of more than 32 MiB is fetched where one alone is slow, as some registries limit
     /// each. Those beyond the first have at most 4 MiB each in memory.
     pub blob_connections: usize,
+    /// How many bytes of blobs may come from all upstreams together in a second, each transfer of which gets its share; `0B`: any
+    /// number.
+    pub max_rate: ByteSize,
     /// How many blobs are fetched to their end after all their clients have left.
     pub orphan_fills: usize,
     /// How much of such a blob may still be missing.
@@ -80,6 +83,9 @@ impl Options {
         if !(1..=MOST_CONNECTIONS).contains(&self.blob_connections) {
             return Err(format!("mirror.blob_connections is {}; it must be from 1 to {MOST_CONNECTIONS}", self.blob_connections));
         }
+        if (1..LEAST_RATE).contains(&self.max_rate.as_u64()) {
+            return Err(format!("mirror.max_rate is {}; it must be 0B or at least 64KiB", self.max_rate));
+        }
         if self.orphan_fills > MOST_ORPHANS {
             return Err(format!("mirror.orphan_fills is {}; it must be at most {MOST_ORPHANS}", self.orphan_fills));
         }
@@ -103,6 +109,7 @@ impl Default for Options {
             revalidate_wait: Duration::from_secs(2),
             negative_ttl: Duration::from_secs(5),
             blob_connections: 1,
+            max_rate: ByteSize::b(0),
             orphan_fills: 4,
             orphan_bytes: ByteSize::gib(2),
             fill_timeout: Duration::from_hours(1),

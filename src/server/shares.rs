@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use crate::allowance::{self, Allowance};
 use crate::mirror::block;
 
 /// The most that one client may have. 0: any number.
@@ -34,14 +35,9 @@ pub(super) struct Shares {
 #[derive(Default)]
 struct Account {
     connections: AtomicUsize,
-    requests: Spent,
-    bytes: Spent,
+    requests: Allowance,
+    bytes: Allowance,
 }
-
-/// Up to when an allowance has been used. Each use takes the time that it is worth; what has not been used is lost, but for a
-/// while's worth.
-#[derive(Default)]
-struct Spent(Mutex<Option<Instant>>);
 
 /// A connection counts for its client until this is dropped.
 pub(super) struct Connected(Option<Arc<Account>>);
@@ -103,31 +99,6 @@ impl Shares {
     }
 }
 
-// === impl Spent ===
-
-impl Spent {
-    /// Uses so much, unless more has been used than there is.
-    fn spend(&self, cost: Duration, ahead: Duration, now: Instant) -> Result<(), Duration> {
-        let mut spent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = spent.map_or(now, |spent| spent.max(now)) + cost;
-        let early = at.saturating_duration_since(now + ahead);
-        if early.is_zero() {
-            *spent = Some(at);
-            Ok(())
-        } else {
-            Err(early)
-        }
-    }
-
-    /// Uses so much, and says from when on more may be used.
-    fn overspend(&self, cost: Duration, ahead: Duration, now: Instant) -> Instant {
-        let mut spent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = spent.map_or(now, |spent| spent.max(now)) + cost;
-        *spent = Some(at);
-        at.checked_sub(ahead).unwrap_or(now)
-    }
-}
-
 // === impl Connected ===
 
 impl Drop for Connected {
@@ -147,8 +118,7 @@ impl Share {
 
     /// A piece has gone, or is about to.
     pub(super) fn took(&mut self, bytes: usize) {
-        let cost = Duration::from_nanos((bytes as u64).saturating_mul(1_000_000_000) / self.rate);
-        let turn = self.account.bytes.overspend(cost, BYTES_AHEAD, Instant::now());
+        let turn = self.account.bytes.overspend(allowance::worth(bytes as u64, self.rate), BYTES_AHEAD, Instant::now());
         self.turn.as_mut().reset(turn);
     }
 }
@@ -173,16 +143,5 @@ mod tests {
         let [one, other] = ["2001:db8::1", "2001:db8::ffff:1"].map(|address| address.parse().unwrap());
         let _held = [shares.connect(one), shares.connect(other)];
         assert!(shares.connect(one).is_none());
-    }
-
-    #[test]
-    fn an_allowance_that_is_not_used_is_kept_for_a_while_and_no_longer() {
-        let (spent, begun) = (Spent::default(), Instant::now());
-        let second = Duration::from_secs(1);
-        let spend = |after: u32| spent.spend(second / 10, 2 * second, begun + second * after);
-        assert_eq!((0..20).filter(|_| spend(0).is_ok()).count(), 20);
-        assert_eq!(spend(0), Err(second / 10));
-        assert_eq!((0..20).filter(|_| spend(1).is_ok()).count(), 10);
-        assert_eq!((0..50).filter(|_| spend(100).is_ok()).count(), 20);
     }
 }

@@ -28,6 +28,7 @@ pub(crate) mod pem;
 mod places;
 mod public_url;
 mod quota;
+mod rate;
 mod request;
 mod resolver;
 mod send;
@@ -67,6 +68,7 @@ pub use pause::pause;
 pub use places::Aside;
 pub use public_url::PublicUrl;
 pub use quota::Spent;
+pub use rate::Rate;
 pub use request::{Asking, BlobAnswer, Body, Found, ManifestAnswer, ReferrersAnswer, Source, Span, TagsAnswer};
 
 /// A registry. Offline is a kind of upstream: it is there and answers nothing.
@@ -79,6 +81,8 @@ pub struct Upstream {
     accounts: Accounts,
     has_credentials: bool,
     quota: Arc<Quota>,
+    /// Its own, and that of all upstreams together.
+    rates: [Arc<Rate>; 2],
     /// It was found to refuse HEAD of blobs, and to give their bytes.
     refuses_blob_head: AtomicBool,
     places: Places,
@@ -87,6 +91,9 @@ pub struct Upstream {
     clock: Clock,
     counts: Counts,
 }
+
+/// With less, a piece would be waited for longer than a client waits.
+pub const LEAST_RATE: u64 = 64 << 10;
 
 // === impl Upstream ===
 
@@ -110,6 +117,9 @@ impl Upstream {
         if options.max_transfers == 0 {
             return Err(wrong("max_transfers must be at least 1".into()));
         }
+        if (1..LEAST_RATE).contains(&options.max_rate.as_u64()) {
+            return Err(wrong(format!("max_rate is {}; it must be 0B or at least 64KiB", options.max_rate)));
+        }
         Ok(Self {
             name,
             hop: Some(hop),
@@ -117,6 +127,7 @@ impl Upstream {
             accounts,
             has_credentials: options.has_credentials(),
             quota,
+            rates: [Arc::new(Rate::new(options.max_rate.as_u64())), Arc::default()],
             refuses_blob_head: AtomicBool::new(false),
             places: Places::new(options.max_transfers, options.header_timeout),
             hedge_after: options.hedge_after,
@@ -136,6 +147,7 @@ impl Upstream {
             accounts: Accounts::default(),
             has_credentials: false,
             quota: Arc::new(Quota::new(0, Duration::ZERO)),
+            rates: Default::default(),
             refuses_blob_head: AtomicBool::new(false),
             places: Places::new(1, Duration::ZERO),
             hedge_after: Duration::ZERO,
@@ -143,6 +155,19 @@ impl Upstream {
             clock,
             counts: Counts::new(Metrics::new(), name.into()),
         }
+    }
+
+    /// The same, which with all others that are given it keeps within `all`.
+    #[must_use]
+    pub fn within(mut self, all: &Arc<Rate>) -> Self {
+        self.rates[1] = Arc::clone(all);
+        self
+    }
+
+    /// Whether as much comes from it as may: what comes slowly then, would not come faster by another connection.
+    #[must_use]
+    pub fn is_held_back(&self) -> bool {
+        self.rates.iter().any(|rate| rate.is_used_up())
     }
 
     #[must_use]

@@ -83,6 +83,8 @@ pub struct Options {
     pub idle_timeout: Duration,
     /// How much of a body must come in a second, averaged over twice `idle_timeout`; `0B`: anything.
     pub min_rate: ByteSize,
+    /// How many bytes of blobs may come from it in a second, all transfers together, each of which gets its share; `0B`: any number.
+    pub max_rate: ByteSize,
     /// How many requests and transfers may be under way at one time. Others wait, as long as for an answer.
     pub max_transfers: usize,
     /// A client named it, not the operator: only public addresses are dialled, its own too. No option in the file.
@@ -138,6 +140,7 @@ impl Default for Options {
             hedge_after: Duration::from_secs(5),
             idle_timeout: Duration::from_secs(30),
             min_rate: ByteSize::kib(1),
+            max_rate: ByteSize::b(0),
             max_transfers: 64,
             public_only: false,
             #[cfg(debug_assertions)]

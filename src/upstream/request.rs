@@ -20,6 +20,7 @@ use super::in_turn::Answered;
 use super::pace::Pace;
 use super::places::Place;
 use super::quota::Quota;
+use super::rate::Turn;
 use super::send::Question;
 use super::{Behalf, Upstream};
 
@@ -67,6 +68,7 @@ pub struct Span {
 pub struct Body {
     response: Response,
     pace: Pace,
+    turn: Turn,
     endpoint: Arc<Endpoint>,
     _place: Place,
     quota: Arc<Quota>,
@@ -253,6 +255,7 @@ impl Asking<'_> {
         let body = Body {
             response,
             pace: Pace::new(self.upstream.limits),
+            turn: Turn::new(self.upstream.rates.clone()),
             endpoint,
             _place: place,
             quota: Arc::clone(&self.upstream.quota),
@@ -421,12 +424,15 @@ impl Body {
         if let Some(ahead) = self.ahead.take() {
             return Ok(Some(ahead));
         }
+        // Before its pace is looked at: what larder waits for of itself is not held against the upstream.
+        self.turn.come().await;
         let chunk = self.pace.chunk(&mut self.response).await;
         match &chunk {
             Ok(Some(bytes)) => {
                 let before = self.received;
                 self.received += bytes.len() as u64;
                 self.quota.spend(bytes.len() as u64);
+                self.turn.took(bytes.len());
                 if before < PROOF && self.received >= PROOF {
                     self.endpoint.body_came();
                 }

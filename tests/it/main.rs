@@ -55,6 +55,7 @@ mod pulling;
 mod pulls;
 mod quirks;
 mod ranges;
+mod rates;
 mod reaching;
 mod refusals;
 mod registries;

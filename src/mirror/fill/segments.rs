@@ -144,6 +144,10 @@ impl Segments {
         if matches!(self.front, Front::Segment(_)) || !self.ahead.is_empty() {
             return true;
         }
+        // Nor would several be quicker where larder takes as much as it may; and one of them has no more than others' fills.
+        if self.fill.origin.upstream().is_held_back() {
+            return false;
+        }
         let (elapsed, come, missing) = (self.begun.when.elapsed(), self.at - self.begun.at, size.saturating_sub(self.at));
         // It would take `missing / (come / elapsed)`.
         let slow = u128::from(missing) * elapsed.as_nanos() > u128::from(come) * SOON.as_nanos();
@@ -152,7 +156,9 @@ impl Segments {
 
     /// Sees to it that as many segments are on their way as may be.
     fn look_ahead(&mut self, size: u64) {
-        while self.ahead.len() + 1 < self.most {
+        // Where larder takes as much as it may: what is needed so that the one goes on when the other ends.
+        let most = if self.fill.origin.upstream().is_held_back() { self.most.min(2) } else { self.most };
+        while self.ahead.len() + 1 < most {
             let start = match (self.ahead.back(), &self.front) {
                 (Some(last), _) => last.span.end,
                 (None, Front::Segment(front)) => front.span.end,

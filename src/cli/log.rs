@@ -74,14 +74,28 @@ where
 // === impl Fields ===
 
 impl Fields<'_> {
-    fn field(&mut self, field: &Field, value: fmt::Arguments<'_>) {
+    /// What cannot hold anything that must be escaped.
+    fn plain(&mut self, field: &Field, before: &str, value: &str, after: &str) {
+        self.begun(field, |writer| [before, value, after].iter().try_for_each(|part| writer.write_str(part)));
+    }
+
+    fn escaped(&mut self, field: &Field, value: fmt::Arguments<'_>) {
+        self.begun(field, |writer| Escaped(writer).write_fmt(value));
+    }
+
+    fn number(&mut self, field: &Field, value: fmt::Arguments<'_>) {
+        self.begun(field, |writer| writer.write_fmt(value));
+    }
+
+    /// The name, and what `value` writes.
+    fn begun(&mut self, field: &Field, value: impl FnOnce(&mut Writer<'_>) -> fmt::Result) {
         self.result = self.result.and_then(|()| {
-            self.writer.write_char(' ')?;
+            self.writer.write_str(" ")?;
             if field.name() != "message" {
                 self.writer.write_str(field.name())?;
-                self.writer.write_char('=')?;
+                self.writer.write_str("=")?;
             }
-            Escaped(&mut self.writer).write_fmt(value)
+            value(&mut self.writer)
         });
     }
 }
@@ -90,14 +104,30 @@ impl Visit for Fields<'_> {
     fn record_str(&mut self, field: &Field, value: &str) {
         let is_plain = value.bytes().all(|byte| (byte.is_ascii_graphic() || byte == b' ') && !matches!(byte, b'"' | b'\\'));
         match field.name() {
-            "message" => self.field(field, format_args!("{value}")),
-            _ if is_plain => self.field(field, format_args!("\"{value}\"")),
-            _ => self.field(field, format_args!("{value:?}")),
+            "message" => self.escaped(field, format_args!("{value}")),
+            _ if is_plain => self.plain(field, "\"", value, "\""),
+            _ => self.escaped(field, format_args!("{value:?}")),
+        }
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.number(field, format_args!("{value}"));
+    }
+
+    /// With its thousandths: nothing here is measured more closely.
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        let thousandths = value * 1000.0;
+        if (0.0..1e15).contains(&thousandths) {
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it has just been looked at")]
+            let thousandths = thousandths.round() as u64;
+            self.number(field, format_args!("{}.{:03}", thousandths / 1000, thousandths % 1000));
+        } else {
+            self.number(field, format_args!("{value}"));
         }
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        self.field(field, format_args!("{value:?}"));
+        self.escaped(field, format_args!("{value:?}"));
     }
 }
 
@@ -105,6 +135,9 @@ impl Visit for Fields<'_> {
 
 impl fmt::Write for Escaped<'_, '_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
+        if text.bytes().all(|byte| (b' '..0x7f).contains(&byte)) {
+            return self.0.write_str(text);
+        }
         let mut rest = text;
         while let Some(at) = rest.find(char::is_control) {
             let (plain, control) = rest.split_at(at);
@@ -152,7 +185,7 @@ mod tests {
     #[test]
     fn a_line_has_what_happened_and_each_field_by_its_name() {
         let said = line(|| tracing::info!(target: "access", kind = "blob", bytes = 10, ms = 0.5, why = None::<&str>, "done"));
-        assert_eq!(said, " INFO access: done kind=\"blob\" bytes=10 ms=0.5\n");
+        assert_eq!(said, " INFO access: done kind=\"blob\" bytes=10 ms=0.500\n");
         let said = line(|| tracing::warn!(target: "larder", path = "a \"b\"", error = %"no", found = ?Some(1), "it {}", "fails"));
         assert_eq!(said, " WARN larder: it fails path=\"a \\\"b\\\"\" error=no found=Some(1)\n");
     }

@@ -30,7 +30,8 @@ pub(super) struct Body {
     passage: Option<Passage>,
     /// What its client may take of it.
     share: Option<Share>,
-    line: Option<AccessLine>,
+    /// Apart, as an answer is handed on from one to the next a dozen times.
+    line: Option<Box<AccessLine>>,
 }
 
 enum Content {
@@ -88,7 +89,7 @@ impl Body {
         if matches!(self.content, Content::End) {
             line.ended(End::Complete);
         }
-        self.line = Some(line);
+        self.line = Some(Box::new(line));
         self
     }
 

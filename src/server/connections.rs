@@ -411,7 +411,8 @@ where
         let (on_line, peer) = (Arc::clone(line), client.peer);
         let service = service_fn(move |request| {
             let underway = Underway::new(&connection);
-            let answer = handle(request, Arc::clone(&client));
+            // On its own, as hyper moves what it is given several times, and keeps room for one as long as the connection lives.
+            let answer = Box::pin(handle(request, Arc::clone(&client)));
             let (line, buffers) = (Arc::clone(&on_line), buffers.clone());
             async move {
                 // A panic costs this answer; its reason is in the log.

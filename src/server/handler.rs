@@ -21,7 +21,6 @@ use super::rules::Identity;
 use super::shares::Shares;
 
 /// What a request is handled with.
-#[derive(Clone)]
 pub(super) struct Handler {
     pub(super) mirror: Mirror,
     pub(super) hop: Hop,

@@ -32,6 +32,7 @@ mod users;
 mod wire;
 
 use std::future::Future;
+use std::sync::Arc;
 
 use crate::clock::Clock;
 use crate::mirror::Mirror;
@@ -74,9 +75,9 @@ pub async fn serve(
         metrics: mirror.metrics().clone(),
     };
     let (buffers, shares) = (limits.buffers.clone(), limits.shares.clone());
-    let handler = Handler { mirror, hop, clock, buffers, shares };
+    let handler = Arc::new(Handler { mirror, hop, clock, buffers, shares });
     let handle = move |request, client| {
-        let handler = handler.clone();
+        let handler = Arc::clone(&handler);
         async move { handler.handle(request, client).await }
     };
     accept_all(doors, limits, handle, stop).await

@@ -193,7 +193,8 @@ pub(super) async fn close(stream: &TcpStream) {
 
 /// Reads until the other side closes.
 async fn read_out(stream: &TcpStream) -> io::Result<()> {
-    let mut buffer = [0; 4096];
+    // Not here, where every connection would have it all its life.
+    let mut buffer = vec![0; 4096];
     let mut left = LAST_WORDS;
     while left > 0 {
         stream.readable().await?;

@@ -173,7 +173,10 @@ async fn when_clients_hold_all_the_memory_they_may_more_are_told_to_come_again()
         let request = http::Request::get(mirror.url(&path)).body(()).unwrap();
         requests = requests.ready().await.unwrap();
         let (answer, _) = requests.send_request(request, true).unwrap();
-        stalled.push(answer.await.unwrap().into_body());
+        let answer = answer.await.unwrap();
+        let held = mirror.metric(BUFFERS);
+        assert!(stalled.len() < 200, "{} after {} bytes of {}", answer.status(), held, stalled.len());
+        stalled.push(answer.into_body());
         tokio::time::sleep(Duration::from_millis(5)).await;
     };
     assert!(stalled.len() > 2, "a few have room: each holds little when many do");

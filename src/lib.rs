@@ -28,7 +28,7 @@
 //!
 //! `cli` gives an `orders::Order` to the larder that holds the cache directory, by the socket in it, where `server::socket` takes
 //! it. Where none holds it, `cli` opens the cache by `app` and carries the order out itself. Either way it reads
-//! `orders::Report`s.
+//! `orders::Report`s. An archive that is brought in follows the order; one that is given out comes with the reports.
 //!
 //! # A miss
 //!

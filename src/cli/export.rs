@@ -9,11 +9,12 @@ use std::process::ExitCode;
 
 use bytesize::ByteSize;
 use clap::Args;
+use futures_util::stream;
 
-use crate::orders::{self, ExportReport, Order, Report};
+use crate::orders::{self, ExportReport, Input, Order, Report};
 
 use super::Configured;
-use super::give::give_until;
+use super::give::give_with;
 use super::table::{short, size};
 
 use output::Output;
@@ -60,7 +61,8 @@ impl Export {
         // Standard output may be for the archive.
         let says = |line: &str| if shown == "-" { eprint!("{line}") } else { _ = std::io::stdout().write_all(line.as_bytes()) };
         let (mut output, json) = (Some(output), self.json);
-        give_until(&self.configured, &Order::Export { export }, |report| {
+        let nothing = || -> Input { Box::pin(stream::empty()) };
+        give_with(&self.configured, &Order::Export { export }, &nothing, |report| {
             match &report {
                 Report::Piece { bytes, .. } => {
                     return output.as_mut().map_or(Ok(()), |output| output.write(bytes)).map_err(failed);

@@ -1,17 +1,21 @@
 //! Giving an order: to the larder that holds the cache, by the socket in its directory; or where none does, to the cache itself.
 
 use std::io::{ErrorKind, Write as _};
+use std::pin::Pin;
 use std::process::ExitCode;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
+use hyper::body::{Body, Frame};
 use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::{Alone, LogLevel, StartError};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::orders::{ORDERS_PATH, Order, Report, Reports};
+use crate::orders::{Input, ORDERS_PATH, Order, Report, Reports};
 use crate::store::{OpenError, SocketPath};
 
 use super::{Configured, log};
@@ -29,6 +33,9 @@ struct Reader<F> {
     ended: bool,
 }
 
+/// An order and what comes behind it, as the body of a request.
+struct Sent(Input);
+
 /// Why an order was not carried out by the larder that was asked.
 enum Unheard {
     /// There is none.
@@ -38,23 +45,25 @@ enum Unheard {
 
 /// Has an order carried out and gives its reports to `show`, each as it comes. Exit code 1 if a part of it failed.
 pub(super) fn give(configured: &Configured, order: &Order, mut show: impl FnMut(Report)) -> Result<ExitCode, String> {
-    give_until(configured, order, |report| {
+    give_with(configured, order, &|| Box::pin(stream::empty()), |report| {
         show(report);
         Ok(())
     })
 }
 
-/// Likewise, until `show` fails: then the order is taken back.
-pub(super) fn give_until(
+/// Likewise with `input` behind the order, of which nothing is read before it is wanted; and until `show` fails: then the order is
+/// taken back.
+pub(super) fn give_with(
     configured: &Configured,
     order: &Order,
+    input: &dyn Fn() -> Input,
     show: impl FnMut(Report) -> Result<(), String>,
 ) -> Result<ExitCode, String> {
     let mut config = configured.load()?;
     config.log.level = LogLevel::Warn;
     let _log = log::begin(&config.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| error.to_string())?;
-    let outcome = runtime.block_on(carried_out(config, order, Reader { show, failed: false, ended: false }));
+    let outcome = runtime.block_on(carried_out(config, order, input, Reader { show, failed: false, ended: false }));
     // A hung disk or a resolver that does not answer must not hold the process.
     runtime.shutdown_background();
     outcome
@@ -68,6 +77,7 @@ pub(super) fn say(line: &str) {
 async fn carried_out<F: FnMut(Report) -> Result<(), String>>(
     config: Config,
     order: &Order,
+    input: &dyn Fn() -> Input,
     mut reader: Reader<F>,
 ) -> Result<ExitCode, String> {
     let dir = config.cache.dir.clone();
@@ -86,14 +96,14 @@ async fn carried_out<F: FnMut(Report) -> Result<(), String>>(
     }
     let since = Instant::now();
     loop {
-        match ask(&config, order, &mut reader).await {
+        match ask(&config, order, input(), &mut reader).await {
             Ok(()) => break,
             Err(Unheard::Why(why)) => return Err(why),
             Err(Unheard::Nobody) => {}
         }
         match Alone::open(config.clone(), Clock::system()).await {
             Ok(alone) => {
-                if let Some(interrupted) = alone_with(alone, order, &mut reader).await? {
+                if let Some(interrupted) = alone_with(alone, order, input(), &mut reader).await? {
                     return Ok(interrupted);
                 }
                 break;
@@ -115,6 +125,7 @@ async fn carried_out<F: FnMut(Report) -> Result<(), String>>(
 async fn ask<F: FnMut(Report) -> Result<(), String>>(
     config: &Config,
     order: &Order,
+    input: Input,
     reader: &mut Reader<F>,
 ) -> Result<(), Unheard> {
     let dir = &config.cache.dir;
@@ -132,7 +143,9 @@ async fn ask<F: FnMut(Report) -> Result<(), String>>(
     }
     let client = reqwest::Client::builder().unix_socket(socket.path()).no_proxy().build();
     let client = client.map_err(|error| failed(error.to_string()))?;
-    let body = serde_json::to_vec(order).map_err(|error| Unheard::Why(error.to_string()))?;
+    let mut line = serde_json::to_vec(order).map_err(|error| Unheard::Why(error.to_string()))?;
+    line.push(b'\n');
+    let body = reqwest::Body::wrap(Sent(Box::pin(stream::iter([Ok(line.into())]).chain(input))));
     let mut answer = match client.post(format!("http://larder{ORDERS_PATH}")).body(body).send().await {
         Ok(answer) => answer,
         // It has gone in this moment, and has not heard it.
@@ -175,13 +188,14 @@ async fn ask<F: FnMut(Report) -> Result<(), String>>(
 async fn alone_with<F: FnMut(Report) -> Result<(), String>>(
     alone: Alone,
     order: &Order,
+    mut input: Input,
     reader: &mut Reader<F>,
 ) -> Result<Option<ExitCode>, String> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| error.to_string())?;
     let mut terminate = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
     let (send, mut reports) = Reports::channel();
     let interrupted = {
-        let work = alone.orders().carry_out(order.clone(), &send);
+        let work = alone.orders().carry_out(order.clone(), &mut input, &send);
         tokio::pin!(work);
         let mut done = false;
         loop {
@@ -200,6 +214,17 @@ async fn alone_with<F: FnMut(Report) -> Result<(), String>>(
     };
     alone.close().await;
     interrupted.map(|interrupted| interrupted.then(|| ExitCode::from(INTERRUPTED)))
+}
+
+// === impl Sent ===
+
+impl Body for Sent {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
+        self.0.as_mut().poll_next(cx).map(|next| next.map(|bytes| bytes.map(Frame::data)))
+    }
 }
 
 // === impl Reader ===

@@ -5,6 +5,7 @@ mod export;
 mod give;
 mod health;
 mod images;
+mod import;
 mod lists;
 mod log;
 mod missing;
@@ -46,6 +47,7 @@ enum Command {
     Verify(verify::Verify),
     Explain(explain::Explain),
     Export(export::Export),
+    Import(import::Import),
 }
 
 /// Where the configuration comes from.
@@ -82,6 +84,7 @@ pub fn run() -> ExitCode {
         Command::Verify(verify) => verify.run(),
         Command::Explain(explain) => explain.run(),
         Command::Export(export) => export.run(),
+        Command::Import(import) => import.run(),
     };
     match outcome {
         Ok(code) => code,

@@ -60,7 +60,7 @@ impl Mirror {
     }
 
     /// Notes that the upstream has just answered for a digest in a repository.
-    pub(super) fn set_proof(&self, repository: &Repository, digest: &Digest, size: u64, media_type: Option<String>) {
+    pub fn set_proof(&self, repository: &Repository, digest: &Digest, size: u64, media_type: Option<String>) {
         let proof = Proof { size, media_type, proven: self.0.clock.now() };
         self.0.store.set_proof(repository, digest, proof);
     }

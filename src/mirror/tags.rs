@@ -237,7 +237,7 @@ impl Mirror {
         self.point(origin, tag, digest);
     }
 
-    pub(super) fn point(&self, origin: &Origin, tag: &Tag, digest: &Digest) {
+    pub fn point(&self, origin: &Origin, tag: &Tag, digest: &Digest) {
         let record = TagRecord { digest: digest.clone(), checked: self.0.clock.now() };
         self.0.store.set_tag(&origin.repository, tag, &record);
     }

@@ -7,7 +7,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -212,13 +211,13 @@ impl Orders {
         let loaded = Value::Array(loaded.collect()).to_string();
         // First what says what all the rest is, so that who reads it as it comes knows.
         for (path, text) in [("oci-layout", LAYOUT.to_owned()), ("index.json", index), ("manifest.json", loaded)] {
-            let mut file = header(path, text.len() as u64).to_vec();
+            let mut file = header(path, text.len() as u64);
             file.extend_from_slice(text.as_bytes());
             file.resize(file.len() + padding(text.len() as u64), 0);
             reports.tell(Report::piece(file.into())).await;
         }
         for (digest, size) in &contents.blobs {
-            reports.tell(Report::piece(Bytes::copy_from_slice(&header(&path(digest), *size)))).await;
+            reports.tell(Report::piece(header(&path(digest), *size).into())).await;
             self.write_blob(digest, *size, reports).await.map_err(|why| (digest.to_string(), why))?;
             reports.tell(Report::piece(vec![0; padding(*size)].into())).await;
         }

@@ -7,6 +7,7 @@ mod archive;
 mod explain;
 mod export;
 mod images;
+mod import;
 mod missing;
 mod pins;
 mod pull;
@@ -26,10 +27,11 @@ use crate::mirror::Mirror;
 use crate::oci::{ImageName, Pattern, Reference, Repository};
 use crate::store::Store;
 
-pub use archive::own_header;
+pub use archive::{Archive, BLOCK, Entry, Input, header, own_header, padding};
 pub use explain::ExplainReport;
 pub use export::{Export, ExportReport};
 pub use images::ImageReport;
+pub use import::{Import, ImportReport};
 pub use missing::MissingReport;
 pub use pull::{LayerReport, Pull, PullReport};
 pub use refresh::{NotRefreshed, RefreshReport, refresh};
@@ -63,6 +65,8 @@ pub enum Order {
     Pull(Pull),
     /// Give out images as an archive.
     Export { export: Export },
+    /// Bring images in from an archive, whose bytes come behind the order.
+    Import(Import),
     /// Tell what was asked for while nobody could be asked, and is not here.
     Missing,
     /// Tell from where images would be served now, why, and what it would cost.
@@ -108,6 +112,7 @@ pub enum Report {
         images: usize,
         blobs: usize,
     },
+    Imported(ImportReport),
     Missing(MissingReport),
     Explained(ExplainReport),
     /// So many bytes of so many are verified.
@@ -152,7 +157,7 @@ impl Order {
     /// Whether it is for what is in the cache: without one there is nothing to do.
     #[must_use]
     pub fn needs_a_cache(&self) -> bool {
-        !matches!(self, Self::Pull(_))
+        !matches!(self, Self::Pull(_) | Self::Import(_))
     }
 
     /// One word for the log.
@@ -167,6 +172,7 @@ impl Order {
             Self::Usage => "du",
             Self::Pull(_) => "pull",
             Self::Export { .. } => "export",
+            Self::Import(_) => "import",
             Self::Missing => "missing",
             Self::Explain { .. } => "explain",
             Self::Verify { .. } => "verify",
@@ -231,10 +237,10 @@ impl Orders {
         Self { mirror, store }
     }
 
-    /// Does what is asked, and tells of it.
+    /// Does what is asked, and tells of it. `input`: what comes behind the order.
     ///
     /// Cancel safe: what is done stays done, nothing is half done, and the same order again does the rest.
-    pub async fn carry_out(&self, order: Order, reports: &Reports) {
+    pub async fn carry_out(&self, order: Order, input: &mut Input, reports: &Reports) {
         let word = order.word();
         self.counted(reports).await;
         match order {
@@ -246,6 +252,7 @@ impl Orders {
             Order::Usage => self.usage(reports).await,
             Order::Pull(pull) => self.pull(&pull, reports).await,
             Order::Export { export } => self.export(&export, reports).await,
+            Order::Import(import) => self.import(&import, input, reports).await,
             Order::Missing => self.missing(reports).await,
             Order::Explain { images } => self.explain(&images, reports).await,
             Order::Verify { repair, rate } => self.verify(repair, rate, reports).await,

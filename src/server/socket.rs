@@ -5,12 +5,14 @@
 //! back: what is done stays done.
 
 use std::convert::Infallible;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _, stream};
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::{Body, Frame, Incoming};
 use hyper::server::conn::http1;
@@ -18,16 +20,18 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
+use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use crate::orders::{ORDERS_PATH, Order, Orders, Report, Reports};
+use crate::orders::{Input, ORDERS_PATH, Order, Orders, Report, Reports};
 
 /// More commands at once than anyone types.
 const MOST_CONNECTIONS: usize = 32;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// The largest order, in bytes: it may name many images.
 const LARGEST_ORDER: usize = 16 << 20;
+const LAST_WORD: Duration = Duration::from_secs(10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The lines of an answer.
@@ -39,6 +43,9 @@ enum Lines {
     },
     Refusal(Option<Bytes>),
 }
+
+/// The bytes of a request.
+struct BodyStream(Incoming);
 
 /// Takes orders by `listener` until `stop` resolves; orders under way are taken back then.
 pub async fn serve_orders(listener: UnixListener, orders: Orders, stop: impl Future<Output = ()>) {
@@ -93,36 +100,62 @@ async fn answer(request: Request<Incoming>, orders: Orders) -> Response<Lines> {
     if head.method != Method::POST || head.uri.path() != ORDERS_PATH {
         return refuse(StatusCode::NOT_FOUND, "this takes orders, as the larder command gives them");
     }
-    let Some(bytes) = read(body).await else {
+    let mut body = BodyStream(body);
+    let Some((order, rest)) = read(&mut body).await else {
         return refuse(StatusCode::BAD_REQUEST, "the order did not come whole, or is too large");
     };
-    let order: Order = match serde_json::from_slice(&bytes) {
+    let order: Order = match serde_json::from_slice(&order) {
         Ok(order) => order,
         Err(error) => return refuse(StatusCode::BAD_REQUEST, &error.to_string()),
     };
     let (send, reports) = Reports::channel();
     let work = CancellationToken::new();
     let ended = work.clone();
-    tokio::spawn(async move { ended.run_until_cancelled(orders.carry_out(order, &send)).await });
+    tokio::spawn(async move {
+        let mut input: Input = Box::pin(stream::iter([Ok(rest)]).chain(body));
+        let work = async {
+            orders.carry_out(order, &mut input, &send).await;
+            // Whoever is still sending is to hear the last report before the connection breaks.
+            let _ = timeout(LAST_WORD, async { while let Some(Ok(_)) = input.next().await {} }).await;
+        };
+        ended.run_until_cancelled(work).await
+    });
     Response::new(Lines::Reports { reports, _work: work.drop_guard() })
 }
 
-/// The body of a request, if it ends well and is not too large.
-async fn read(mut body: Incoming) -> Option<Vec<u8>> {
+/// The line of a request that is the order, and what has come of what follows it. `None` if it does not come whole, or is too large.
+async fn read(body: &mut BodyStream) -> Option<(Vec<u8>, Bytes)> {
     let mut bytes = Vec::new();
-    while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
-        bytes.extend_from_slice(frame.ok()?.data_ref().map_or(&[][..], |data| data));
+    while let Some(more) = body.next().await {
+        let (more, before) = (more.ok()?, bytes.len());
+        bytes.extend_from_slice(&more);
+        if let Some(end) = more.iter().position(|byte| *byte == b'\n') {
+            let rest = Bytes::copy_from_slice(&bytes[before + end + 1..]);
+            bytes.truncate(before + end);
+            return Some((bytes, rest));
+        }
         if bytes.len() > LARGEST_ORDER {
             return None;
         }
     }
-    Some(bytes)
+    Some((bytes, Bytes::new()))
 }
 
 fn refuse(status: StatusCode, why: &str) -> Response<Lines> {
     let mut response = Response::new(Lines::Refusal(Some(Bytes::copy_from_slice(why.as_bytes()))));
     *response.status_mut() = status;
     response
+}
+
+// === impl BodyStream ===
+
+impl Stream for BodyStream {
+    type Item = io::Result<Bytes>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
+        let frame = ready!(Pin::new(&mut self.0).poll_frame(cx));
+        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.into_data().unwrap_or_default()).map_err(io::Error::other)))
+    }
 }
 
 // === impl Lines ===

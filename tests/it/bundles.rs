@@ -2,11 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write as _;
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::support::{Ended, Image, MultiArch, Process, Registry, TestMirror, digest_of};
+use larder::orders::{header, padding};
+
+use crate::support::{
+    Ended, Image, MultiArch, Process, PutImage, Registry, TestMirror, assert_booked, assert_sound, digest_of, files, get, noise,
+};
 
 /// Runs a command that is to end well; returns what it says.
 async fn told(dir: &Path, arguments: &[&str]) -> String {
@@ -157,4 +162,218 @@ async fn what_is_damaged_or_not_here_is_told_of_and_no_file_appears() {
     }
     let left: Vec<_> = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(left.iter().all(|name| !name.to_string_lossy().contains("bundle")), "{left:?}");
+}
+
+// === import ===
+
+/// A larder that asks nobody, on the cache in `dir`.
+fn sealed(dir: &Path) -> Process {
+    Process::start(dir, &["mirror.offline=true"], &[])
+}
+
+async fn assert_whole(larder: &Process, image: &PutImage) {
+    assert_eq!(get(larder.url(&image.manifest_path())).await.expect(200).body, image.manifest);
+    for blob in image.blobs() {
+        assert!(get(larder.url(&image.blob_path(blob))).await.expect(200).body == blob.bytes);
+    }
+}
+
+/// An archive of these files.
+fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut archive = Vec::new();
+    for (path, bytes) in files {
+        archive.extend(header(path, bytes.len() as u64));
+        archive.extend_from_slice(bytes);
+        archive.resize(archive.len() + padding(bytes.len() as u64), 0);
+    }
+    archive.resize(archive.len() + 1024, 0);
+    archive
+}
+
+/// A header, changed, and with a checksum that is right again.
+fn changed(path: &str, size: u64, change: impl FnOnce(&mut [u8])) -> Vec<u8> {
+    let mut header = header(path, size);
+    change(&mut header);
+    header[148..156].fill(b' ');
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    header
+}
+
+fn blob_path(digest: &str) -> String {
+    format!("blobs/{}", digest.replace(':', "/"))
+}
+
+#[tokio::test]
+async fn what_was_exported_is_served_where_nobody_can_be_asked() {
+    let upstream = Registry::start().await;
+    let image = Image::new(10).layers(&[70_000, 3_000]).put(&upstream, "library/app", "v1");
+    let index = MultiArch::new(11).put(&upstream, "library/multi", "v1");
+    let hex = &image.digest["sha256:".len()..];
+    let signature = Image::new(12).layers(&[700]).put(&upstream, "library/app", &format!("sha256-{hex}.sig"));
+    let outside = tempfile::tempdir().unwrap();
+    pulled(outside.path(), &upstream, &["app:v1", "multi:v1", "--platform", "linux/arm64,linux/amd64", "--referrers"]).await;
+    told(outside.path(), &["export", "app:v1", "multi:v1", "-o", "bundle.tar"]).await;
+    told(outside.path(), &["export", "app:v1", "multi:v1", "-o", "split.tar", "--split", "50KiB"]).await;
+    fs::create_dir(outside.path().join("layout")).unwrap();
+    told(outside.path(), &["export", "app:v1", "multi:v1", "-o", "layout"]).await;
+    for from in ["bundle.tar", "split.tar", "split.tar.000", "layout"] {
+        let from = outside.path().join(from);
+        let inside = tempfile::tempdir().unwrap();
+        let said = told(inside.path(), &["import", from.to_str().unwrap()]).await;
+        assert!(said.contains("docker.io/library/app:v1  ") && said.lines().all(|line| line.ends_with(", pinned")), "{said}");
+        let larder = sealed(inside.path());
+        assert_eq!(get(larder.url(&image.tag_path("v1"))).await.expect(200).body, image.manifest);
+        assert_eq!(get(larder.url(&index.tag_path("v1"))).await.expect(200).body, index.manifest);
+        for image in index.images.iter().chain([&image, &signature]) {
+            assert_whole(&larder, image).await;
+        }
+        assert_eq!(get(larder.url(&signature.tag_path(&format!("sha256-{hex}.sig")))).await.expect(200).body, signature.manifest);
+        // Beside a running larder, and for nothing.
+        let said = told(inside.path(), &["import", from.to_str().unwrap(), "--no-pin"]).await;
+        assert!(said.lines().count() == 3 && said.lines().all(|line| line.ends_with("was here already")), "{said}");
+        assert_sound(&inside.path().join("cache"));
+    }
+}
+
+#[tokio::test]
+async fn beside_a_running_larder_that_one_takes_it_in() {
+    let upstream = Registry::start().await;
+    let image = Image::new(13).layers(&[3_000_000, 3_000]).put(&upstream, "library/app", "v1");
+    let outside = tempfile::tempdir().unwrap();
+    pulled(outside.path(), &upstream, &["app:v1"]).await;
+    told(outside.path(), &["export", "app:v1", "-o", "bundle.tar"]).await;
+    let mirror = TestMirror::builder().set("mirror.offline = true").start().await;
+    let dir = mirror.cache_dir().parent().unwrap().to_path_buf();
+    let bundle = outside.path().join("bundle.tar");
+    let said = told(&dir, &["import", bundle.to_str().unwrap(), "--json"]).await;
+    let bytes = image.manifest.len() + image.blobs().map(|blob| blob.bytes.len()).sum::<usize>();
+    let report: Value = serde_json::from_str(&said).unwrap();
+    let whole = json!({ "report": "imported", "image": "docker.io/library/app:v1", "digest": image.digest, "added": 4,
+                        "bytes": bytes, "present": 0, "absent": 0, "pinned": true });
+    assert_eq!(report, whole);
+    assert_eq!(mirror.get(&image.tag_path("v1")).await.expect(200).body, image.manifest);
+    assert_booked(&mirror).await;
+}
+
+#[tokio::test]
+async fn what_podman_saves_for_docker_gets_a_manifest_and_the_storage_of_a_registry_its_names() {
+    let upstream = Registry::start().await;
+    let image = Image::new(14).layers(&[5_000, 600]).put(&upstream, "library/app", "v1");
+    let name = |digest: &str, ending: &str| format!("{}{ending}", &digest[7..]);
+    let config = name(&image.config.digest, ".json");
+    let layers: Vec<String> = image.layers.iter().map(|layer| name(&layer.digest, ".tar")).collect();
+    let listed = json!([{ "Config": config, "RepoTags": ["localhost/x:1"], "Layers": layers }]).to_string();
+    let saved = archive(&[
+        (&layers[0], &image.layers[0].bytes),
+        (&layers[1], &image.layers[1].bytes),
+        (&config, &image.config.bytes),
+        ("manifest.json", listed.as_bytes()),
+    ]);
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("saved.tar"), &saved).unwrap();
+    let said = refused(dir.path(), &["import", "saved.tar"]).await;
+    assert!(said.starts_with("localhost/x:1: localhost is not among the upstreams"), "{said}");
+    assert_eq!(files(&dir.path().join("cache/blobs")).len(), 0, "nothing is left");
+    told(dir.path(), &["import", "saved.tar", "--as", "mine/app:v1"]).await;
+    let larder = sealed(dir.path());
+    let manifest = get(larder.url("/v2/mine/app/manifests/v1")).await.expect(200).json();
+    assert_eq!(manifest["layers"][1]["digest"], image.layers[1].digest);
+    let layer = get(larder.url(&format!("/v2/mine/app/blobs/{}", image.layers[0].digest))).await.expect(200);
+    assert!(layer.body == image.layers[0].bytes);
+    larder.terminate();
+
+    let storage = tempfile::tempdir().unwrap();
+    let root = storage.path().join("docker/registry/v2");
+    let put = |path: String, bytes: &[u8]| {
+        let path = root.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    };
+    let data = |digest: &str| format!("blobs/sha256/{}/{}/data", &digest[7..9], &digest[7..]);
+    put(data(&image.digest), &image.manifest);
+    image.blobs().for_each(|blob| put(data(&blob.digest), &blob.bytes));
+    put("repositories/org/app/_manifests/tags/v7/current/link".into(), image.digest.as_bytes());
+    put(format!("repositories/org/app/_manifests/revisions/sha256/{}/link", &image.digest[7..]), image.digest.as_bytes());
+    put("repositories/org/app/_uploads/1/data".into(), &noise(1, 100));
+    let said = told(dir.path(), &["import", storage.path().to_str().unwrap(), "--as", "quay.io"]).await;
+    assert!(said.starts_with("quay.io/org/app:v7  ") && said.contains("1 parts, 3 were here already"), "{said}");
+}
+
+#[tokio::test]
+async fn an_archive_that_would_do_harm_is_refused_in_a_line_and_leaves_nothing() {
+    let upstream = Registry::start().await;
+    let image = Image::new(15).layers(&[5_000]).put(&upstream, "library/app", "v1");
+    let path = blob_path(&image.layers[0].digest);
+    let blob = (&*path, &image.layers[0].bytes[..]);
+    let good = archive(&[blob]);
+    let good = &good[..good.len() - 1024];
+    let after = |more: Vec<u8>| [good, &more, &[0; 1024]].concat();
+    let of_kind = |kind: u8| after(changed("x", 0, |header| header[156] = kind));
+    let pax = |text: &str| {
+        let mut entry = changed("pax", text.len() as u64, |header| header[156] = b'x');
+        entry.extend_from_slice(text.as_bytes());
+        entry.resize(entry.len() + padding(text.len() as u64), 0);
+        after([entry, header("x", 0)].concat())
+    };
+    let other = blob_path(&digest_of(b"other"));
+    let index =
+        |digest: &str| json!({ "manifests": [{ "digest": digest, "annotations": { "io.containerd.image.name": "a:1" } }] });
+    let indexed = |digest: &str| archive(&[blob, ("index.json", index(digest).to_string().as_bytes())]);
+    let mut many = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    let entry = changed("d", 0, |header| header[156] = b'5');
+    (0..200_001).for_each(|_| many.write_all(&entry).unwrap());
+    let mut torn = good.to_vec();
+    torn[600] ^= 1;
+    for (bytes, says) in [
+        (after(header("../etc/passwd", 0)), "\"../etc/passwd\" is a path that leads out of it"),
+        (after(header("a/../../b", 0)), "is a path that leads out of it"),
+        (after(header("/etc/passwd", 0)), "\"/etc/passwd\" is a path that leads out of it"),
+        (pax("18 path=../../a/b\n"), "\"../../a/b\" is a path that leads out of it"),
+        (of_kind(b'1'), "\"x\" is a link"),
+        (of_kind(b'2'), "\"x\" is a link"),
+        (of_kind(b'3'), "\"x\" is no regular file"),
+        (of_kind(b'6'), "\"x\" is no regular file"),
+        (of_kind(b'S'), "\"x\" is a sparse file"),
+        (pax("22 GNU.sparse.major=1\n"), "it has a sparse file"),
+        (pax("99 path=x\n"), "what it says of a file cannot be read"),
+        (after(changed("x", 1 << 30, |header| header[156] = b'x')), "what it says of a file is larger than 65536 bytes"),
+        (after(header("zeros", 1 << 40)), "\"zeros\" is of no use and large"),
+        (after(header(&other, 1 << 40)), "the blob is larger than the cache"),
+        (after(header("index.json", 1 << 40)), "\"index.json\" is larger than 16777216 bytes"),
+        (after(good.to_vec()), "\" twice"),
+        (archive(&[blob, (&other, b"wrong")]), "its bytes are not those that its name promises"),
+        ([torn, vec![0; 1024]].concat(), "its bytes are not those that its name promises"),
+        (good.to_vec(), "it ends in the middle"),
+        (good[..700].to_vec(), "it ends in the middle"),
+        (vec![], "it ends in the middle"),
+        (noise(3, 4_000).to_vec(), "it is no tar archive, or a damaged one"),
+        (after(vec![]), "it has no image: no index.json, no manifest.json, no docker/registry/v2"),
+        (archive(&[blob, ("index.json", b"{")]), "its index.json is no JSON"),
+        (archive(&[blob, ("a/layer.tar", b"")]), "its layers have not their digests for names"),
+        (indexed(&digest_of(b"none")), "is not in the archive, and not here"),
+        (indexed(&image.layers[0].digest), "it is no JSON object"),
+        (many.finish().unwrap(), "it has more than 200000 entries"),
+    ] {
+        let alone = tempfile::tempdir().unwrap();
+        fs::write(alone.path().join("bad.tar"), &bytes).unwrap();
+        let said = refused(alone.path(), &["import", "bad.tar"]).await;
+        assert!(said.contains(says), "{says}: {said}");
+        for left in ["blobs", "partial", "quarantine"] {
+            assert_eq!(files(&alone.path().join("cache").join(left)).len(), 0, "{says}");
+        }
+        let records = fs::read_to_string(alone.path().join("cache/records")).unwrap_or_default();
+        assert!(records.lines().all(|line| line.starts_with("larder records") || line.starts_with("tally")), "{says}: {records}");
+    }
+    // Beside a running larder: it takes back its own, and nothing that was there.
+    let mirror = TestMirror::of(&upstream).await;
+    assert_eq!(mirror.warm("app:v1", &[]).await.failed, []);
+    let dir = mirror.cache_dir().parent().unwrap().to_path_buf();
+    let more = blob_path(&digest_of(b"more"));
+    let large = noise(9, 4 << 20);
+    fs::write(dir.join("bad.tar"), archive(&[blob, (&more, b"more"), (&other, b"wrong"), (&other, &large)])).unwrap();
+    let said = refused(&dir, &["import", "bad.tar"]).await;
+    assert!(said.ends_with("its bytes are not those that its name promises"), "{said}");
+    assert!(image.blobs().all(|blob| mirror.holds(&blob.digest)) && !mirror.holds(&digest_of(b"more")));
+    assert_booked(&mirror).await;
 }

@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use crate::oci::{Algorithm, Hasher};
+use crate::orders::{BLOCK, own_header};
 
 /// A file that was written: its name, its size in bytes, and its SHA-256 in hex.
 pub(super) type Written = (String, u64, String);
@@ -44,8 +45,6 @@ struct Directory {
     missing: u64,
     padding: u64,
 }
-
-const BLOCK: usize = 512;
 
 // === impl Output ===
 
@@ -205,7 +204,7 @@ impl Directory {
         if self.header.len() == BLOCK {
             let header = std::mem::take(&mut self.header);
             if header[0] != 0 {
-                let (path, size) = crate::orders::own_header(&header).ok_or_else(|| io::Error::other("it is no archive"))?;
+                let (path, size) = own_header(&header).ok_or_else(|| io::Error::other("it is no archive"))?;
                 let path = self.path.join(path);
                 if let Some(dir) = path.parent() {
                     fs::create_dir_all(dir)?;

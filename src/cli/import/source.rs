@@ -1,0 +1,132 @@
+//! From where an archive comes: a file, several that are one, standard input, or a directory that is read as if it were one.
+#![expect(clippy::disallowed_methods, reason = "they are files of the user's, not of the cache")]
+
+use std::fs::{self, File};
+use std::io::{self, BufRead as _, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use flate2::read::MultiGzDecoder;
+use futures_util::stream;
+use tokio::sync::mpsc;
+
+use crate::orders::{BLOCK, Input, header, padding};
+
+const PIECE: usize = 256 << 10;
+/// How many pieces may wait to be taken.
+const AHEAD: usize = 8;
+const GZIP: [u8; 2] = [0x1f, 0x8b];
+/// More directories in directories than any layout or registry has.
+const DEEPEST: usize = 64;
+
+/// The files that one archive was split into, one behind the other.
+struct Parts {
+    path: PathBuf,
+    next: usize,
+    current: File,
+}
+
+/// Says early what cannot be read at all.
+pub(super) fn look(path: &Path) -> io::Result<()> {
+    if path.as_os_str() == "-" || path.is_dir() { Ok(()) } else { open(path).map(drop) }
+}
+
+/// The bytes of the archive. Reading begins when the first of them is wanted.
+pub(super) fn input(path: PathBuf) -> Input {
+    let mut pieces = None;
+    Box::pin(stream::poll_fn(move |cx| {
+        let pieces = pieces.get_or_insert_with(|| {
+            let (send, pieces) = mpsc::channel(AHEAD);
+            let path = path.clone();
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = send_all(&path, &send) {
+                    let _ = send.blocking_send(Err(error));
+                }
+            });
+            pieces
+        });
+        pieces.poll_recv(cx)
+    }))
+}
+
+type Sender = mpsc::Sender<io::Result<Bytes>>;
+
+fn send_all(path: &Path, send: &Sender) -> io::Result<()> {
+    if path.is_dir() {
+        directory(path, "", 0, send)?;
+        return piece(vec![0; 2 * BLOCK], send);
+    }
+    let file: Box<dyn Read> = if path.as_os_str() == "-" { Box::new(io::stdin()) } else { open(path)? };
+    let mut file = BufReader::with_capacity(PIECE, file);
+    if file.fill_buf()?.starts_with(&GZIP) { copy(MultiGzDecoder::new(file), send) } else { copy(file, send) }
+}
+
+/// The file; or if it was split, its parts, by the name of all or of the first.
+fn open(path: &Path) -> io::Result<Box<dyn Read>> {
+    let whole = path.as_os_str().to_string_lossy().strip_suffix(".000").map(PathBuf::from);
+    let whole = whole.unwrap_or_else(|| path.to_owned());
+    let first = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => File::open(numbered(&whole, 0)).map_err(|_| error)?,
+        Ok(file) if whole == path => return Ok(Box::new(file)),
+        other => other?,
+    };
+    Ok(Box::new(Parts { path: whole, next: 1, current: first }))
+}
+
+fn numbered(path: &Path, n: usize) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{n:03}"));
+    name.into()
+}
+
+fn copy(mut file: impl Read, send: &Sender) -> io::Result<()> {
+    loop {
+        let mut bytes = Vec::with_capacity(PIECE);
+        if file.by_ref().take(PIECE as u64).read_to_end(&mut bytes)? == 0 {
+            return Ok(());
+        }
+        piece(bytes, send)?;
+    }
+}
+
+fn piece(bytes: Vec<u8>, send: &Sender) -> io::Result<()> {
+    send.blocking_send(Ok(bytes.into())).map_err(|_| io::ErrorKind::BrokenPipe.into())
+}
+
+/// All regular files of a directory, as an archive would have them. What a registry keeps for itself is left out.
+fn directory(dir: &Path, within: &str, depth: usize, send: &Sender) -> io::Result<()> {
+    let mut entries = fs::read_dir(dir)?.collect::<io::Result<Vec<_>>>()?;
+    entries.sort_by_key(fs::DirEntry::file_name);
+    for entry in entries {
+        let name = entry.file_name().into_string().map_err(|_| io::Error::other("the name of a file is no text"))?;
+        let (kind, path) = (entry.file_type()?, format!("{within}{name}"));
+        if kind.is_dir() && depth < DEEPEST && !matches!(&*name, "_layers" | "_uploads") {
+            directory(&entry.path(), &format!("{path}/"), depth + 1, send)?;
+        } else if kind.is_file() {
+            let file = File::open(entry.path())?;
+            let size = file.metadata()?.len();
+            piece(header(&path, size), send)?;
+            copy(file.take(size), send)?;
+            piece(vec![0; padding(size)], send)?;
+        }
+    }
+    Ok(())
+}
+
+// === impl Parts ===
+
+impl Read for Parts {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let n = self.current.read(buffer)?;
+            if n > 0 || buffer.is_empty() {
+                return Ok(n);
+            }
+            self.current = match File::open(numbered(&self.path, self.next)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+                other => other?,
+            };
+            self.next += 1;
+        }
+    }
+}

@@ -1,7 +1,9 @@
 //! Wiring: builds the store, the upstreams, the mirror and the server from the configuration, owns their tasks, and drains.
 
 mod bound;
+mod check;
 mod inherited;
+mod running;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -17,14 +19,18 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::current::Current;
 use crate::metrics::Metrics;
 use crate::mirror::{self, Access, Freshness, Mirror, Registries, Registry};
 use crate::orders::Orders;
-use crate::server::{self, Door, Place, Terms};
+use crate::server::{self, Door, Place, Shares, Terms};
 use crate::store::{self, Store, Tally};
 use crate::upstream::{self, Hop, PublicUrl, Rate, Spent, Upstream};
 
 use bound::Bound;
+
+pub use check::{Finding, check};
+pub use running::Running;
 
 /// A running larder. To be ended with [`App::stop`]; dropped, its tasks go on.
 pub struct App {
@@ -32,8 +38,9 @@ pub struct App {
     admin_address: Option<SocketAddr>,
     store: Store,
     mirror: Mirror,
+    running: Arc<Running>,
     stop: CancellationToken,
-    running: JoinHandle<Drained>,
+    ends: JoinHandle<Drained>,
 }
 
 /// Where clients come in.
@@ -124,7 +131,7 @@ impl App {
     /// # Errors
     /// See [`StartError`].
     pub async fn start(config: Config, clock: Clock) -> Result<Self, StartError> {
-        let (hop, metrics) = (Hop::unique(), Metrics::new());
+        let (hop, metrics, told) = (Hop::unique(), Metrics::new(), config.clone());
         let registries = registries(&config, &hop, &clock, &metrics).map_err(StartError::Upstream)?;
         let clients = bind(&config.server).await?;
         let operator = config.admin.listen.map(|address| Bound::to_address(ADMIN_LISTEN, address)).transpose()?;
@@ -138,6 +145,10 @@ impl App {
         let listening = clients.iter().map(|(bound, terms)| Listening { place: bound.place.clone(), tls: terms.has_tls() });
         let listening = listening.collect();
         let admin_address = operator.as_ref().map(|(_, address)| *address);
+        let mut terms: Vec<_> = clients.iter().map(|(_, terms)| Arc::clone(terms)).collect();
+        terms.dedup_by(|one, other| Arc::ptr_eq(one, other));
+        let shares = Shares::within(&config.server);
+        let running = Running { config: told.into(), terms, shares: shares.clone(), mirror: mirror.clone() };
         let (mut doors, mut made) = (Vec::new(), Vec::new());
         for (bound, terms) in clients {
             let (listener, file) = bound.listen()?;
@@ -163,12 +174,12 @@ impl App {
         beside.close();
         let (serving, stopped, grace) = (mirror.clone(), stop.clone().cancelled_owned(), config.server.shutdown_grace);
         let clients = async move {
-            let cut = server::serve(doors, &config.server, serving, hop, clock, stopped).await;
+            let cut = server::serve(doors, &config.server, shares, serving, hop, clock, stopped).await;
             drop(made);
             cut
         };
-        let running = tokio::spawn(run(clients, grace, beside, mirror.clone(), store.clone(), stop.clone()));
-        Ok(Self { listening, admin_address, store, mirror, stop, running })
+        let ends = tokio::spawn(run(clients, grace, beside, mirror.clone(), store.clone(), stop.clone()));
+        Ok(Self { listening, admin_address, store, mirror, running: Arc::new(running), stop, ends })
     }
 
     /// Where it listens, first at `server.listen`.
@@ -199,10 +210,16 @@ impl App {
         &self.mirror
     }
 
+    /// What a changed configuration is given to.
+    #[must_use]
+    pub fn running(&self) -> Arc<Running> {
+        Arc::clone(&self.running)
+    }
+
     /// Stops listening, lets answers under way end, stops fills, and writes down what only memory knows.
     pub async fn stop(self) -> Drained {
         self.stop.cancel();
-        self.running.await.unwrap_or_default()
+        self.ends.await.unwrap_or_default()
     }
 }
 
@@ -425,7 +442,10 @@ fn registry(
     // Also a sealed larder says what is wrong with its configuration.
     let upstream = Upstream::new(name, options, hop.clone(), clock.clone(), metrics.clone())?.within(rate);
     let upstream = if mirror.offline { Upstream::offline(name, clock.clone()) } else { upstream };
-    let access = Access { allow: options.allow.clone(), deny: options.deny.clone() };
-    let freshness = Freshness::of(mirror, options);
+    let (access, freshness) = (Current::new(access(options)), Current::new(Freshness::of(mirror, options)));
     Ok(Registry { upstream, public_url, access, freshness, anyones: options.public_only })
+}
+
+fn access(options: &upstream::Options) -> Access {
+    Access { allow: options.allow.clone(), deny: options.deny.clone() }
 }

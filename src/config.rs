@@ -75,6 +75,24 @@ impl Config {
         Self::from_table(table)
     }
 
+    /// Takes from `new` what can change while larder serves.
+    pub fn take_up(&mut self, new: &Self) {
+        self.server.take_up(&new.server);
+        self.mirror.take_up(&new.mirror);
+        for (name, options) in &mut self.upstream {
+            new.upstream.get(name).into_iter().for_each(|new| options.take_up(new));
+        }
+    }
+
+    /// The options in which it is another than `other`, or the sections that only one of them has.
+    #[must_use]
+    pub fn differences(&self, other: &Self) -> Vec<String> {
+        let [one, other] = [self, other].map(|config| Value::try_from(config).ok());
+        let mut found = Vec::new();
+        differ(String::new(), one.as_ref(), other.as_ref(), &mut found);
+        found
+    }
+
     fn from_table(table: Table) -> Result<Self, ConfigError> {
         check_keys(&table)?;
         let mut config: Self = serde_path_to_error::deserialize(table).map_err(|error| {
@@ -105,6 +123,20 @@ impl Config {
             return Err(ConfigError(format!("mirror.default_upstream {name:?} is no upstream; there are {names:?}")));
         }
         Ok(config)
+    }
+}
+
+fn differ(at: String, one: Option<&Value>, other: Option<&Value>, found: &mut Vec<String>) {
+    match (one, other) {
+        (Some(Value::Table(one)), Some(Value::Table(other))) => {
+            for key in one.keys().chain(other.keys().filter(|key| !one.contains_key(*key))) {
+                let shown = if key.contains('.') { format!("{key:?}") } else { key.clone() };
+                let at = if at.is_empty() { shown } else { format!("{at}.{shown}") };
+                differ(at, one.get(key), other.get(key), found);
+            }
+        }
+        _ if one == other => {}
+        _ => found.push(at),
     }
 }
 

@@ -11,7 +11,7 @@
 //!           mirror                   the pull-through policy: who answers, how fresh, one fill per digest
 //! floor 1   store      upstream      mechanisms, which never use each other
 //! floor 0   oci  clock  flight       words and small tools: no I/O
-//!           metrics  sync  allowance
+//!           metrics  sync  allowance  current
 //! ```
 //!
 //! # A hit
@@ -42,6 +42,7 @@ pub mod app;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod current;
 pub mod flight;
 pub mod metrics;
 pub mod mirror;

@@ -1,5 +1,6 @@
 //! The command line; one file a subcommand.
 
+mod check;
 mod explain;
 mod export;
 mod give;
@@ -35,6 +36,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Serve(serve::Serve),
+    Check(check::Check),
     Health(health::Health),
     Refresh(refresh::Refresh),
     Ls(images::Ls),
@@ -51,7 +53,7 @@ enum Command {
 }
 
 /// Where the configuration comes from.
-#[derive(Args)]
+#[derive(Args, Clone)]
 struct Configured {
     /// The configuration file; without it, everything is at its default.
     #[arg(long, value_name = "FILE")]
@@ -72,6 +74,7 @@ pub fn run() -> ExitCode {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let outcome = match Cli::parse().command {
         Command::Serve(serve) => serve.run(),
+        Command::Check(check) => check.run(),
         Command::Health(health) => health.run(),
         Command::Refresh(refresh) => refresh.run(),
         Command::Ls(ls) => ls.run(),

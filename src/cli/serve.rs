@@ -9,7 +9,7 @@ use clap::Args;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
 
-use crate::app::{App, Drained};
+use crate::app::{App, Drained, Running};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::metrics;
@@ -37,19 +37,20 @@ impl Serve {
         let runtime = runtime.build().map_err(|error| error.to_string())?;
         // One to resolve names with is there also when later there are no threads to be had.
         runtime.spawn_blocking(|| {});
-        let outcome = runtime.block_on(serve(config, wanted));
+        let outcome = runtime.block_on(serve(config, wanted, &self.configured));
         // A hung disk or a resolver that does not answer must not hold the process.
         runtime.shutdown_background();
         outcome
     }
 }
 
-async fn serve(config: Config, wanted_connections: usize) -> Result<ExitCode, String> {
+async fn serve(config: Config, wanted_connections: usize, configured: &Configured) -> Result<ExitCode, String> {
     let failed = |error: std::io::Error| error.to_string();
     let mut stop = Stop {
         terminate: signal(SignalKind::terminate()).map_err(failed)?,
         interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
     };
+    let mut hangup = signal(SignalKind::hangup()).map_err(failed)?;
     // Of itself, it ends a process that writes beyond its largest file. Where it is received, the write fails.
     let _too_large = signal(SignalKind::from_raw(Signal::XFSZ.as_raw())).map_err(failed)?;
     let (greeting, max_connections) = (Greeting::of(&config), config.server.max_connections);
@@ -69,7 +70,16 @@ async fn serve(config: Config, wanted_connections: usize) -> Result<ExitCode, St
             "of max_connections, as many as the limit of open files has room for"
         );
     }
-    stop.told().await;
+    loop {
+        tokio::select! {
+            () = stop.told() => break,
+            _ = hangup.recv() => {
+                let (running, configured) = (app.running(), configured.clone());
+                // Whatever disk it waits for, a stop does not.
+                tokio::task::spawn_blocking(move || reload(&running, &configured));
+            }
+        }
+    }
     tracing::info!("stopping; a second signal stops at once");
     let drained = tokio::select! {
         drained = app.stop() => drained,
@@ -81,6 +91,22 @@ async fn serve(config: Config, wanted_connections: usize) -> Result<ExitCode, St
     let Drained { connections, fills } = drained;
     tracing::warn!(connections, fills, "stopped before these had ended");
     Ok(ExitCode::FAILURE)
+}
+
+/// Reads the configuration anew and takes it up.
+fn reload(running: &Running, configured: &Configured) {
+    let reloaded = configured.load().and_then(|mut config| {
+        allow_many_files(&mut config);
+        running.reload(&config)
+    });
+    match reloaded {
+        Ok(waits) if waits.is_empty() => tracing::info!("the configuration has been read anew"),
+        Ok(waits) => {
+            let waits = waits.join(", ");
+            tracing::warn!("the configuration has been read anew; what has changed in these waits for the next start: {waits}");
+        }
+        Err(why) => tracing::error!("the configuration cannot be used, and what it was stays: {why}"),
+    }
 }
 
 /// For names that are being resolved and helpers that are asked for credentials: a few, however long they take.

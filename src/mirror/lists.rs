@@ -135,7 +135,7 @@ impl Mirror {
         let cached = self.0.lists.get(&key);
         let age = cached.as_ref().map(|cached| self.0.clock.now().since(cached.at));
         if let (true, Some(cached), Some(age)) = (fresh_will_do, &cached, age)
-            && age < origin.registry.freshness.list_ttl()
+            && age < origin.registry.freshness.get().list_ttl()
         {
             return Ok((Served::Hit, cached.list.clone()));
         }

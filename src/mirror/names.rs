@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use crate::current::Current;
 use crate::oci::{ImageName, Repository, Target};
 use crate::upstream::{Asking, Behalf, ClientCredential, DOCKER_HUB, PublicUrl, Upstream};
 
@@ -28,8 +29,8 @@ pub struct Registry {
     pub upstream: Upstream,
     /// Where clients reach it, if they bring their own credentials.
     pub public_url: Option<PublicUrl>,
-    pub access: Access,
-    pub freshness: Freshness,
+    pub access: Current<Access>,
+    pub freshness: Current<Freshness>,
     /// A client named it, and no operator: it may be anyone's.
     pub anyones: bool,
 }
@@ -77,7 +78,9 @@ impl Registries {
         self.public = Some(Public::new(make));
     }
 
-    fn configured(&self, name: &str) -> Option<&Arc<Registry>> {
+    /// The one that is configured under this name.
+    #[must_use]
+    pub fn configured(&self, name: &str) -> Option<&Arc<Registry>> {
         self.by_name.get(&name.to_ascii_lowercase())
     }
 
@@ -158,7 +161,7 @@ impl Registries {
             name = format!("library/{name}").parse().map_err(Refusal::InvalidName)?;
         }
         let repository = Repository { upstream: Arc::clone(registry.upstream.name()), name };
-        registry.access.check(&repository)?;
+        registry.access.get().check(&repository)?;
         Ok(Origin { repository, behalf: Behalf::default(), registry })
     }
 }
@@ -222,7 +225,8 @@ mod tests {
     fn registry(name: &str) -> Registry {
         let upstream = Upstream::offline(name, Clock::system());
         let freshness = Freshness::of(&mirror::Options::default(), &upstream::Options::default());
-        Registry { upstream, public_url: None, access: Access::default(), freshness, anyones: false }
+        let (access, freshness) = (Current::default(), Current::new(freshness));
+        Registry { upstream, public_url: None, access, freshness, anyones: false }
     }
 
     fn registries() -> Registries {

@@ -94,6 +94,13 @@ impl Options {
         }
         Ok(())
     }
+
+    /// Takes from `new` what can change while larder serves.
+    pub fn take_up(&mut self, new: &Self) {
+        (self.tag_ttl, self.max_rate) = (new.tag_ttl, new.max_rate);
+        self.tag_ttls.clone_from(&new.tag_ttls);
+        (self.stretch_below, self.stretch_factor) = (new.stretch_below, new.stretch_factor);
+    }
 }
 
 impl Default for Options {

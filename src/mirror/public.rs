@@ -56,7 +56,7 @@ fn is_label(text: &str) -> bool {
 mod tests {
     use super::*;
     use crate::clock::Clock;
-    use crate::mirror::Access;
+    use crate::current::Current;
     use crate::upstream::Upstream;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -126,7 +126,13 @@ mod tests {
             let upstream = Upstream::offline(name, Clock::system());
             let freshness =
                 crate::mirror::Freshness::of(&crate::mirror::Options::default(), &crate::upstream::Options::default());
-            Some(Registry { upstream, public_url: None, access: Access::default(), freshness, anyones: true })
+            Some(Registry {
+                upstream,
+                public_url: None,
+                access: Current::default(),
+                freshness: Current::new(freshness),
+                anyones: true,
+            })
         }));
         for i in 0..2000 {
             public.get("used.example").unwrap();

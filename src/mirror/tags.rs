@@ -114,7 +114,7 @@ impl Mirror {
             return Age::Old;
         }
         let budget = || origin.upstream().budget_share(&origin.repository.name);
-        origin.registry.freshness.judge(tag, now.since(record.checked), budget)
+        origin.registry.freshness.get().judge(tag, now.since(record.checked), budget)
     }
 
     /// A tag is asked for that is fresh. If it is not for long, and is asked for more than once, the upstream is asked ahead of

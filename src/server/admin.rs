@@ -33,7 +33,7 @@ use super::metrics;
 use super::pace::Least;
 use super::passage::Buffers;
 use super::respond::{self, Kind};
-use super::shares::{Most, Shares};
+use super::shares::Shares;
 
 /// `[admin]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -106,7 +106,7 @@ pub async fn serve_admin(
         least: Least { idle: WRITE_IDLE, rate: 0 },
         buffers: Buffers::new(u64::MAX, aside.clone()),
         grace: GRACE,
-        shares: Shares::new(Most::default()),
+        shares: Shares::unlimited(),
         metrics: aside,
     };
     let door = Door::new(Listener::Tcp(listener), Terms::none().into());

@@ -16,7 +16,7 @@ use super::forwarded::{self, Network};
 use super::login::shown;
 use super::options::{ClientCert, ListenerOptions};
 use super::proxy;
-use super::rules::{Identity, Rules};
+use super::rules::{Identity, Rule, Rules};
 use super::tls::Tls;
 use super::users::Users;
 
@@ -175,8 +175,13 @@ impl Terms {
         }
     }
 
+    /// Lets these rules hold from now on, also on connections that are open.
+    pub fn set_rules(&self, rules: Vec<Rule>) {
+        self.rules.set(rules);
+    }
+
     /// Looks whether files have changed, and reads those anew. May wait for the disk.
-    pub(super) fn look(&self) {
+    pub fn look(&self) {
         self.tls.iter().for_each(Tls::look);
         self.users.iter().for_each(|users| users.look());
     }

@@ -2,7 +2,9 @@
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::current::Current;
 
 /// What was made last of files that could be used.
 pub(super) struct Fresh<T> {
@@ -10,7 +12,7 @@ pub(super) struct Fresh<T> {
     what: String,
     files: Vec<PathBuf>,
     make: Box<dyn Fn() -> Result<T, String> + Send + Sync>,
-    made: RwLock<Arc<T>>,
+    made: Current<T>,
     /// The files as they were when it was last tried.
     seen: Mutex<Vec<Option<Stamp>>>,
 }
@@ -32,12 +34,12 @@ impl<T> Fresh<T> {
     ) -> Result<Self, String> {
         // In this order: what changes in between is looked at again.
         let seen = stamps(&files).into();
-        let made = RwLock::new(Arc::new(make()?));
+        let made = Current::new(make()?);
         Ok(Self { what, files, make: Box::new(make), made, seen })
     }
 
     pub(super) fn get(&self) -> Arc<T> {
-        Arc::clone(&self.made.read().unwrap_or_else(PoisonError::into_inner))
+        self.made.get()
     }
 
     /// Makes it anew if a file has changed. Where that fails, what there was stays. May wait for the disk.
@@ -50,7 +52,7 @@ impl<T> Fresh<T> {
         *seen = now;
         match (self.make)() {
             Ok(made) => {
-                *self.made.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(made);
+                self.made.set(made);
                 tracing::info!("{}: read anew, as it has changed", self.what);
             }
             Err(why) => tracing::warn!("{}: what it has become cannot be used, and what it was stays: {why}", self.what),

@@ -42,7 +42,6 @@ use connections::{Limits, accept_all};
 use handler::Handler;
 use pace::Least;
 use passage::Buffers;
-use shares::{Most, Shares};
 
 pub use admin::{AdminOptions, serve_admin};
 pub use door::{Door, Listener, Terms};
@@ -50,13 +49,15 @@ pub use forwarded::Network;
 pub use options::{ClientCert, ListenerOptions, Options};
 pub use place::Place;
 pub use rules::{Rule, Who};
+pub use shares::Shares;
 pub use socket::serve_orders;
 
-/// Serves `mirror` to who comes by `doors` until `stop` resolves, then lets answers under way end for as long as the options say.
+/// Serves `mirror` to who comes by `doors`, each client within its `shares`, until `stop` resolves, then lets answers under way end for as long as the options say.
 /// Returns how many connections were cut off.
 pub async fn serve(
     doors: Vec<Door>,
     options: &Options,
+    shares: Shares,
     mirror: Mirror,
     hop: Hop,
     clock: Clock,
@@ -67,14 +68,10 @@ pub async fn serve(
         least: Least { idle: options.write_idle, rate: options.min_rate.as_u64() },
         buffers: Buffers::new(options.max_buffers.as_u64(), mirror.metrics().clone()),
         grace: options.shutdown_grace,
-        shares: Shares::new(Most {
-            connections: options.client_connections,
-            requests: options.client_requests,
-            bytes: options.client_rate.as_u64(),
-        }),
+        shares: shares.clone(),
         metrics: mirror.metrics().clone(),
     };
-    let (buffers, shares) = (limits.buffers.clone(), limits.shares.clone());
+    let buffers = limits.buffers.clone();
     let handler = Arc::new(Handler { mirror, hop, clock, buffers, shares });
     let handle = move |request, client| {
         let handler = Arc::clone(&handler);

@@ -108,6 +108,13 @@ impl Options {
         self.listener.iter().try_for_each(ListenerOptions::check)
     }
 
+    /// Takes from `new` what can change while larder serves.
+    pub fn take_up(&mut self, new: &Self) {
+        (self.client_connections, self.client_requests) = (new.client_connections, new.client_requests);
+        self.client_rate = new.client_rate;
+        self.listener.iter_mut().zip(&new.listener).for_each(|(listener, new)| listener.take_up(new));
+    }
+
     /// Whether every listener lets its clients log in to an upstream with `auth = "passthrough"`, or has none of it.
     ///
     /// # Errors
@@ -187,6 +194,14 @@ impl ListenerOptions {
             return wrong("no rule allows anything; a rule with allow = [\"**\"] allows all that none denies");
         }
         Ok(())
+    }
+
+    /// Rules are not taken up alone where they belong to other doors than there are.
+    fn take_up(&mut self, new: &Self) {
+        let taken = Self { rule: new.rule.clone(), ..self.clone() };
+        if taken == *new {
+            *self = taken;
+        }
     }
 
     /// Clients say with the same header who they are to larder and to an upstream with `auth = "passthrough"`.

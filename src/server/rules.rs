@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::current::Current;
 use crate::mirror::Refusal;
 use crate::oci::{Pattern, Repository};
 
@@ -50,13 +51,17 @@ pub enum Who {
 pub struct InvalidWho(String);
 
 /// The rules of one listener.
-pub(super) struct Rules(Vec<Rule>);
+pub(super) struct Rules(Current<Vec<Rule>>);
 
 // === impl Rules ===
 
 impl Rules {
     pub(super) fn new(rules: Vec<Rule>) -> Self {
-        Self(rules)
+        Self(Current::new(rules))
+    }
+
+    pub(super) fn set(&self, rules: Vec<Rule>) {
+        self.0.set(rules);
     }
 
     /// Some rule for the client must allow the repository, and none deny it. Where there are no rules, all is allowed.
@@ -64,11 +69,12 @@ impl Rules {
     /// # Errors
     /// A sentence that says why not.
     pub(super) fn check(&self, identity: &Identity, repository: &Repository) -> Result<(), Refusal> {
-        if self.0.is_empty() {
+        let rules = self.0.get();
+        if rules.is_empty() {
             return Ok(());
         }
         let name = repository.to_string();
-        let for_client = || self.0.iter().filter(|rule| rule.is_for(identity));
+        let for_client = || rules.iter().filter(|rule| rule.is_for(identity));
         let no = |why: String| Err(Refusal::NotAllowed(why));
         if let Some(pattern) = for_client().flat_map(|rule| &rule.deny).find(|pattern| pattern.matches(&name)) {
             return no(format!("{name} is denied to {identity} by \"{pattern}\" of a rule"));

@@ -12,22 +12,25 @@ use moka::sync::Cache;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::allowance::{self, Allowance};
+use crate::current::Current;
 use crate::mirror::block;
+
+use super::options::Options;
 
 /// The most that one client may have. 0: any number.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Most {
-    pub(super) connections: usize,
+struct Most {
+    connections: usize,
     /// In a second.
-    pub(super) requests: u32,
+    requests: u32,
     /// Of blobs, in a second.
-    pub(super) bytes: u64,
+    bytes: u64,
 }
 
 /// The accounts of clients. Clones share them.
 #[derive(Clone)]
-pub(super) struct Shares {
-    most: Most,
+pub struct Shares {
+    most: Arc<Current<Most>>,
     accounts: Cache<IpAddr, Arc<Account>>,
 }
 
@@ -61,8 +64,27 @@ const REMEMBERED: u64 = 100_000;
 // === impl Shares ===
 
 impl Shares {
-    pub(super) fn new(most: Most) -> Self {
-        Self { most, accounts: Cache::builder().eviction_policy(EvictionPolicy::lru()).max_capacity(REMEMBERED).build() }
+    /// With the limits that `options` sets.
+    #[must_use]
+    pub fn within(options: &Options) -> Self {
+        Self::new(Most::of(options))
+    }
+
+    /// Without any.
+    pub(super) fn unlimited() -> Self {
+        Self::new(Most::default())
+    }
+
+    fn new(most: Most) -> Self {
+        Self {
+            most: Arc::new(Current::new(most)),
+            accounts: Cache::builder().eviction_policy(EvictionPolicy::lru()).max_capacity(REMEMBERED).build(),
+        }
+    }
+
+    /// Changes the limits for connections, requests and answers to come.
+    pub fn set(&self, options: &Options) {
+        self.most.set(Most::of(options));
     }
 
     fn account(&self, client: IpAddr) -> Arc<Account> {
@@ -71,13 +93,14 @@ impl Shares {
 
     /// A place for one more connection of this client, unless it has all that it may have.
     pub(super) fn connect(&self, client: IpAddr) -> Option<Connected> {
-        if self.most.connections == 0 {
+        let most = self.most.get().connections;
+        if most == 0 {
             return Some(Connected(None));
         }
         let account = self.account(client);
         let taken = account.connections.fetch_add(1, Ordering::Relaxed);
         let connected = Connected(Some(account));
-        (taken < self.most.connections).then_some(connected)
+        (taken < most).then_some(connected)
     }
 
     /// Counts a request.
@@ -85,17 +108,27 @@ impl Shares {
     /// # Errors
     /// It is one too many; the next may come after this time.
     pub(super) fn ask(&self, client: IpAddr) -> Result<(), Duration> {
-        if self.most.requests == 0 {
+        let most = self.most.get().requests;
+        if most == 0 {
             return Ok(());
         }
-        let each = Duration::from_secs(1) / self.most.requests;
+        let each = Duration::from_secs(1) / most;
         self.account(client).requests.spend(each, REQUESTS_AHEAD, Instant::now())
     }
 
     /// For an answer, if there is a limit to what its client may take.
     pub(super) fn of(&self, client: IpAddr) -> Option<Share> {
         let turn = || Box::pin(sleep_until(Instant::now()));
-        (self.most.bytes > 0).then(|| Share { account: self.account(client), rate: self.most.bytes, turn: turn() })
+        let rate = self.most.get().bytes;
+        (rate > 0).then(|| Share { account: self.account(client), rate, turn: turn() })
+    }
+}
+
+// === impl Most ===
+
+impl Most {
+    fn of(options: &Options) -> Self {
+        Self { connections: options.client_connections, requests: options.client_requests, bytes: options.client_rate.as_u64() }
     }
 }
 

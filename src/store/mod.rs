@@ -20,6 +20,7 @@ mod records;
 mod room;
 #[cfg(all(test, feature = "schedules"))]
 pub(crate) mod schedules;
+mod survey;
 mod upkeep;
 mod verify;
 mod writer;
@@ -59,6 +60,7 @@ pub use outlet::{Outlet, Piece};
 pub use quarantine::{Damage, OpenFile};
 pub use reader::{Blob, BlobReader, Growth, Held, Pieces, ReadError};
 pub use records::{Kind, Known, Pin, Proof, TagRecord, Tally};
+pub use survey::survey;
 pub use verify::Scrubbed;
 pub use writer::{BlobWriter, Bypass, Finished};
 

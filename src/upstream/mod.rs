@@ -25,6 +25,7 @@ mod options;
 mod pace;
 mod pause;
 pub(crate) mod pem;
+mod ping;
 mod places;
 mod public_url;
 mod quota;
@@ -65,6 +66,7 @@ pub use hop::{Astray, Hop};
 pub use names::Names;
 pub use options::{AuthMode, DOCKER_HUB, Options, WELL_KNOWN};
 pub use pause::pause;
+pub use ping::Ping;
 pub use places::Aside;
 pub use public_url::PublicUrl;
 pub use quota::Spent;
@@ -162,6 +164,12 @@ impl Upstream {
     pub fn within(mut self, all: &Arc<Rate>) -> Self {
         self.rates[1] = Arc::clone(all);
         self
+    }
+
+    /// Changes how many bytes may come from it in a second, and from all upstreams together; 0: any number.
+    pub fn set_max_rates(&self, its_own: u64, all: u64) {
+        self.rates[0].set(its_own);
+        self.rates[1].set(all);
     }
 
     /// Whether as much comes from it as may: what comes slowly then, would not come faster by another connection.

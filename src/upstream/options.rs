@@ -216,6 +216,21 @@ impl Options {
         }
     }
 
+    /// Takes from `new` what can change while larder serves: nothing, if what may be had there changes with who asks.
+    pub fn take_up(&mut self, new: &Self) {
+        let taken = Self {
+            allow: new.allow.clone(),
+            deny: new.deny.clone(),
+            tag_ttl: new.tag_ttl,
+            tag_ttls: new.tag_ttls.clone(),
+            max_rate: new.max_rate,
+            ..self.clone()
+        };
+        if taken == *new {
+            *self = taken;
+        }
+    }
+
     /// What is known of the registry `name`, under what the operator says of it.
     #[must_use]
     pub fn with_presets(mut self, name: &str) -> Self {

@@ -4,20 +4,21 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each part of the crate may use. Its own parts it may always use.
-const MAY_USE: [(&str, &[&str]); 14] = [
+const MAY_USE: [(&str, &[&str]); 15] = [
     ("oci", &[]),
     ("clock", &[]),
     ("allowance", &[]),
+    ("current", &[]),
     ("sync", &[]),
     ("flight", &["sync"]),
     ("metrics", &[]),
     ("store", &["oci", "clock", "sync", "flight", "metrics"]),
     ("upstream", &["oci", "clock", "sync", "flight", "metrics", "allowance"]),
-    ("mirror", &["oci", "clock", "sync", "flight", "metrics", "store", "upstream"]),
+    ("mirror", &["oci", "clock", "current", "sync", "flight", "metrics", "store", "upstream"]),
     ("orders", &["oci", "clock", "metrics", "store", "upstream", "mirror"]),
-    ("server", &["oci", "clock", "flight", "metrics", "allowance", "upstream", "mirror", "orders"]),
+    ("server", &["oci", "clock", "current", "flight", "metrics", "allowance", "upstream", "mirror", "orders"]),
     ("config", &["server", "mirror", "store", "upstream", "app"]),
-    ("app", &["oci", "clock", "metrics", "store", "upstream", "mirror", "orders", "server", "config"]),
+    ("app", &["oci", "clock", "current", "metrics", "store", "upstream", "mirror", "orders", "server", "config"]),
     ("cli", &["oci", "clock", "metrics", "store", "orders", "config", "app"]),
 ];
 

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use larder::clock::Clock;
+use larder::current::Current;
 use larder::metrics::Metrics;
-use larder::mirror::{self, Access, Blob, Freshness, Mirror, Piece, Pieces, Registries, Served};
+use larder::mirror::{self, Blob, Freshness, Mirror, Piece, Pieces, Registries, Served};
 use larder::store::{self, Store};
 use larder::upstream::{self, Hop, Upstream};
 
@@ -79,7 +80,13 @@ pub(crate) async fn open_to(dir: &Path, hub: &Registry, other: &Registry) -> Mir
             let of_upstream = upstream::Options { url, ..upstream::Options::default() };
             let freshness = Freshness::of(&options, &of_upstream);
             let upstream = Upstream::new(name, &of_upstream, Hop::unique(), clock.clone(), Metrics::new()).unwrap();
-            mirror::Registry { upstream, public_url: None, access: Access::default(), freshness, anyones }
+            mirror::Registry {
+                upstream,
+                public_url: None,
+                access: Current::default(),
+                freshness: Current::new(freshness),
+                anyones,
+            }
         }
     };
     let mut registries = Registries::new(Arc::new(make("docker.io", hub.url(), false)));

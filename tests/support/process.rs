@@ -180,6 +180,12 @@ impl Process {
         assert!(Command::new("kill").args(["-TERM", &id]).status().expect("kill runs").success());
     }
 
+    /// Has it read its configuration anew.
+    pub fn hang_up(&self) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-HUP", &id]).status().expect("kill runs").success());
+    }
+
     pub fn wait(mut self) -> Ended {
         let status = self.child.wait().expect("it ends");
         Ended { status, stdout: self.greeting.clone(), log: self.log() }
@@ -216,6 +222,9 @@ fn command(limits: &[&str], dir: &Path, settings: &[&str], environment: &[(&str,
         &format!("cache.dir={}", dir.join("cache").display()),
     ]);
     settings.iter().for_each(|setting| _ = command.args(["--set", setting]));
+    if dir.join("larder.toml").exists() {
+        command.arg("--config").arg(dir.join("larder.toml"));
+    }
     // A file, so that it can be read at any time.
     let log = File::create(dir.join("log")).expect("a log");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);

@@ -1,0 +1,148 @@
+//! A changed configuration that a running larder takes up, under load, and what it says of the rest.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::time::{sleep, timeout};
+
+use crate::support::{Client, Image, PATIENCE, Process, Registry, basic, noise};
+
+const MIB: usize = 1 << 20;
+const ALICES: &str = "canary-of-alice";
+
+struct Served {
+    larder: Process,
+    dir: tempfile::TempDir,
+    base: String,
+}
+
+/// A larder by a file: what all have, and `more`.
+fn write(dir: &Path, base: &str, more: &str) {
+    fs::write(dir.join("larder.toml"), format!("{base}{more}")).unwrap();
+}
+
+/// `listener`: where there is a second way in; `0` for a port of the kernel's choice.
+fn serve(upstream: &Registry, more: &str) -> Served {
+    let dir = tempfile::tempdir().unwrap();
+    let base = format!("upstream.\"docker.io\".url = {:?}\nmirror.well_known = false\n", upstream.url());
+    write(dir.path(), &base, more);
+    let larder = Process::start(dir.path(), &[], &[]);
+    Served { larder, dir, base }
+}
+
+impl Served {
+    /// Lets it read this instead, and waits for what it says.
+    async fn told(&self, more: &str, says: &str) -> String {
+        let before = self.larder.log().len();
+        write(self.dir.path(), &self.base, more);
+        self.larder.hang_up();
+        let said = async {
+            loop {
+                let log = self.larder.log()[before..].to_owned();
+                if log.contains(says) {
+                    return log;
+                }
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(PATIENCE, said).await.unwrap_or_else(|_| panic!("it never says {says:?}: {}", &self.larder.log()[before..]))
+    }
+}
+
+#[tokio::test]
+async fn a_reload_under_load_of_200_connections_loses_none() {
+    let upstream = Registry::start().await;
+    let blob = noise(1, 4 * MIB);
+    let path = format!("/v2/library/app/blobs/{}", upstream.put_blob("library/app", blob.clone()));
+    let served = serve(&upstream, "");
+    let url = served.larder.url(&path);
+    assert!(Client::h1().get(&url).await.expect(200).body == blob);
+    let clients: Vec<_> = (0..200).map(|n| if n % 4 == 0 { Client::h2() } else { Client::h1() }).collect();
+    let mut bodies = join_all(clients.iter().map(|client| client.stream(&url))).await;
+    for body in &mut bodies {
+        body.take(1000).await;
+    }
+    served.larder.until("larder_connections", |open| open == 200).await;
+    for n in 0..5 {
+        served.told(&format!("mirror.tag_ttl = \"{n}m\"\nserver.client_requests = {}\n", 1000 + n), "has been read anew").await;
+        served.told("nonsense", "what it was stays").await;
+    }
+    assert_eq!(served.larder.metric("larder_connections").await, 200);
+    let rests = join_all(bodies.into_iter().map(|body| async { body.rest().await })).await;
+    assert!(rests.iter().all(|rest| rest.complete && rest.body.len() + 1000 >= blob.len()));
+    let again = join_all(clients.iter().map(|client| client.head(&url))).await;
+    assert!(again.iter().all(|answer| answer.status == 200));
+}
+
+#[tokio::test]
+async fn what_may_be_had_and_how_often_changes_at_once_on_connections_that_are_open() {
+    let upstream = Registry::start().await;
+    let [app, secret] = ["library/app", "library/secret"].map(|name| Image::new(1).layers(&[10]).put(&upstream, name, "latest"));
+    let served = serve(&upstream, "");
+    let client = Client::h1();
+    let ask = async |image: &crate::support::PutImage| client.get(served.larder.url(&image.tag_path("latest"))).await.status;
+    assert_eq!((ask(&app).await, ask(&secret).await), (200, 200));
+    let asked = upstream.requests().len();
+    ask(&app).await;
+    assert_eq!(upstream.requests().len(), asked, "it is fresh");
+    let log = served.told("upstream.\"docker.io\".deny = [\"library/secret\"]\nmirror.tag_ttl = \"0s\"\n", "read anew").await;
+    assert!(!log.contains("waits"), "{log}");
+    assert_eq!((ask(&app).await, ask(&secret).await), (200, 403));
+    assert_eq!(upstream.requests().len(), asked + 1, "it is fresh no more, and what is denied is not asked for");
+    // What would let more be had than either configuration does, waits; and is told each time.
+    for _ in 0..2 {
+        let more = "upstream.\"docker.io\".hosts = [\"hub.test\"]\ncache.max_size = \"2GiB\"\n";
+        let log = served.told(more, "waits for the next start").await;
+        assert!(log.contains("cache.max_size, upstream.\"docker.io\".deny, upstream.\"docker.io\".hosts"), "{log}");
+        assert_eq!(ask(&secret).await, 403);
+    }
+    served.told("", "has been read anew").await;
+    assert_eq!(ask(&secret).await, 200);
+    // What larder would not start with changes nothing.
+    for (wrong, says) in [
+        ("mirror.tag_ttl = \"soon\"", "mirror.tag_ttl: "),
+        ("upstream.\"docker.io\".password_file = \"/nowhere\"", "upstream.\"docker.io\""),
+        ("server.listener = [{ listen = \"127.0.0.1:0\", users_file = \"/nowhere\" }]", "/nowhere cannot be read"),
+    ] {
+        let log = served.told(wrong, "what it was stays").await;
+        assert!(log.contains(says), "{log}");
+        assert_eq!(ask(&secret).await, 200);
+    }
+    // Requests of one client.
+    served.told("server.client_requests = 1\n", "has been read anew").await;
+    let statuses = join_all((0..30).map(|_| ask(&app))).await;
+    assert!(statuses.contains(&429) && statuses.contains(&200), "{statuses:?}");
+}
+
+#[tokio::test]
+async fn rules_and_users_change_together_with_what_they_belong_to() {
+    let upstream = Registry::start().await;
+    let image = Image::new(1).layers(&[10]).put(&upstream, "library/app", "latest");
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let users = tempfile::NamedTempFile::new().unwrap();
+    fs::write(users.path(), format!("alice:{}\n", bcrypt::hash(ALICES, 4).unwrap())).unwrap();
+    let listener = |options: &str| format!("[[server.listener]]\nlisten = \"127.0.0.1:{port}\"\n{options}\n");
+    let with_users = format!("users_file = {:?}\n", users.path());
+    let rules = |name: &str| format!("rule = [{{ who = [\"user:{name}\"], allow = [\"docker.io/**\"] }}]");
+    let served = serve(&upstream, &listener(&(with_users.clone() + &rules("alice"))));
+    let client = Client::h1();
+    let ask = async || {
+        let url = format!("http://127.0.0.1:{port}{}", image.tag_path("latest"));
+        client.get_with(url, &[("authorization", &basic("alice", ALICES))]).await.status
+    };
+    assert_eq!(ask().await, 200);
+    served.told(&listener(&(with_users.clone() + &rules("bob"))), "has been read anew").await;
+    assert_eq!(ask().await, 403);
+    // No rules, and other doors to which that belongs: both wait.
+    let log = served.told(&listener("proxies = [\"10.0.0.0/8\"]"), "waits for the next start").await;
+    assert!(log.contains("server.listener"), "{log}");
+    assert_eq!(ask().await, 403);
+    served.told(&listener(&with_users), "has been read anew").await;
+    assert_eq!(ask().await, 200);
+    // The users themselves, without waiting until it is looked.
+    fs::write(users.path(), format!("bob:{}\n", bcrypt::hash("canary-of-bob", 4).unwrap())).unwrap();
+    served.told(&listener(&with_users), "has been read anew").await;
+    assert_eq!(ask().await, 401);
+}

@@ -17,6 +17,7 @@ mod guard;
 #[path = "../../src/server/range.rs"]
 mod range;
 
+mod archives;
 mod parsers;
 mod records;
 mod urls;
@@ -25,13 +26,14 @@ mod world;
 /// What becomes of an input.
 type Target = fn(&[u8]);
 
-const TARGETS: [(&str, Target); 9] = [
+const TARGETS: [(&str, Target); 10] = [
     ("route", parsers::route),
     ("range", parsers::range),
     ("challenge", parsers::challenge),
     ("reference", parsers::reference),
     ("config", parsers::config),
     ("records", records::records),
+    ("archive", archives::archive),
     ("guard", urls::guard),
     ("upstream", world::upstream),
     ("client", world::client),

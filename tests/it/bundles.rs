@@ -4,13 +4,16 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use larder::orders::{header, padding};
 
 use crate::support::{
-    Ended, Image, MultiArch, Process, PutImage, Registry, TestMirror, assert_booked, assert_sound, digest_of, files, get, noise,
+    Ended, Image, MultiArch, PATIENCE, Process, PutImage, Registry, TestMirror, assert_booked, assert_sound, digest_of, files,
+    get, noise,
 };
 
 /// Runs a command that is to end well; returns what it says.
@@ -376,4 +379,76 @@ async fn an_archive_that_would_do_harm_is_refused_in_a_line_and_leaves_nothing()
     assert!(said.ends_with("its bytes are not those that its name promises"), "{said}");
     assert!(image.blobs().all(|blob| mirror.holds(&blob.digest)) && !mirror.holds(&digest_of(b"more")));
     assert_booked(&mirror).await;
+}
+
+// === death ===
+
+fn larder(dir: &Path, arguments: &[&str]) -> Command {
+    let mut larder = Command::new(env!("CARGO_BIN_EXE_larder"));
+    larder.args(arguments).args(["--set", &format!("cache.dir={}", dir.join("cache").display())]).env_clear().current_dir(dir);
+    larder.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    larder
+}
+
+/// Waits until a file has so many bytes.
+async fn grown(file: &Path, bytes: u64) {
+    until(|| fs::metadata(file).is_ok_and(|meta| meta.len() >= bytes)).await;
+}
+
+async fn until(holds: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "nothing is written");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test]
+async fn an_import_that_is_killed_has_named_nothing_and_the_next_one_is_whole() {
+    let upstream = Registry::start().await;
+    let image = Image::new(20).layers(&[3_000_000, 3_000_000]).put(&upstream, "library/app", "v1");
+    let outside = tempfile::tempdir().unwrap();
+    pulled(outside.path(), &upstream, &["app:v1"]).await;
+    told(outside.path(), &["export", "app:v1", "-o", "bundle.tar"]).await;
+    let bundle = fs::read(outside.path().join("bundle.tar")).unwrap();
+    let inside = tempfile::tempdir().unwrap();
+    // The second is in the middle when the first is here.
+    let mut layers: Vec<&str> = image.layers.iter().map(|layer| &*layer.digest).collect();
+    layers.sort_unstable();
+    for sent in [2_500_000, 5_500_000] {
+        let mut killed = larder(inside.path(), &["import", "-"]).spawn().unwrap();
+        let mut stdin = killed.stdin.take().unwrap();
+        stdin.write_all(&bundle[..sent]).unwrap();
+        let layer = layers[usize::from(sent > 3_000_000)];
+        grown(&inside.path().join("cache/partial").join(layer.replace(':', "-")), 1_000_000).await;
+        killed.kill().unwrap();
+        killed.wait().unwrap();
+        let records = fs::read_to_string(inside.path().join("cache/records")).unwrap_or_default();
+        assert!(!records.contains("library/app"), "{records}");
+        assert_sound(&inside.path().join("cache"));
+    }
+    let said = told(inside.path(), &["import", outside.path().join("bundle.tar").to_str().unwrap()]).await;
+    assert!(said.contains(" parts, 1 were here already") || said.contains(" parts, 2 were here already"), "{said}");
+    let larder = sealed(inside.path());
+    assert_whole(&larder, &image).await;
+}
+
+#[tokio::test]
+async fn an_export_that_is_killed_leaves_no_archive_that_looks_whole() {
+    let upstream = Registry::start().await;
+    Image::new(21).layers(&[30_000_000]).put(&upstream, "library/app", "v1");
+    let dir = tempfile::tempdir().unwrap();
+    pulled(dir.path(), &upstream, &["app:v1"]).await;
+    told(dir.path(), &["export", "app:v1", "-o", "whole.tar"]).await;
+    let whole = fs::read(dir.path().join("whole.tar")).unwrap();
+    let mut killed = larder(dir.path(), &["export", "app:v1", "-o", "bundle.tar"]).spawn().unwrap();
+    // On a slow machine it may have come to its end meanwhile.
+    until(|| ["bundle.tar", ".bundle.tar.partial"].iter().any(|name| dir.path().join(name).exists())).await;
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    if let Ok(bytes) = fs::read(dir.path().join("bundle.tar")) {
+        assert!(bytes == whole, "it has its name only when it is whole");
+    }
+    told(dir.path(), &["export", "app:v1", "-o", "bundle.tar"]).await;
+    assert!(fs::read(dir.path().join("bundle.tar")).unwrap() == whole && !dir.path().join(".bundle.tar.partial").exists());
 }

@@ -124,8 +124,11 @@ fn numbered(path: &Path, n: usize) -> PathBuf {
 impl Part {
     fn create(path: &Path) -> io::Result<Self> {
         let name = path.file_name().ok_or_else(|| io::Error::other("it is no name of a file"))?.to_string_lossy().into_owned();
-        let temporary = path.with_file_name(format!(".{name}.{}", std::process::id()));
-        let file = File::create(&temporary)?;
+        // Always the same one, so that what was killed is written over, and does not lie there for ever.
+        let temporary = path.with_file_name(format!(".{name}.partial"));
+        let file = File::options().write(true).create(true).truncate(false).open(&temporary)?;
+        file.try_lock().map_err(|_| io::Error::other("another export writes this file"))?;
+        file.set_len(0)?;
         Ok(Self {
             path: path.to_owned(),
             temporary,

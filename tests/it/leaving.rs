@@ -3,7 +3,7 @@
 use futures_util::future::join_all;
 use tokio::time::timeout;
 
-use crate::support::{Client, Closed, Fault, Image, Match, PATIENCE, Process, Raw, Registry, TestMirror, noise, stream};
+use crate::support::{Client, Closed, Fault, Image, Match, Process, Raw, Registry, TestMirror, noise, stream};
 
 const MIB: usize = 1 << 20;
 const LEFT_BEFORE: &str = "larder_client_aborts_total{phase=\"head\"}";
@@ -110,13 +110,7 @@ async fn the_log_says_that_a_client_has_left_and_nothing_of_an_error() {
     let mut leaves = stream(larder.url(&image.blob_path(layer))).await;
     leaves.take(500_000).await;
     drop(leaves);
-    let said = async {
-        while !larder.log().contains("end=\"left\"") {
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
-    };
-    assert!(timeout(PATIENCE, said).await.is_ok(), "{}", larder.log());
-    let log = larder.log();
+    let log = larder.log_when("the client has left", |log| log.contains("end=\"left\"")).await;
     assert!(!log.contains("ERROR") && !log.contains("WARN"), "{log}");
     upstream.release();
 }

@@ -3,13 +3,13 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::Method;
 use serde_json::Value;
 
 use crate::support::{
-    Answer, Client, Ended, Image, MultiArch, PATIENCE, Process, PutImage, Registry, Setup, TestMirror, assert_booked, get, http,
+    Answer, Client, Ended, Image, MultiArch, Process, PutImage, Registry, Setup, TestMirror, assert_booked, get, http,
 };
 
 const TAG: &str = "/v2/library/app/manifests/latest";
@@ -55,13 +55,9 @@ async fn pull(mirror: &TestMirror, image: &PutImage, tag: &str) {
     }
 }
 
-/// Waits until a larder has logged that it was told to list its images: the log is written behind.
+/// Waits until a larder has logged that it was told to list its images.
 async fn heard(larder: &Process) {
-    let deadline = Instant::now() + PATIENCE;
-    while !larder.log().contains("order=\"ls\"") {
-        assert!(Instant::now() < deadline, "{}", larder.log());
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    larder.log_when("it was told", |log| log.contains("order=\"ls\"")).await;
 }
 
 // === the way in ===

@@ -19,10 +19,10 @@ fn listening(dir: &std::path::Path, options: &str) -> (Process, std::net::Socket
     (larder, address)
 }
 
-/// Whom the log names, request by request.
-fn clients(larder: &Process) -> Vec<String> {
-    let log = larder.log();
-    let lines = log.lines().filter(|line| line.contains("access: "));
+/// Whom the log names, in so many requests.
+async fn clients(larder: &Process, requests: usize) -> Vec<String> {
+    let log = larder.log_when("all requests in the log", |log| log.matches("access: client=").count() == requests).await;
+    let lines = log.lines().filter(|line| line.contains("access: client="));
     lines.map(|line| line.split("client=").nth(1).unwrap().split(' ').next().unwrap().to_owned()).collect()
 }
 
@@ -41,7 +41,7 @@ async fn the_log_names_whom_a_trusted_proxy_speaks_for_and_else_who_has_connecte
         get_with(&url, &[("x-forwarded-for", header)]).await.expect(200);
         // At the listener without doors nobody is believed.
         get_with(larder.url("/v2/"), &[("x-forwarded-for", header)]).await.expect(200);
-        let named = clients(&larder);
+        let named = clients(&larder, 2).await;
         assert!(named.len() == 2 && named[0].starts_with(expected) && named[1].starts_with("127.0.0.1:"), "{options}: {named:?}");
     }
 }
@@ -64,7 +64,7 @@ async fn a_proxy_says_by_the_proxy_protocol_for_whom_it_speaks() {
         dripping.send(PING).await;
         assert!(dripping.rest().await.0.starts_with(b"HTTP/1.1 200 "));
     }
-    let named = clients(&larder);
+    let named = clients(&larder, 8).await;
     assert_eq!(named[..4], ["198.51.100.1:4711", "198.51.100.1:4711", "198.51.100.2:4711", "198.51.100.2:4711"]);
     assert!(named[4..].iter().all(|client| client.starts_with("127.0.0.1:")), "{named:?}");
     assert_eq!(larder.metric(UNPROXIED).await, 0);

@@ -25,12 +25,7 @@ async fn half_a_layer() -> (Registry, String, String, bytes::Bytes) {
 }
 
 async fn said(larder: &Process, what: &str) {
-    let waited = timeout(PATIENCE, async {
-        while !larder.log().contains(what) {
-            sleep(Duration::from_millis(5)).await;
-        }
-    });
-    assert!(waited.await.is_ok(), "never {what:?}: {}", larder.log());
+    larder.log_when(what, |log| log.contains(what)).await;
 }
 
 #[tokio::test]
@@ -172,7 +167,7 @@ async fn a_file_larger_than_the_process_may_write_is_passed_on() {
     for _ in 0..2 {
         assert!(get(larder.url(&path)).await.expect(200).body == blob);
     }
-    assert!(larder.log().contains("served=\"bypass\"") || larder.log().contains("disk failed"), "{}", larder.log());
+    larder.log_when("it is passed on", |log| log.contains("served=\"bypass\"") || log.contains("disk failed")).await;
 }
 
 #[tokio::test]

@@ -191,6 +191,12 @@ impl Process {
         Ended { status, stdout: self.greeting.clone(), log: self.log() }
     }
 
+    /// The log, once this is so of it: it is written behind what it tells of.
+    pub async fn log_when(&self, what: &str, so: impl Fn(&str) -> bool) -> String {
+        super::until(what, || so(&self.log())).await;
+        self.log()
+    }
+
     /// The log so far.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).expect("a log")

@@ -12,23 +12,9 @@ use serde_json::{Value, json};
 use larder::orders::{header, padding};
 
 use crate::support::{
-    Ended, Image, MultiArch, PATIENCE, Process, PutImage, Registry, TestMirror, assert_booked, assert_sound, digest_of, files,
-    get, noise,
+    Image, MultiArch, PATIENCE, Process, Registry, TestMirror, assert_booked, assert_sound, assert_whole, digest_of, files, get,
+    noise, refused, sealed, told,
 };
-
-/// Runs a command that is to end well; returns what it says.
-async fn told(dir: &Path, arguments: &[&str]) -> String {
-    let Ended { status, stdout, log } = Process::order(dir, arguments, &[]).await;
-    assert!(status.success(), "{arguments:?}: {log}");
-    stdout
-}
-
-/// Runs a command that is to fail; returns the one line that says why.
-async fn refused(dir: &Path, arguments: &[&str]) -> String {
-    let Ended { status, stdout, log } = Process::order(dir, arguments, &[]).await;
-    assert_eq!((status.code(), log.lines().count()), (Some(1), 1), "{arguments:?}: {stdout}{log}");
-    log.trim_end().strip_prefix("larder: ").unwrap_or_else(|| panic!("{log}")).to_owned()
-}
 
 async fn pulled(dir: &Path, upstream: &Registry, arguments: &[&str]) {
     let settings = format!("upstream.\"docker.io\".url={}", upstream.url());
@@ -168,18 +154,6 @@ async fn what_is_damaged_or_not_here_is_told_of_and_no_file_appears() {
 }
 
 // === import ===
-
-/// A larder that asks nobody, on the cache in `dir`.
-fn sealed(dir: &Path) -> Process {
-    Process::start(dir, &["mirror.offline=true"], &[])
-}
-
-async fn assert_whole(larder: &Process, image: &PutImage) {
-    assert_eq!(get(larder.url(&image.manifest_path())).await.expect(200).body, image.manifest);
-    for blob in image.blobs() {
-        assert!(get(larder.url(&image.blob_path(blob))).await.expect(200).body == blob.bytes);
-    }
-}
 
 /// An archive of these files.
 fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {

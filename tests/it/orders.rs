@@ -9,29 +9,10 @@ use http::Method;
 use serde_json::Value;
 
 use crate::support::{
-    Answer, Client, Ended, Image, MultiArch, Process, PutImage, Registry, Setup, TestMirror, assert_booked, get, http,
+    Answer, Client, Image, MultiArch, Process, PutImage, Registry, Setup, TestMirror, assert_booked, get, http, refused, told,
 };
 
 const TAG: &str = "/v2/library/app/manifests/latest";
-
-/// The directory that a larder in this process has its cache in.
-fn dir(mirror: &TestMirror) -> std::path::PathBuf {
-    mirror.cache_dir().parent().unwrap().to_path_buf()
-}
-
-/// Runs a command that is to end well; returns what it says.
-async fn told(dir: &Path, arguments: &[&str]) -> String {
-    let Ended { status, stdout, log } = Process::order(dir, arguments, &[]).await;
-    assert!(status.success(), "{arguments:?}: {log}");
-    stdout
-}
-
-/// Runs a command that is to fail; returns the line that says why.
-async fn refused(dir: &Path, arguments: &[&str]) -> String {
-    let Ended { status, stdout, log } = Process::order(dir, arguments, &[]).await;
-    assert_eq!((status.code(), log.lines().count()), (Some(1), 1), "{arguments:?}: {stdout}{log}");
-    log.trim_end().strip_prefix("larder: ").unwrap_or_else(|| panic!("{log}")).to_owned()
-}
 
 /// The reports of a command, as JSON.
 async fn reports(dir: &Path, arguments: &[&str]) -> Vec<Value> {
@@ -43,16 +24,6 @@ async fn reports(dir: &Path, arguments: &[&str]) -> Vec<Value> {
 async fn names(dir: &Path, patterns: &[&str]) -> Vec<String> {
     let images = reports(dir, &[&["ls"], patterns].concat()).await;
     images.iter().map(|image| image["image"].as_str().unwrap().to_owned()).collect()
-}
-
-/// Pulls by tag as a client does, and waits until all of it is kept.
-async fn pull(mirror: &TestMirror, image: &PutImage, tag: &str) {
-    mirror.get(&image.tag_path(tag)).await.expect(200);
-    mirror.kept(&image.digest).await;
-    for blob in image.blobs() {
-        mirror.get(&image.blob_path(blob)).await.expect(200);
-        mirror.kept(&blob.digest).await;
-    }
 }
 
 /// Waits until a larder has logged that it was told to list its images.
@@ -191,14 +162,14 @@ async fn larder_refresh_says_of_each_image_whether_it_has_moved() {
     Image::new(6).put(&upstream, "library/app", "latest");
     let mirror = TestMirror::of(&upstream).await;
     mirror.get(TAG).await.expect(200);
-    assert_eq!(told(&dir(&mirror), &["refresh", "app"]).await, "docker.io/library/app:latest has not moved\n");
+    assert_eq!(told(mirror.dir(), &["refresh", "app"]).await, "docker.io/library/app:latest has not moved\n");
     let moved = Image::new(7).put(&upstream, "library/app", "latest");
-    let ended = Process::order(&dir(&mirror), &["refresh", "missing", "app:latest"], &[]).await;
+    let ended = Process::order(mirror.dir(), &["refresh", "missing", "app:latest"], &[]).await;
     assert_eq!(ended.stdout, format!("docker.io/library/app:latest moved to {}\n", moved.digest));
     assert_eq!((ended.log.as_str(), ended.status.code()), ("larder: missing: not found upstream\n", Some(1)));
     assert_eq!(mirror.get(TAG).await.expect(200).body, moved.manifest);
     let app = format!("app@{}", moved.digest);
-    assert_eq!(refused(&dir(&mirror), &["refresh", &app]).await, format!("{app}: a digest never moves; name a tag"));
+    assert_eq!(refused(mirror.dir(), &["refresh", &app]).await, format!("{app}: a digest never moves; name a tag"));
 }
 
 // === ls ===
@@ -207,8 +178,8 @@ async fn larder_refresh_says_of_each_image_whether_it_has_moved() {
 async fn larder_ls_tells_what_is_here_of_each_image() {
     let upstream = Registry::start().await;
     let mirror = TestMirror::builder().upstream("docker.io", &upstream).upstream("quay.io", &upstream).start().await;
-    let dir = dir(&mirror);
-    let empty = Process::order(&dir, &["ls"], &[]).await;
+    let dir = mirror.dir();
+    let empty = Process::order(dir, &["ls"], &[]).await;
     assert_eq!((empty.stdout.as_str(), empty.log.lines().count()), ("", 1));
     assert!(empty.log.starts_with("No image is in the cache yet."), "{}", empty.log);
 
@@ -216,9 +187,9 @@ async fn larder_ls_tells_what_is_here_of_each_image() {
     let one = Image::new(1).layer(base.clone()).layers(&[10_000]).put(&upstream, "library/one", "v1");
     let two = Image::new(2).layer(base.clone()).put(&upstream, "org/two", "v1");
     upstream.tag("library/one", "latest", &one.digest);
-    pull(&mirror, &one, "v1").await;
+    mirror.pull(&one, "v1").await;
     mirror.get(&one.tag_path("latest")).await.expect(200);
-    pull(&mirror, &two, "v1").await;
+    mirror.pull(&two, "v1").await;
     let index = MultiArch::new(3).put(&upstream, "library/multi", "v1");
     mirror.get(&index.tag_path("v1")).await.expect(200);
     mirror.kept(&index.digest).await;
@@ -228,7 +199,7 @@ async fn larder_ls_tells_what_is_here_of_each_image() {
     mirror.get(&format!("/v2/quay.io/org/three/manifests/{}", untagged.digest)).await.expect(200);
     mirror.kept(&untagged.digest).await;
 
-    let images = reports(&dir, &["ls"]).await;
+    let images = reports(dir, &["ls"]).await;
     let shown: Vec<_> = images
         .iter()
         .map(|image| {
@@ -259,9 +230,9 @@ async fn larder_ls_tells_what_is_here_of_each_image() {
         (&["quay.io/**", "two"], &[&three]),
         (&["nothing"], &[]),
     ] {
-        assert_eq!(names(&dir, patterns).await, found, "{patterns:?}");
+        assert_eq!(names(dir, patterns).await, found, "{patterns:?}");
     }
-    let table = told(&dir, &["ls", "one"]).await;
+    let table = told(dir, &["ls", "one"]).await;
     let lines: Vec<&str> = table.lines().collect();
     assert_eq!(
         lines[0].split_whitespace().collect::<Vec<_>>(),
@@ -270,7 +241,7 @@ async fn larder_ls_tells_what_is_here_of_each_image() {
     let short = &one.digest["sha256:".len()..][..12];
     assert!(lines[1].starts_with("docker.io/library/one:latest") && lines[1].contains(short), "{table}");
     assert!(lines[1].contains("linux/amd64") && lines[1].contains("48.8 KiB") && lines[1].contains("just now"), "{table}");
-    let multi = told(&dir, &["ls", "multi"]).await;
+    let multi = told(dir, &["ls", "multi"]).await;
     assert!(multi.contains("linux/amd64, 2 missing"), "{multi}");
 }
 
@@ -280,10 +251,10 @@ async fn to_look_at_an_image_is_no_use_of_it() {
     let upstream = Registry::start().await;
     let image = Image::new(8).put(&upstream, "library/app", "latest");
     let mirror = TestMirror::of(&upstream).await;
-    pull(&mirror, &image, "latest").await;
-    let before = reports(&dir(&mirror), &["ls"]).await;
+    mirror.pull(&image, "latest").await;
+    let before = reports(mirror.dir(), &["ls"]).await;
     mirror.clock().advance(Duration::from_hours(1));
-    assert_eq!(reports(&dir(&mirror), &["ls"]).await, before);
+    assert_eq!(reports(mirror.dir(), &["ls"]).await, before);
 }
 
 // === rm ===
@@ -296,27 +267,27 @@ async fn larder_rm_removes_an_image_and_what_no_other_needs() {
     let two = Image::new(2).layer(base.clone()).put(&upstream, "library/two", "v1");
     upstream.tag("library/one", "latest", &one.digest);
     let mirror = TestMirror::of(&upstream).await;
-    let dir = dir(&mirror);
-    pull(&mirror, &one, "v1").await;
-    pull(&mirror, &two, "v1").await;
+    let dir = mirror.dir();
+    mirror.pull(&one, "v1").await;
+    mirror.pull(&two, "v1").await;
     mirror.get(&one.tag_path("latest")).await.expect(200);
 
-    let said = told(&dir, &["rm", "one:v1"]).await;
+    let said = told(dir, &["rm", "one:v1"]).await;
     assert!(said.starts_with("docker.io/library/one:v1 is removed (") && said.ends_with("that frees 0 B\n"), "{said}");
     assert!(mirror.holds(&one.digest), "another tag leads to it");
-    let said = told(&dir, &["rm", "one"]).await;
+    let said = told(dir, &["rm", "one"]).await;
     assert!(said.ends_with("that frees 20.0 KiB\n"), "{said}");
     let [shared, own] = &one.layers[..] else { unreachable!() };
     let held = [&one.digest, &one.config.digest, &own.digest, &shared.digest].map(|digest| mirror.holds(digest));
     assert_eq!(held, [false, false, false, true]);
-    assert_eq!(names(&dir, &[]).await, ["docker.io/library/two:v1"]);
+    assert_eq!(names(dir, &[]).await, ["docker.io/library/two:v1"]);
     assert_booked(&mirror).await;
-    assert!(refused(&dir, &["rm", "one"]).await.contains("it is not in the cache"));
+    assert!(refused(dir, &["rm", "one"]).await.contains("it is not in the cache"));
 
-    told(&dir, &["rm", &format!("two@{}", two.digest)]).await;
-    assert_eq!((names(&dir, &[]).await.len(), mirror.used()), (0, 0));
+    told(dir, &["rm", &format!("two@{}", two.digest)]).await;
+    assert_eq!((names(dir, &[]).await.len(), mirror.used()), (0, 0));
     upstream.forget_requests();
-    pull(&mirror, &one, "v1").await;
+    mirror.pull(&one, "v1").await;
     assert_eq!(upstream.count("GET", &shared.digest), 1, "nothing is left of it");
 }
 
@@ -327,12 +298,12 @@ async fn an_image_of_another_repository_stays_with_all_that_it_has() {
     Image::new(3).layers(&[10_000]).put(&upstream, "org/app", "v1");
     let index = MultiArch::new(4).put(&upstream, "library/multi", "v1");
     let mirror = TestMirror::of(&upstream).await;
-    let dir = dir(&mirror);
-    pull(&mirror, &image, "v1").await;
+    let dir = mirror.dir();
+    mirror.pull(&image, "v1").await;
     mirror.get("/v2/org/app/manifests/v1").await.expect(200);
-    told(&dir, &["rm", "app:v1"]).await;
+    told(dir, &["rm", "app:v1"]).await;
     assert!(mirror.holds(&image.digest) && mirror.holds(&image.layers[0].digest));
-    assert_eq!(names(&dir, &[]).await, ["docker.io/org/app:v1"]);
+    assert_eq!(names(dir, &[]).await, ["docker.io/org/app:v1"]);
 
     mirror.get(&index.tag_path("v1")).await.expect(200);
     mirror.kept(&index.digest).await;
@@ -341,8 +312,8 @@ async fn an_image_of_another_repository_stays_with_all_that_it_has() {
         mirror.kept(&image.digest).await;
     }
     let child = format!("multi@{}", index.images[0].digest);
-    assert!(refused(&dir, &["rm", &child]).await.contains("a part of another image"));
-    told(&dir, &["rm", "multi:v1"]).await;
+    assert!(refused(dir, &["rm", &child]).await.contains("a part of another image"));
+    told(dir, &["rm", "multi:v1"]).await;
     assert!(!mirror.holds(&index.digest) && !mirror.holds(&index.images[1].digest));
 }
 
@@ -352,10 +323,10 @@ async fn who_reads_a_layer_that_is_removed_gets_all_of_it() {
     let upstream = Registry::start().await;
     let image = Image::new(5).layers(&[8 << 20]).put(&upstream, "library/app", "latest");
     let mirror = TestMirror::of(&upstream).await;
-    pull(&mirror, &image, "latest").await;
+    mirror.pull(&image, "latest").await;
     let mut reading = mirror.stream(&image.blob_path(&image.layers[0])).await;
     reading.take(1000).await;
-    told(&dir(&mirror), &["rm", "app"]).await;
+    told(mirror.dir(), &["rm", "app"]).await;
     let answer = reading.rest().await;
     assert!(answer.complete && answer.body == image.layers[0].bytes[1000..]);
     assert_booked(&mirror).await;
@@ -371,12 +342,12 @@ async fn larder_du_tells_for_what_the_disk_is_taken_and_what_goes_first() {
     let one = Image::new(1).layer(base.clone()).layers(&[10_000]).put(&upstream, "library/one", "v1");
     let two = Image::new(2).layer(base).put(&upstream, "library/two", "v1");
     let mirror = TestMirror::of(&upstream).await;
-    let dir = dir(&mirror);
-    assert!(told(&dir, &["du"]).await.starts_with("On the disk 0 B of 1"));
-    pull(&mirror, &one, "v1").await;
-    pull(&mirror, &two, "v1").await;
-    told(&dir, &["pin", "two:v1"]).await;
-    let usage = &reports(&dir, &["du"]).await[0];
+    let dir = mirror.dir();
+    assert!(told(dir, &["du"]).await.starts_with("On the disk 0 B of 1"));
+    mirror.pull(&one, "v1").await;
+    mirror.pull(&two, "v1").await;
+    told(dir, &["pin", "two:v1"]).await;
+    let usage = &reports(dir, &["du"]).await[0];
     let size = |image: &PutImage| (image.manifest.len() + image.blobs().map(|blob| blob.bytes.len()).sum::<usize>()) as u64;
     let repository = |image: &PutImage, name: &str| serde_json::json!({ "upstream": "docker.io", "repository": name, "images": 1, "bytes": size(image), "own": size(image) - 50_000 });
     assert_eq!(usage["repositories"], serde_json::json!([repository(&one, "library/one"), repository(&two, "library/two")]));
@@ -385,7 +356,7 @@ async fn larder_du_tells_for_what_the_disk_is_taken_and_what_goes_first() {
     let next: Vec<&str> = usage["next_to_leave"].as_array().unwrap().iter().filter_map(|next| next["digest"].as_str()).collect();
     assert_eq!(next, [&one.digest, &one.config.digest, &one.layers[1].digest]);
     assert_eq!(usage["next_to_leave"][0]["of"], "docker.io/library/one:v1");
-    let table = told(&dir, &["du"]).await;
+    let table = told(dir, &["du"]).await;
     assert!(table.contains("docker.io  library/one") && table.contains("First to go:"), "{table}");
 }
 
@@ -396,7 +367,7 @@ async fn larder_explain_says_what_would_be_done_and_does_not_do_it() {
     let upstream = Registry::with(Setup { budget: Some(100), ..Setup::default() }).await;
     let image = Image::new(1).layers(&[10_000]).put(&upstream, "library/app", "v1");
     let mirror = TestMirror::of(&upstream).await;
-    let dir = dir(&mirror);
+    let dir = mirror.dir().to_owned();
     let explain = async |image: &str| reports(&dir, &["explain", image]).await.remove(0);
     let of = |report: &Value| (report["from"].as_str().unwrap().to_owned(), report["here"].as_u64(), report["missing"].as_u64());
     let told = explain("app:v1").await;
@@ -412,7 +383,7 @@ async fn larder_explain_says_what_would_be_done_and_does_not_do_it() {
         (("cache".into(), Some(1), Some(2)), &serde_json::json!(["2 blobs or manifests that are not here"]))
     );
     assert_eq!(told["upstream"], serde_json::json!(["anonymous has 99 of 100 pulls in 6h left at docker.io"]));
-    pull(&mirror, &image, "v1").await;
+    mirror.pull(&image, "v1").await;
     let told = explain("app:v1").await;
     assert_eq!((of(&told), &told["cost"]), (("cache".into(), Some(3), Some(0)), &serde_json::json!([])));
 

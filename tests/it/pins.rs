@@ -1,41 +1,26 @@
 //! What is pinned is never evicted.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use larder::store::Operation;
 use larder::store::faults::Fault;
 use rustix::io::Errno;
 
-use crate::support::{Ended, Image, Process, PutImage, Registry, StoppedMirror, TestMirror, assert_booked, get};
+use crate::support::{self, Ended, Image, Process, PutImage, Registry, StoppedMirror, TestMirror, assert_booked, get};
 
 const MIB: usize = 1 << 20;
 
-fn dir(mirror: &TestMirror) -> PathBuf {
-    mirror.cache_dir().parent().unwrap().to_path_buf()
-}
-
 async fn order(mirror: &TestMirror, arguments: &[&str]) -> Ended {
-    Process::order(&dir(mirror), arguments, &[]).await
+    Process::order(mirror.dir(), arguments, &[]).await
 }
 
 async fn told(mirror: &TestMirror, arguments: &[&str]) -> String {
-    let Ended { status, stdout, log } = order(mirror, arguments).await;
-    assert!(status.success(), "{arguments:?}: {log}");
-    stdout
+    support::told(mirror.dir(), arguments).await
 }
 
 /// One whose cache has room for some 14 MiB.
 fn small(upstream: &Registry) -> StoppedMirror {
     TestMirror::builder().upstream("docker.io", upstream).set("cache.max_size = \"16MiB\"").set("cache.min_free = \"0%\"")
-}
-
-async fn pull(mirror: &TestMirror, image: &PutImage, tag: &str) {
-    mirror.get(&image.tag_path(tag)).await.expect(200);
-    mirror.kept(&image.digest).await;
-    for blob in image.blobs() {
-        mirror.get(&image.blob_path(blob)).await.expect(200);
-        mirror.kept(&blob.digest).await;
-    }
 }
 
 fn is_whole(mirror: &TestMirror, image: &PutImage) -> bool {
@@ -46,7 +31,7 @@ fn is_whole(mirror: &TestMirror, image: &PutImage) -> bool {
 async fn crowd(mirror: &TestMirror, upstream: &Registry, seed: u64) {
     for n in 0..10 {
         let image = Image::new(seed + n).layers(&[2 * MIB]).put(upstream, &format!("library/other{seed}"), &n.to_string());
-        pull(mirror, &image, &n.to_string()).await;
+        mirror.pull(&image, &n.to_string()).await;
     }
 }
 
@@ -55,7 +40,7 @@ async fn a_pinned_image_outlives_every_crowd_and_a_restart_until_it_is_unpinned(
     let upstream = Registry::start().await;
     let image = Image::new(1).layers(&[3 * MIB]).put(&upstream, "library/app", "v1");
     let mirror = small(&upstream).start().await;
-    pull(&mirror, &image, "v1").await;
+    mirror.pull(&image, "v1").await;
     let said = told(&mirror, &["pin", "app:v1"]).await;
     assert_eq!(said, format!("docker.io/library/app:v1 is pinned ({})\n", &image.digest[7..19]));
     crowd(&mirror, &upstream, 100).await;
@@ -118,7 +103,7 @@ async fn a_cache_that_is_full_of_pins_lets_the_rest_pass() {
     let mirror = small(&upstream).start().await;
     for n in 0..6 {
         let image = Image::new(n).layers(&[2 * MIB]).put(&upstream, "library/app", &n.to_string());
-        pull(&mirror, &image, &n.to_string()).await;
+        mirror.pull(&image, &n.to_string()).await;
         told(&mirror, &["pin", &format!("app:{n}")]).await;
     }
     let other = Image::new(50).layers(&[3 * MIB]).put(&upstream, "library/other", "v1");
@@ -145,7 +130,7 @@ async fn what_is_damaged_is_fetched_anew_and_pinned_again() {
     let upstream = Registry::start().await;
     let image = Image::new(3).layers(&[MIB]).put(&upstream, "library/app", "v1");
     let mirror = small(&upstream).start().await;
-    pull(&mirror, &image, "v1").await;
+    mirror.pull(&image, "v1").await;
     told(&mirror, &["pin", "app:v1"]).await;
     let hex = &image.digest[7..];
     let mirror = mirror.stop().await.into_killed();
@@ -155,7 +140,7 @@ async fn what_is_damaged_is_fetched_anew_and_pinned_again() {
     let shown = told(&mirror, &["ls"]).await;
     assert!(shown.contains("docker.io/library/app:v1") && shown.contains("1 missing"), "{shown}");
     crowd(&mirror, &upstream, 100).await;
-    pull(&mirror, &image, "v1").await;
+    mirror.pull(&image, "v1").await;
     crowd(&mirror, &upstream, 200).await;
     assert!(is_whole(&mirror, &image));
 }
@@ -179,7 +164,7 @@ async fn a_pin_that_cannot_be_written_down_is_told_of() {
     let upstream = Registry::start().await;
     let image = Image::new(4).put(&upstream, "library/app", "v1");
     let mirror = small(&upstream).start().await;
-    pull(&mirror, &image, "v1").await;
+    mirror.pull(&image, "v1").await;
     let of_records = |operation: Operation, path: &Path| operation == Operation::Write && path.ends_with("records");
     mirror.faults().each(of_records, Fault::Errno(Errno::NOSPC.raw_os_error()));
     let ended = order(&mirror, &["pin", "app:v1"]).await;

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::{Ended, Fault, Image, Match, MultiArch, PATIENCE, Process, PutImage, Registry, TestMirror, get, noise};
+use crate::support::{
+    Ended, Fault, Image, Match, MultiArch, PATIENCE, Process, PutImage, Registry, TestMirror, assert_whole, get, noise, sealed,
+};
 
 fn settings(upstream: &Registry) -> String {
     format!("upstream.\"docker.io\".url={}", upstream.url())
@@ -21,18 +23,6 @@ async fn pulled(dir: &Path, upstream: &Registry, arguments: &[&str]) -> String {
     let ended = pull(dir, upstream, arguments).await;
     assert!(ended.status.success(), "{}", ended.log);
     ended.stdout
-}
-
-/// A larder that asks nobody, on the cache in `dir`.
-fn sealed(dir: &Path) -> Process {
-    Process::start(dir, &["mirror.offline=true"], &[])
-}
-
-async fn assert_whole(larder: &Process, image: &PutImage) {
-    assert_eq!(get(larder.url(&image.manifest_path())).await.expect(200).body, image.manifest);
-    for blob in image.blobs() {
-        assert!(get(larder.url(&image.blob_path(blob))).await.expect(200).body == blob.bytes);
-    }
 }
 
 #[tokio::test]

@@ -1,18 +1,13 @@
 //! A larder that asks nobody: what it has stays and is served, whatever its age; what it lacks is a list for the next delivery.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::support::{Image, MultiArch, Process, Registry, TestMirror, get};
 
 const MIB: usize = 1 << 20;
 
-fn dir(mirror: &TestMirror) -> PathBuf {
-    mirror.cache_dir().parent().unwrap().to_path_buf()
-}
-
 async fn missing(mirror: &TestMirror) -> Vec<String> {
-    let ended = Process::order(&dir(mirror), &["missing"], &[]).await;
+    let ended = Process::order(mirror.dir(), &["missing"], &[]).await;
     assert!(ended.status.success(), "{}", ended.log);
     ended.stdout.lines().map(str::to_owned).collect()
 }
@@ -52,7 +47,7 @@ async fn nothing_is_evicted_however_full_the_disk_is() {
     mirror.upkeep().await;
     mirror.probe().await;
     assert_eq!(mirror.used(), used);
-    let ended = Process::order(&dir(&mirror), &["du", "--json"], &[]).await;
+    let ended = Process::order(mirror.dir(), &["du", "--json"], &[]).await;
     assert!(ended.stdout.contains("\"next_to_leave\":[]"), "{}", ended.stdout);
     let mirror = mirror.stop().await.set("mirror.offline = false").start().await;
     mirror.upkeep().await;
@@ -85,9 +80,9 @@ async fn what_is_asked_for_in_vain_is_the_list_of_the_next_delivery() {
     // It outlives a restart, and is what a pull outside takes.
     let mirror = mirror.stop().await.start().await;
     assert_eq!(missing(&mirror).await, lines);
-    std::fs::write(dir(&mirror).join("list"), lines.join("\n")).unwrap();
+    std::fs::write(mirror.dir().join("list"), lines.join("\n")).unwrap();
     let outside = tempfile::tempdir().unwrap();
-    let list = dir(&mirror).join("list");
+    let list = mirror.dir().join("list");
     let arguments = ["pull", "--from", list.to_str().unwrap(), "--platform", "all"];
     let ended = Process::order(outside.path(), &arguments, &[&format!("upstream.\"docker.io\".url={}", upstream.url())]).await;
     assert!(ended.status.success() && ended.stdout.lines().count() == 2, "{}", ended.log);

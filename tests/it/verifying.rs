@@ -1,18 +1,14 @@
 //! `larder verify`: all that is here is hashed again, and what is wrong leaves the cache.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Value, json};
 
 use crate::support::{Ended, Fault, Image, Match, Process, PutImage, Registry, TestMirror, assert_booked};
 
-fn dir(mirror: &TestMirror) -> PathBuf {
-    mirror.cache_dir().parent().unwrap().to_path_buf()
-}
-
 async fn verify(mirror: &TestMirror, arguments: &[&str]) -> Ended {
-    Process::order(&dir(mirror), &[&["verify"], arguments].concat(), &[]).await
+    Process::order(mirror.dir(), &[&["verify"], arguments].concat(), &[]).await
 }
 
 /// Flips a bit in the file of a blob.
@@ -38,7 +34,7 @@ async fn what_is_right_is_said_to_be() {
     let ended = verify(&mirror, &[]).await;
     assert_eq!((ended.status.code(), ended.stdout.contains("4 blobs are right (")), (Some(0), true), "{}", ended.log);
     let mirror = mirror.stop().await;
-    let ended = Process::order(mirror.cache_dir().parent().unwrap(), &["verify", "--json", "--rate", "1GiB"], &[]).await;
+    let ended = Process::order(mirror.dir(), &["verify", "--json", "--rate", "1GiB"], &[]).await;
     let report: Value = serde_json::from_str(ended.stdout.lines().last().unwrap()).unwrap();
     let bytes = image.manifest.len() + image.blobs().map(|blob| blob.bytes.len()).sum::<usize>();
     let right = json!({ "report": "verified", "right": 4, "damaged": 0, "repaired": 0, "skipped": 0, "bytes": bytes });

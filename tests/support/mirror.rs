@@ -19,7 +19,7 @@ use larder::{
 use tempfile::TempDir;
 use toml::{Table, Value};
 
-use super::{Answer, Client, PATIENCE, Registry, Streaming, secrets};
+use super::{Answer, Client, PATIENCE, PutImage, Registry, Streaming, secrets};
 
 /// A larder that serves. [`stop`](Self::stop) ends it as SIGTERM would.
 pub struct TestMirror {
@@ -147,6 +147,21 @@ impl TestMirror {
     /// The look at a disk that has failed, due every few seconds.
     pub async fn probe(&self) {
         self.app.store().probe().await;
+    }
+
+    /// The directory that holds the cache directory: that in which commands on this cache run.
+    pub fn dir(&self) -> &Path {
+        self.stopped.dir()
+    }
+
+    /// Pulls an image by tag as a client does, and waits until all of it is kept.
+    pub async fn pull(&self, image: &PutImage, tag: &str) {
+        self.get(&image.tag_path(tag)).await.expect(200);
+        self.kept(&image.digest).await;
+        for blob in image.blobs() {
+            self.get(&image.blob_path(blob)).await.expect(200);
+            self.kept(&blob.digest).await;
+        }
     }
 
     /// How many bytes of the disk the cache counts as its own.

@@ -43,6 +43,7 @@ mod log;
 // and those who log in are people of the tests.
 #[cfg(debug_assertions)]
 mod mirror;
+mod orders;
 mod process;
 mod raw;
 mod registry;
@@ -58,6 +59,7 @@ pub use self::{
     client::{Answer, Client, Streaming, get, get_with, head, http, raw, stream},
     images::{Content, Image, MultiArch, PutImage, PutIndex, digest_of, noise, sha512_of},
     log::{Log, logged},
+    orders::{assert_whole, refused, sealed, told},
     process::{Ended, Process},
     raw::{Closed, Raw},
     registry::{

@@ -7,6 +7,7 @@ use shuttle::future::{block_on, spawn, yield_now};
 
 use super::running::{Begun, Fills, Head, Joined, Landing};
 use crate::clock::Clock;
+use crate::current::Current;
 use crate::mirror::{Access, Freshness, Options, Origin, Refusal, Registries, Registry};
 use crate::oci::Digest;
 use crate::store::schedules::{Scratch, content};
@@ -48,8 +49,9 @@ struct World {
 impl World {
     fn new(scratch: &Scratch) -> Self {
         let upstream = Upstream::offline("docker.io", Clock::system());
-        let freshness = Freshness::of(&Options::default(), &upstream::Options::default());
-        let registry = Registry { upstream, public_url: None, access: Access::default(), freshness, anyones: false };
+        let access = Current::new(Access::default());
+        let freshness = Current::new(Freshness::of(&Options::default(), &upstream::Options::default()));
+        let registry = Registry { upstream, public_url: None, access, freshness, anyones: false };
         let origin = Registries::new(Arc::new(registry)).resolve(&"alpine".parse().unwrap()).unwrap();
         let blob = content(5, 2 * TAIL);
         Self {

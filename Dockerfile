@@ -7,11 +7,15 @@ RUN cargo build --release --locked --bin larder && mkdir /data
 FROM gcr.io/distroless/cc-debian12:nonroot
 COPY --from=build /src/target/release/larder /usr/bin/larder
 COPY --from=build --chown=65532:65532 /data /data
-# A folder below the volume: larder takes no directory that everyone may write to, as some volumes are.
-ENV LARDER_SERVER_LISTEN=0.0.0.0:5000 LARDER_CACHE_DIR=/data/cache
+# Where it listens is for a file to say, never for the environment, which goes over it: who brings a file of their own gets the
+# doors that stand in it, and no other.
+COPY config/container.toml /etc/larder/larder.toml
+# A folder below the volume: larder takes no directory that everyone may write to, as some volumes are. By environment, so that
+# commands find it that are run beside it.
+ENV LARDER_CACHE_DIR=/data/cache
 VOLUME /data
 EXPOSE 5000
 USER 65532:65532
 HEALTHCHECK --interval=30s --timeout=6s CMD ["/usr/bin/larder", "health"]
 ENTRYPOINT ["/usr/bin/larder"]
-CMD ["serve"]
+CMD ["serve", "--config", "/etc/larder/larder.toml"]

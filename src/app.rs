@@ -142,6 +142,7 @@ impl App {
                  say in upstream.{name:?}.allow what may be read"
             );
         }
+        config.server.doubts().iter().for_each(|doubt| tracing::warn!("{doubt}"));
         let listening = clients.iter().map(|(bound, terms)| Listening { place: bound.place.clone(), tls: terms.has_tls() });
         let listening = listening.collect();
         let admin_address = operator.as_ref().map(|(_, address)| *address);

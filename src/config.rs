@@ -320,9 +320,23 @@ mod tests {
             include_str!("../config/multi-upstream.toml"),
             include_str!("../config/passthrough.toml"),
             include_str!("../config/company.toml"),
+            include_str!("../config/container.toml"),
         ] {
-            Config::from_toml(text).unwrap();
+            let doubts = Config::from_toml(text).unwrap().server.doubts();
+            assert!(doubts.is_empty(), "{doubts:?}");
         }
+    }
+
+    /// The image had `LARDER_SERVER_LISTEN=0.0.0.0:5000` in its environment, which opened a listener that asks nobody beside
+    /// whatever doors a mounted file had.
+    #[test]
+    fn in_a_container_a_file_alone_says_where_larder_listens() {
+        let image = include_str!("../Dockerfile");
+        assert!(!image.contains("LARDER_SERVER"), "the environment goes over every file");
+        assert!(image.contains("COPY config/container.toml /etc/larder/larder.toml\n"));
+        assert!(image.contains("CMD [\"serve\", \"--config\", \"/etc/larder/larder.toml\"]"));
+        let listen = Config::from_toml(include_str!("../config/container.toml")).unwrap().server.listen;
+        assert_eq!(listen, Some(Place::Tcp(([0, 0, 0, 0], 5000).into())));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::Configured;
 use super::give::say;
 
 /// See whether larder could do its work here: configuration, files, disk, upstreams and clock, a line each. Exit code 1 if
-/// something is to be done. Changes nothing, and may be asked beside a larder that runs.
+/// something is to be done, and not if something is only to be thought about. Changes nothing, and may be asked beside a larder that runs.
 #[derive(Args)]
 pub(super) struct Check {
     #[command(flatten)]
@@ -23,6 +23,7 @@ impl Check {
     pub(super) fn run(self) -> Result<ExitCode, String> {
         let config = self.configured.load()?;
         say("ok    configuration: it can be read");
+        config.server.doubts().iter().for_each(|doubt| say(&format!("doubt {doubt}")));
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| error.to_string())?;
         let findings = runtime.block_on(app::check(&config));
         // A resolver that does not answer must not hold the process.

@@ -13,8 +13,9 @@ use crate::clock::Timestamp;
 use crate::mirror::{Refusal, Shown};
 
 use super::forwarded::{self, Network};
+use super::fresh::Look;
 use super::login::shown;
-use super::options::{ClientCert, ListenerOptions};
+use super::options::ListenerOptions;
 use super::proxy;
 use super::rules::{Identity, Rule, Rules};
 use super::tls::Tls;
@@ -38,6 +39,8 @@ pub struct Terms {
     users: Option<Arc<Users>>,
     /// Users need not say who they are if their certificate does.
     certificate_suffices: bool,
+    /// Nobody is heard without one.
+    certificate_required: bool,
     pub(super) rules: Rules,
     /// Who is believed to speak for others.
     proxies: Vec<Network>,
@@ -98,7 +101,8 @@ impl Terms {
             Ok(Self {
                 tls: options.has_tls().then(|| Tls::of(options)).transpose()?,
                 users: (!no_users).then(|| Users::new(&options.listen.to_string(), users.0, users.1)).transpose()?.map(Arc::new),
-                certificate_suffices: no_users || options.client_cert == ClientCert::Optional,
+                certificate_suffices: no_users || !options.requires_certificates(),
+                certificate_required: options.requires_certificates(),
                 rules: Rules::new(options.rule.clone()),
                 proxies: options.proxies.clone(),
                 proxy_protocol: options.proxy_protocol,
@@ -107,25 +111,30 @@ impl Terms {
         read().map_err(|why: String| format!("server.listener at {}: {why}", options.listen))
     }
 
-    /// Who comes by a new connection: where proxies say so before anything else, whom they say.
+    /// Whether it is believed to speak for others.
+    pub(super) fn trusts(&self, peer: Peer) -> bool {
+        self.proxies.iter().any(|network| network.has(peer))
+    }
+
+    /// Whom a proxy says that it speaks for on a new connection, where proxies say so before anything else. `None`: for itself.
     ///
     /// Not cancel safe.
     ///
     /// # Errors
-    /// They do not, or it is none of them.
-    pub(super) async fn who_comes(&self, stream: &mut TcpStream, peer: Peer) -> Result<Peer, Unknown> {
+    /// It does not, or it is none of them.
+    pub(super) async fn who_comes(&self, stream: &mut TcpStream, peer: Peer) -> Result<Option<Peer>, Unknown> {
         if !self.proxy_protocol {
-            return Ok(peer);
+            return Ok(None);
         }
-        if !self.proxies.iter().any(|network| network.has(peer)) {
+        if !self.trusts(peer) {
             return Err(Unknown::Stranger);
         }
-        Ok(proxy::read(stream).await?.map_or(peer, Peer::Net))
+        Ok(proxy::read(stream).await?.map(Peer::Net))
     }
 
-    /// For whom a request is made.
+    /// For whom a request is made. What speaks the PROXY protocol looks into no HTTP: the header there is its client's.
     pub(super) fn who_asks(&self, client: &Client, headers: &HeaderMap) -> Peer {
-        forwarded::client(client.peer, headers, &self.proxies)
+        if self.proxy_protocol { client.peer } else { forwarded::client(client.peer, headers, &self.proxies) }
     }
 
     /// Who it is that asks, once that is certain; anybody, where nobody is asked. `from`: where it comes from.
@@ -141,21 +150,24 @@ impl Terms {
         headers: &HeaderMap,
         now: Timestamp,
     ) -> Result<Identity, Refusal> {
-        if let Some(name) = client.certificate.as_ref().filter(|_| self.certificate_suffices) {
-            return Ok(self.identity(name, true));
+        let certificate = client.certificate.clone();
+        if certificate.is_none() && self.certificate_required && !self.rules.are_none() {
+            return Err(Refusal::NotAllowed("the certificate has no common name by which rules could know its owner".into()));
+        }
+        if let Some(name) = certificate.clone().filter(|_| self.certificate_suffices) {
+            return Ok(Identity { groups: self.groups(&name), user: Some(name), certificate });
         }
         let Some(users) = &self.users else { return Ok(Identity::default()) };
         let Shown::Login(login) = shown(headers) else {
             return Err(Refusal::WrongLogin("there is none; a user name and a password are needed".into()));
         };
         users.check(&login, from.ip(), now).await?;
-        let name = login.parts().map_or("", |(name, _)| name);
-        Ok(self.identity(&name.into(), false))
+        let user: Arc<str> = login.parts().map_or("", |(name, _)| name).into();
+        Ok(Identity { groups: self.groups(&user), user: Some(user), certificate })
     }
 
-    fn identity(&self, name: &Arc<str>, by_certificate: bool) -> Identity {
-        let groups = self.users.as_ref().map(|users| users.groups(name)).unwrap_or_default();
-        Identity { name: Some(Arc::clone(name)), by_certificate, groups }
+    fn groups(&self, user: &str) -> Arc<[String]> {
+        self.users.as_ref().map(|users| users.groups(user)).unwrap_or_default()
     }
 
     #[must_use]
@@ -169,6 +181,7 @@ impl Terms {
             tls: None,
             users: None,
             certificate_suffices: true,
+            certificate_required: false,
             rules: Rules::new(Vec::new()),
             proxies: Vec::new(),
             proxy_protocol: false,
@@ -180,10 +193,15 @@ impl Terms {
         self.rules.set(rules);
     }
 
-    /// Looks whether files have changed, and reads those anew. May wait for the disk.
-    pub fn look(&self) {
-        self.tls.iter().for_each(Tls::look);
-        self.users.iter().for_each(|users| users.look());
+    /// What it is made of files, and to be looked at as long as it is in use.
+    pub(super) fn files(&self) -> Vec<Arc<dyn Look>> {
+        let (tls, users) = (self.tls.iter().map(Tls::files), self.users.iter().map(|users| users.files()));
+        tls.chain(users).collect()
+    }
+
+    /// Reads files anew that have changed. May wait for the disk.
+    pub fn renew(&self) {
+        self.files().iter().for_each(|files| files.renew());
     }
 }
 

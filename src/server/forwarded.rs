@@ -52,6 +52,15 @@ fn address(text: &str) -> Option<IpAddr> {
 // === impl Network ===
 
 impl Network {
+    /// Whether it has more addresses than one keeps for proxies.
+    pub(super) fn is_wide(&self) -> bool {
+        match self {
+            Self::Unix => false,
+            Self::Net { address: IpAddr::V4(address), prefix } => *prefix < 24 && !(address.is_loopback() && *prefix >= 8),
+            Self::Net { address: IpAddr::V6(_), prefix } => *prefix < 64,
+        }
+    }
+
     pub(super) fn has(&self, peer: Peer) -> bool {
         let address = match (self, peer) {
             (Self::Unix, Peer::Local) => return true,

@@ -78,7 +78,7 @@ impl Handler {
             }
             Ok(via) if reads => match client.terms.identify(client, line.client, &head.headers, self.clock.now()).await {
                 Ok(identity) => {
-                    line.user.clone_from(&identity.name);
+                    line.user = identity.user.clone().or_else(|| identity.certificate.clone());
                     self.answer(&Asked { head, via, client, identity }, line).await
                 }
                 Err(refusal) => self.refuse(&refusal, Kind::Login, line),

@@ -1,7 +1,7 @@
 //! `[server]`
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::forwarded::Network;
 use super::place::{self, Place};
-use super::rules::Rule;
+use super::rules::{Rule, Who};
 
 /// Where larder listens and how it treats connections.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -55,9 +55,9 @@ pub struct ListenerOptions {
     /// Certificates (PEM) of those who sign clients' certificates. Empty: clients are not asked for any.
     #[serde(default)]
     pub client_ca_file: PathBuf,
-    /// Whether clients must show a certificate.
-    #[serde(default)]
-    pub client_cert: ClientCert,
+    /// Whether clients must show a certificate. Not given: where there is a `client_ca_file`, they must.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_cert: Option<ClientCert>,
     /// Users and their passwords, as `htpasswd -B` writes them. Empty: nobody is asked for a password.
     #[serde(default)]
     pub users_file: PathBuf,
@@ -67,7 +67,7 @@ pub struct ListenerOptions {
     /// Proxies that are believed when they say for whom they speak: networks, or `unix`. Empty: none.
     #[serde(default)]
     pub proxies: Vec<Network>,
-    /// They say so by the PROXY protocol; and besides, as without it, in `X-Forwarded-For`.
+    /// They say so by the PROXY protocol. Not by `X-Forwarded-For` then: what speaks below HTTP lets its clients write that.
     #[serde(default)]
     pub proxy_protocol: bool,
     /// Who may have which repositories; none: whoever is let in, all.
@@ -76,11 +76,10 @@ pub struct ListenerOptions {
 }
 
 /// Whether clients must show a certificate, where they are asked for one.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ClientCert {
     /// Without one, nobody is heard. Where there are users as well, they say besides who they are.
-    #[default]
     Required,
     /// Who shows one need not say who it is; who shows none is asked for a password, where there are users.
     Optional,
@@ -123,6 +122,19 @@ impl Options {
         self.listener.iter().try_for_each(|listener| listener.check_passthrough(upstream))
     }
 
+    /// What an operator may not have meant, in a sentence each that says what to do. larder does it all the same.
+    #[must_use]
+    pub fn doubts(&self) -> Vec<String> {
+        let open = self.listen.iter().filter(|place| !place.is_local() && self.listener.iter().any(ListenerOptions::has_doors));
+        let open = open.map(|place| {
+            format!(
+                "server.listen is {place}: whoever reaches it is asked nothing there, and the users, certificates and rules of \
+                 server.listener do not hold; put it on loopback, or leave it empty"
+            )
+        });
+        open.chain(self.listener.iter().flat_map(ListenerOptions::doubts)).collect()
+    }
+
     /// All listeners, first the one without doors.
     #[must_use]
     pub fn listeners(&self) -> Vec<ListenerOptions> {
@@ -157,7 +169,7 @@ impl ListenerOptions {
             cert_file: PathBuf::new(),
             key_file: PathBuf::new(),
             client_ca_file: PathBuf::new(),
-            client_cert: ClientCert::default(),
+            client_cert: None,
             users_file: PathBuf::new(),
             groups_file: PathBuf::new(),
             proxies: Vec::new(),
@@ -169,17 +181,48 @@ impl ListenerOptions {
     /// Whether its clients speak TLS.
     #[must_use]
     pub fn has_tls(&self) -> bool {
-        !self.cert_file.as_os_str().is_empty()
+        given(&self.cert_file)
+    }
+
+    pub(super) fn asks_for_certificates(&self) -> bool {
+        given(&self.client_ca_file)
+    }
+
+    /// Whether nobody is heard without a certificate.
+    pub(super) fn requires_certificates(&self) -> bool {
+        self.asks_for_certificates() && self.client_cert != Some(ClientCert::Optional)
+    }
+
+    /// Whether not everyone gets everything here.
+    fn has_doors(&self) -> bool {
+        given(&self.users_file) || self.asks_for_certificates() || !self.rule.is_empty()
+    }
+
+    fn doubts(&self) -> Vec<String> {
+        let Self { listen, .. } = self;
+        let mut doubts = Vec::new();
+        if given(&self.users_file) && !self.has_tls() && !listen.is_local() && self.proxies.is_empty() {
+            doubts.push(format!(
+                "server.listener at {listen}: passwords go there in cleartext; give cert_file and key_file, or name in proxies who speaks TLS before it"
+            ));
+        }
+        let wide = self.proxies.iter().filter(|network| network.is_wide());
+        doubts.extend(wide.map(|network| {
+            format!("server.listener at {listen}: whoever is in {network} of proxies is believed to be anyone; name the addresses of proxies alone")
+        }));
+        doubts
     }
 
     fn check(&self) -> Result<(), String> {
         let wrong = |what: &str| Err(format!("server.listener at {}: {what}", self.listen));
-        let given = |file: &PathBuf| !file.as_os_str().is_empty();
         if given(&self.cert_file) != given(&self.key_file) {
             return wrong("cert_file and key_file go together; one of them is missing");
         }
         if given(&self.client_ca_file) && !self.has_tls() {
             return wrong("client_ca_file is for TLS; give cert_file and key_file as well");
+        }
+        if self.client_cert.is_some() && !self.asks_for_certificates() {
+            return wrong("client_cert is for certificates that client_ca_file has signed, which is missing");
         }
         if self.proxy_protocol && self.proxies.is_empty() {
             return wrong("proxy_protocol is true; say in proxies who is believed");
@@ -192,6 +235,16 @@ impl ListenerOptions {
         }
         if !self.rule.is_empty() && self.rule.iter().all(|rule| rule.allow.is_empty()) {
             return wrong("no rule allows anything; a rule with allow = [\"**\"] allows all that none denies");
+        }
+        let nobody = |who: &&Who| match who {
+            Who::User(_) => !given(&self.users_file) && !self.asks_for_certificates(),
+            Who::Group(_) => !given(&self.groups_file),
+            Who::Cert(_) => !self.asks_for_certificates(),
+        };
+        if let Some(who) = self.rule.iter().flat_map(|rule| &rule.who).find(nobody) {
+            return wrong(&format!(
+                "a rule is for \"{who}\", whom nobody here can be: user needs users_file or client_ca_file, group groups_file, cert client_ca_file"
+            ));
         }
         Ok(())
     }
@@ -206,8 +259,8 @@ impl ListenerOptions {
 
     /// Clients say with the same header who they are to larder and to an upstream with `auth = "passthrough"`.
     fn check_passthrough(&self, upstream: &str) -> Result<(), String> {
-        let by_password_alone = !self.users_file.as_os_str().is_empty()
-            && (self.client_ca_file.as_os_str().is_empty() || self.client_cert == ClientCert::Required);
+        let certificate_will_do = self.asks_for_certificates() && !self.requires_certificates();
+        let by_password_alone = given(&self.users_file) && !certificate_will_do;
         if by_password_alone && !self.rule.iter().any(|rule| rule.shuts_out(upstream)) {
             return Err(format!(
                 "server.listener at {}: users_file asks for one password, and upstream.\"{upstream}\" with auth = \"passthrough\" for \
@@ -218,4 +271,8 @@ impl ListenerOptions {
         }
         Ok(())
     }
+}
+
+fn given(file: &Path) -> bool {
+    !file.as_os_str().is_empty()
 }

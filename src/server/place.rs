@@ -25,6 +25,16 @@ pub struct InvalidPlace(String);
 
 // === impl Place ===
 
+impl Place {
+    /// Whether nobody reaches it over the network, as far as larder can tell.
+    pub(super) fn is_local(&self) -> bool {
+        match self {
+            Self::Tcp(address) => address.ip().to_canonical().is_loopback(),
+            Self::Unix(_) | Self::Systemd(_) => true,
+        }
+    }
+}
+
 impl FromStr for Place {
     type Err = InvalidPlace;
 

@@ -13,9 +13,11 @@ use crate::oci::{Pattern, Repository};
 /// Who asks, as far as a door has made sure of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Identity {
-    /// A user's name, or that in a certificate. `None`: anybody.
-    pub(super) name: Option<Arc<str>>,
-    pub(super) by_certificate: bool,
+    /// As whom it has logged in, or the name in its certificate where that suffices. `None`: anybody.
+    pub(super) user: Option<Arc<str>>,
+    /// The name in the certificate that it has shown, whoever it is besides.
+    pub(super) certificate: Option<Arc<str>>,
+    /// Of the user.
     pub(super) groups: Arc<[String]>,
 }
 
@@ -64,6 +66,10 @@ impl Rules {
         self.0.set(rules);
     }
 
+    pub(super) fn are_none(&self) -> bool {
+        self.0.get().is_empty()
+    }
+
     /// Some rule for the client must allow the repository, and none deny it. Where there are no rules, all is allowed.
     ///
     /// # Errors
@@ -103,9 +109,12 @@ impl Rule {
 
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.name {
-            Some(name) => name.escape_debug().fmt(f),
-            None => f.write_str("anybody"),
+        match (&self.user, &self.certificate) {
+            (Some(user), Some(certificate)) if user != certificate => {
+                write!(f, "{} with the certificate of {}", user.escape_debug(), certificate.escape_debug())
+            }
+            (Some(name), _) | (None, Some(name)) => name.escape_debug().fmt(f),
+            (None, None) => f.write_str("anybody"),
         }
     }
 }
@@ -114,12 +123,11 @@ impl fmt::Display for Identity {
 
 impl Who {
     fn is(&self, identity: &Identity) -> bool {
-        let Identity { name, by_certificate, groups } = identity;
-        let named = |pattern: &Pattern| name.as_ref().is_some_and(|name| pattern.matches(name));
+        let Identity { user, certificate, groups } = identity;
         match self {
-            Self::User(pattern) => named(pattern),
+            Self::User(pattern) => user.iter().any(|name| pattern.matches(name)),
             Self::Group(pattern) => groups.iter().any(|group| pattern.matches(group)),
-            Self::Cert(pattern) => *by_certificate && named(pattern),
+            Self::Cert(pattern) => certificate.iter().any(|name| pattern.matches(name)),
         }
     }
 }
@@ -148,10 +156,16 @@ impl TryFrom<String> for Who {
 
 impl From<Who> for String {
     fn from(who: Who) -> Self {
-        match who {
-            Who::User(name) => format!("user:{name}"),
-            Who::Group(name) => format!("group:{name}"),
-            Who::Cert(name) => format!("cert:{name}"),
+        who.to_string()
+    }
+}
+
+impl fmt::Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::User(name) => write!(f, "user:{name}"),
+            Self::Group(name) => write!(f, "group:{name}"),
+            Self::Cert(name) => write!(f, "cert:{name}"),
         }
     }
 }
@@ -160,9 +174,11 @@ impl From<Who> for String {
 mod tests {
     use super::*;
 
-    fn identity(name: &str, by_certificate: bool, groups: &[&str]) -> Identity {
+    /// Of a user, and of a certificate, where these are not empty.
+    fn identity(user: &str, certificate: &str, groups: &[&str]) -> Identity {
         let groups: Vec<String> = groups.iter().map(ToString::to_string).collect();
-        Identity { name: (!name.is_empty()).then(|| name.into()), by_certificate, groups: groups.into() }
+        let [user, certificate] = [user, certificate].map(|name| (!name.is_empty()).then(|| name.into()));
+        Identity { user, certificate, groups: groups.into() }
     }
 
     #[test]
@@ -177,24 +193,27 @@ mod tests {
             rule(&["user:alice", "cert:build-*"], &["ghcr.io/**"], &[]),
             rule(&["group:ops"], &["**"], &["docker.io/library/old"]),
             rule(&["user:dave"], &[], &["docker.io/library/old"]),
+            rule(&["cert:contractor-*"], &[], &["docker.io/library/new"]),
         ]);
         let may = |who: &Identity, upstream: &str, name: &str| {
             rules.check(who, &Repository { upstream: upstream.into(), name: name.parse().unwrap() }).is_ok()
         };
-        let anybody = identity("", false, &[]);
+        let anybody = identity("", "", &[]);
         assert!(may(&anybody, "docker.io", "library/app") && !may(&anybody, "ghcr.io", "org/app"));
-        assert!(!may(&anybody, "docker.io", "library/secret") && !may(&identity("alice", false, &[]), "ghcr.io", "org/secret"));
-        assert!(
-            may(&identity("alice", false, &[]), "ghcr.io", "org/app") && !may(&identity("bob", false, &[]), "ghcr.io", "org/app")
-        );
-        assert!(may(&identity("build-7", true, &[]), "ghcr.io", "org/app"));
-        assert!(!may(&identity("build-7", false, &[]), "ghcr.io", "org/app"), "a user of that name has shown no certificate");
-        let ops = identity("carol", false, &["dev", "ops"]);
+        assert!(!may(&anybody, "docker.io", "library/secret") && !may(&identity("alice", "", &[]), "ghcr.io", "org/secret"));
+        assert!(may(&identity("alice", "", &[]), "ghcr.io", "org/app") && !may(&identity("bob", "", &[]), "ghcr.io", "org/app"));
+        assert!(may(&identity("build-7", "build-7", &[]), "ghcr.io", "org/app"));
+        assert!(!may(&identity("build-7", "", &[]), "ghcr.io", "org/app"), "a user of that name has shown no certificate");
+        let ops = identity("carol", "", &["dev", "ops"]);
         assert!(may(&ops, "quay.io", "any/thing") && !may(&ops, "docker.io", "library/old"));
-        assert!(!may(&identity("ops", false, &[]), "quay.io", "any/thing"), "a user is no group");
-        let dave = identity("dave", false, &[]);
+        assert!(!may(&identity("ops", "", &[]), "quay.io", "any/thing"), "a user is no group");
+        let dave = identity("dave", "", &[]);
         assert!(may(&dave, "docker.io", "library/app") && !may(&dave, "docker.io", "library/old"));
         assert!(!may(&dave, "quay.io", "any/thing"), "what only denies allows nothing");
+        assert!(may(&dave, "docker.io", "library/new"));
+        let contractors = identity("dave", "contractor-3", &[]);
+        assert!(!may(&contractors, "docker.io", "library/new"), "also who has logged in has shown its certificate");
+        assert!(may(&identity("dave", "build-7", &[]), "ghcr.io", "org/app"));
         assert!(
             Rules::new(Vec::new()).check(&anybody, &Repository { upstream: "x".into(), name: "a/b".parse().unwrap() }).is_ok()
         );

@@ -111,6 +111,9 @@ async fn what_is_wrong_with_a_listener_is_said_before_anyone_is_let_in() {
         (tls(&empty, &good.1), "there is no certificate in it"),
         (tls(&good.0, &empty), "key_file "),
         (tls(&dir.path().join("none"), &good.1), "cert_file "),
+        // A template left client_ca_file empty, and everyone was let in without a certificate.
+        (format!("{}, client_cert = 'required'", tls(&good.0, &good.1)), "client_cert is for certificates that client_ca_file"),
+        (format!("{}, client_cert = 'optional', client_ca_file = ''", tls(&good.0, &good.1)), "client_ca_file has signed"),
     ] {
         let mirror = TestMirror::builder().upstream("docker.io", &upstream).listener(&options);
         let (why, _) = mirror.try_start().await.err().unwrap();

@@ -70,6 +70,21 @@ async fn a_proxy_says_by_the_proxy_protocol_for_whom_it_speaks() {
     assert_eq!(larder.metric(UNPROXIED).await, 0);
 }
 
+/// What speaks the PROXY protocol does not look into HTTP, and lets through what its clients write there.
+#[tokio::test]
+async fn where_proxies_speak_the_proxy_protocol_x_forwarded_for_is_nobodys_word() {
+    let dir = tempfile::tempdir().unwrap();
+    let (larder, address) = listening(dir.path(), "proxies = ['127.0.0.0/8'], proxy_protocol = true");
+    let invents = PING.replace("host: mirror", "host: mirror\r\nx-forwarded-for: 203.0.113.9");
+    for header in ["PROXY UNKNOWN\r\n", "PROXY TCP4 127.0.0.7 10.0.0.1 4711 80\r\n"] {
+        let mut raw = Raw::connect(address).await;
+        raw.send(format!("{header}{invents}")).await;
+        assert!(raw.rest().await.0.starts_with(b"HTTP/1.1 200 "));
+    }
+    let named = clients(&larder, 2).await;
+    assert!(named.iter().all(|client| client.starts_with("127.0.0.")), "{named:?}");
+}
+
 #[tokio::test]
 async fn without_a_header_of_a_proxys_nobody_is_heard() {
     let upstream = Registry::start().await;

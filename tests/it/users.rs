@@ -286,7 +286,7 @@ async fn rules_say_who_may_have_what() {
 async fn where_nobody_is_asked_rules_hold_for_anybody_and_nobody_is_told_to_log_in() {
     let upstream = Registry::start().await;
     let [public, private] = ["library/app", "team/app"].map(|name| Image::new(1).layers(&[10]).put(&upstream, name, "latest"));
-    let rules = "rule = [{ allow = ['docker.io/library/**'] }, { who = ['user:alice'], allow = ['**'] }]";
+    let rules = "rule = [{ allow = ['docker.io/library/**'] }]";
     let mirror = TestMirror::builder().upstream("docker.io", &upstream).listener(rules).start().await;
     let url = mirror.listening()[1].to_string();
     for headers in [&[][..], &[("authorization", &*basic("alice", ALICES))]] {
@@ -329,6 +329,51 @@ async fn without_a_certificate_of_the_authority_nobody_is_heard_where_one_is_req
     }
 }
 
+/// The name in the certificate was forgotten as soon as someone had logged in, and what was denied to it was not.
+#[tokio::test]
+async fn rules_for_certificates_hold_also_for_those_who_have_to_log_in_besides() {
+    let authority = Authority::new();
+    let files = |mirror: StoppedMirror| {
+        let (server, ca) = (authority.server(mirror.dir(), "127.0.0.1"), authority.file(mirror.dir()));
+        let users = mirror.dir().join("users");
+        let rules = "rule = [{ who = ['cert:build-*'], allow = ['**'] }, { who = ['user:alice'], allow = ['docker.io/library/*'] }, \
+                     { who = ['cert:contractor-*'], deny = ['docker.io/library/secret'] }]";
+        mirror.tls(&server, &format!("client_ca_file = '{}', users_file = '{}', {rules}", ca.display(), users.display()))
+    };
+    let world = before("", COST, files).await;
+    let secret = Image::new(2).layers(&[1000]).put(&world.upstream, "library/secret", "latest");
+    let paths = [world.image.tag_path("latest"), secret.tag_path("latest")];
+    for (certificate, user, password, expected) in [
+        ("build-7", "bob", BOBS, [200, 200]),
+        ("contractor-3", "alice", ALICES, [200, 403]),
+        ("laptop-9", "alice", ALICES, [200, 200]),
+        ("laptop-9", "bob", BOBS, [403, 403]),
+        ("build-7", "bob", ALICES, [401, 401]),
+    ] {
+        let client = Client::tls(authority.believed_by(certificate, &["http/1.1"]));
+        for (path, expected) in paths.iter().zip(expected) {
+            let answer = client.get_with(world.mirror.tls_url(path), &[("authorization", &basic(user, password))]).await;
+            assert_eq!(answer.status, expected, "{user} with the certificate of {certificate}: {path}");
+            if expected == 403 {
+                assert!(answer.text().contains(&format!("{user} with the certificate of {certificate}")), "{}", answer.text());
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_without_a_name_is_refused_where_rules_would_have_to_know_whose_it_is() {
+    let authority = Authority::new();
+    for (rules, expected) in
+        [("rule = [{ allow = ['**'] }, { who = ['cert:*'], deny = ['docker.io/secret/**'] }]", 403), ("", 200)]
+    {
+        let world = with_certificates(rules, &authority).await;
+        let nameless = Client::tls(authority.believed_by("", &["http/1.1"]));
+        let answer = nameless.get(format!("{}{}", world.url, world.image.tag_path("latest"))).await.expect(expected);
+        assert_eq!(answer.text().contains("no common name"), expected == 403, "{rules}");
+    }
+}
+
 #[tokio::test]
 async fn who_shows_a_certificate_need_not_log_in_where_that_is_optional_and_must_where_it_is_not() {
     let authority = Authority::new();
@@ -362,6 +407,7 @@ async fn what_is_wrong_with_users_is_said_before_anyone_is_let_in() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("users");
     let users = format!("users_file = '{}'", file.display());
+    let for_groups = format!("{users}, rule = [{{ allow = ['**'] }}, {{ who = ['group:x'], deny = ['x'] }}]");
     for (text, options, says) in [
         ("", &*users, "names nobody"),
         ("alice\n", &users, "line 1 is no name with a colon after it"),
@@ -377,6 +423,18 @@ async fn what_is_wrong_with_users_is_said_before_anyone_is_let_in() {
             "rule = [{ who = ['user:alice'] }, { allow = ['**'] }]",
             "a rule has neither allow nor deny; allow = [\"**\"] allows",
         ),
+        // Denied to those who never are anyone here, it was denied to nobody.
+        (
+            "",
+            "rule = [{ allow = ['**'] }, { who = ['user:x'], deny = ['x'] }]",
+            "a rule is for \"user:x\", whom nobody here can be",
+        ),
+        (
+            "",
+            "rule = [{ allow = ['**'] }, { who = ['cert:x'], deny = ['x'] }]",
+            "a rule is for \"cert:x\", whom nobody here can be",
+        ),
+        ("", &for_groups, "a rule is for \"group:x\", whom nobody here can be"),
         ("", "rule = [{ deny = ['docker.io/secret/**'] }]", "no rule allows anything; a rule with allow = [\"**\"] allows all"),
     ] {
         fs::write(&file, text).unwrap();

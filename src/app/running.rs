@@ -39,7 +39,7 @@ impl Running {
         self.shares.set(&config.server);
         for (terms, options) in self.terms.iter().zip(config.server.listeners()) {
             terms.set_rules(options.rule);
-            terms.look();
+            terms.renew();
         }
         for (name, options) in &config.upstream {
             let Some(registry) = self.mirror.registries().configured(name) else { continue };

@@ -1,39 +1,35 @@
 //! Connections: a place for each, room for one more, the way out for all.
 
 use std::collections::HashMap;
-use std::convert::Infallible;
-use std::panic::AssertUnwindSafe;
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
 use futures_util::future::join_all;
-use http::{Request, Response, header};
+use http::{Request, Response};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioTimer;
 use hyper_util::server::conn::auto;
-use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, interval, timeout};
-use tokio_rustls::server::TlsStream;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::metrics::Metrics;
 
 use super::body::Body;
-use super::certificate::common_name;
+use super::conversation::HEAD_TIMEOUT;
 use super::door::{Client, Door, Peer, Terms};
+use super::fresh;
 use super::pace::Least;
-use super::passage::{Buffers, Passage};
+use super::passage::Buffers;
 use super::respond;
-use super::shares::Shares;
-use super::streams::{self, Streams};
-use super::tls::{Handshakes, Tls};
-use super::wire::{Line, Wire};
+use super::shares::{Connected, Shares};
+use super::streams::Streams;
+use super::tls::Handshakes;
+use super::wire;
 
 /// What connections may take, and for how long.
 #[derive(Clone)]
@@ -48,23 +44,25 @@ pub(super) struct Limits {
 }
 
 /// The connections that came by some doors.
-struct Connections<H> {
-    limits: Limits,
-    handle: H,
-    http: auto::Builder<Streams>,
+pub(super) struct Connections<H> {
+    pub(super) limits: Limits,
+    pub(super) handle: H,
+    pub(super) http: auto::Builder<Streams>,
     places: Arc<Semaphore>,
-    handshakes: Handshakes,
+    /// For those who are told that there is none for them.
+    refusals: Semaphore,
+    pub(super) handshakes: Handshakes,
     open: Mutex<HashMap<u64, Arc<Connection>>>,
     next: AtomicU64,
     tasks: TaskTracker,
     /// No new requests.
     stopping: CancellationToken,
     /// No more of those under way either.
-    cut: CancellationToken,
+    pub(super) cut: CancellationToken,
 }
 
 /// One connection as seen by others.
-struct Connection {
+pub(super) struct Connection {
     /// Requests under way.
     busy: AtomicUsize,
     /// Counts the moments in which connections became idle: the lower, the longer ago.
@@ -73,36 +71,20 @@ struct Connection {
     /// It has been asked something.
     asked: AtomicBool,
     /// Told to end when it has answered what it was asked.
-    leave: CancellationToken,
+    pub(super) leave: CancellationToken,
 }
 
 /// A request is under way until this is dropped.
 pub(super) struct Underway(Arc<Connection>);
 
 /// A connection is among the open ones until this is dropped.
-struct Open<H> {
-    connections: Arc<Connections<H>>,
+pub(super) struct Open<H> {
+    pub(super) connections: Arc<Connections<H>>,
     number: u64,
-    connection: Arc<Connection>,
+    pub(super) connection: Arc<Connection>,
     _place: OwnedSemaphorePermit,
 }
 
-/// How a connection came to its end.
-enum End {
-    /// As HTTP ends one, or because the client left.
-    Http,
-    /// The client took nothing for too long.
-    Lost,
-    /// larder stops, or has no time for it.
-    Cut,
-}
-
-/// How long a client may take to send the head of a request.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// And how long from its first byte to the last of its handshake.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often files are looked at that doors are made of.
-const LOOK: Duration = Duration::from_secs(1);
 /// hyper's own default lets a slow reader hold 400 KiB; podman sends heads of 20 KiB.
 const LARGEST_BUFFER: usize = 64 << 10;
 const LARGEST_HEAD: u32 = 64 << 10;
@@ -119,6 +101,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const WAIT_FOR_PLACE: Duration = Duration::from_millis(50);
 /// How many such connections there may be at once; more wait to be accepted.
 const MOST_WAITING: usize = 256;
+/// How many are told at once that there is no place for them; more are closed without a word.
+const MOST_REFUSALS: usize = 256;
 /// How long one that is refused may take to ask something, and to close.
 const REFUSAL: Duration = Duration::from_secs(1);
 /// After the last connection has been cut, for its task to end.
@@ -134,6 +118,7 @@ where
     let connections = Arc::new(Connections {
         http: http(limits.least),
         places: Arc::new(Semaphore::new(limits.connections)),
+        refusals: Semaphore::new(MOST_REFUSALS),
         limits,
         handle,
         handshakes: Handshakes::default(),
@@ -144,26 +129,16 @@ where
         cut: CancellationToken::new(),
     });
     let waiting = Arc::new(Semaphore::new(MOST_WAITING));
-    let looking = look(doors.iter().map(|door| Arc::clone(&door.terms)).collect());
+    // Sockets of one place have the same terms, and stand beside each other.
+    let mut terms: Vec<_> = doors.iter().map(|door| Arc::clone(&door.terms)).collect();
+    terms.dedup_by(|one, other| Arc::ptr_eq(one, other));
+    let files = join_all(terms.iter().flat_map(|terms| terms.files()).map(fresh::keep));
     let accepting = join_all(doors.into_iter().map(|door| Arc::clone(&connections).accept(door, Arc::clone(&waiting))));
     tokio::select! {
         () = stop => {}
-        _ = accepting => {}
-        () = looking => {}
+        _ = async { tokio::join!(accepting, files) } => {}
     }
     connections.end().await
-}
-
-/// Sees to it that changed files are read anew.
-async fn look(terms: Vec<Arc<Terms>>) {
-    let terms = Arc::new(terms);
-    let mut due = interval(LOOK);
-    loop {
-        due.tick().await;
-        let terms = Arc::clone(&terms);
-        // Where no thread is to be had for it, there is one the next time.
-        let _ = tokio::task::spawn_blocking(move || terms.iter().for_each(|terms| terms.look())).await;
-    }
 }
 
 fn http(least: Least) -> auto::Builder<Streams> {
@@ -209,26 +184,22 @@ where
 
     /// Finds a place for a new connection, or tells it that there is none.
     async fn take(self: Arc<Self>, stream: TcpStream, peer: Peer, terms: Arc<Terms>, waits: OwnedSemaphorePermit) {
+        // Before a place is its own: who has all that it may have is not to take those of others. For whom a proxy speaks is
+        // only known later.
+        let Some(counted) = self.count(peer, &terms) else {
+            drop(waits);
+            return self.refuse("client_connections", &stream, peer, &terms).await;
+        };
         let places = Arc::clone(&self.places);
         let mut place = Arc::clone(&places).try_acquire_owned().ok();
         if place.is_none() {
             self.make_room();
             place = timeout(WAIT_FOR_PLACE, places.acquire_owned()).await.ok().and_then(Result::ok);
         }
-        if let Some(place) = place {
-            drop(waits);
-            return self.enter(place).serve(stream, peer, terms).await;
-        }
-        self.limits.metrics.shed("connections");
-        tracing::debug!(client = %peer, "a connection is refused: there are max_connections");
-        if terms.has_tls() {
-            // Before the handshake it would not understand.
-            return;
-        }
-        let refused = timeout(REFUSAL, answer_unasked(&stream, respond::no_place()));
-        tokio::select! {
-            _ = refused => {}
-            () = self.stopping.cancelled() => {}
+        drop(waits);
+        match place {
+            Some(place) => self.enter(place).serve(stream, peer, terms, counted).await,
+            None => self.refuse("connections", &stream, peer, &terms).await,
         }
     }
 
@@ -262,6 +233,26 @@ where
 }
 
 impl<H> Connections<H> {
+    /// Counts a connection for its client. `None`: the client has all that it may have.
+    pub(super) fn count(&self, client: Peer, terms: &Terms) -> Option<Connected> {
+        // A proxy's connections are those of all its clients.
+        if terms.trusts(client) { Some(Connected::uncounted()) } else { self.limits.shares.connect(client.ip()) }
+    }
+
+    /// Tells a client that there is no place for it.
+    pub(super) async fn refuse(&self, why: &'static str, stream: &TcpStream, client: Peer, terms: &Terms) {
+        self.limits.metrics.shed(why);
+        tracing::debug!(%client, "a connection is refused: there are {why}");
+        // Before the handshake it would not understand.
+        let may_be_told = if terms.has_tls() { None } else { self.refusals.try_acquire().ok() };
+        if may_be_told.is_some() {
+            tokio::select! {
+                () = answer_unasked(stream, respond::no_place()) => {}
+                () = self.stopping.cancelled() => {}
+            }
+        }
+    }
+
     /// Closes the connection that has been idle for longest, if any is.
     fn make_room(&self) {
         let open = self.open();
@@ -277,15 +268,17 @@ impl<H> Connections<H> {
 }
 
 /// Says this, once the client has said something: what comes before its question it would not understand.
-async fn answer_unasked(stream: &TcpStream, answer: String) -> std::io::Result<()> {
-    // Readiness alone may be a false alarm.
-    if stream.peek(&mut [0]).await? == 0 {
-        return Ok(());
-    }
-    // So little fits into any buffer.
-    stream.try_write(answer.as_bytes())?;
-    super::wire::close(stream).await;
-    Ok(())
+pub(super) async fn answer_unasked(stream: &TcpStream, answer: String) {
+    let said = async {
+        // Readiness alone may be a false alarm.
+        if stream.peek(&mut [0]).await? > 0 {
+            // So little fits into any buffer.
+            stream.try_write(answer.as_bytes())?;
+            wire::close(stream).await;
+        }
+        Ok::<_, io::Error>(())
+    };
+    let _ = timeout(REFUSAL, said).await;
 }
 
 /// A number that is higher each time.
@@ -295,157 +288,6 @@ fn moment() -> u64 {
 }
 
 // === impl Open ===
-
-impl<H, F> Open<H>
-where
-    H: Fn(Request<Incoming>, Arc<Client>) -> F + Clone + Send + Sync + 'static,
-    F: Future<Output = Response<Body>> + Send + 'static,
-{
-    async fn serve(self, mut stream: TcpStream, peer: Peer, terms: Arc<Terms>) {
-        let known = tokio::select! {
-            known = timeout(HEAD_TIMEOUT, terms.who_comes(&mut stream, peer)) => known,
-            () = self.connection.leave.cancelled() => return,
-        };
-        let peer = match known {
-            Ok(Ok(peer)) => peer,
-            Ok(Err(error)) => {
-                self.connections.limits.metrics.unproxied();
-                tracing::debug!(client = %peer, %error, "a connection is closed, as no proxy says for whom it is");
-                return;
-            }
-            Err(_) => return,
-        };
-        let Some(_counted) = self.connections.limits.shares.connect(peer.ip()) else {
-            self.connections.limits.metrics.shed("client_connections");
-            tracing::debug!(client = %peer, "a connection is refused: its client has client_connections");
-            if !terms.has_tls() {
-                let _ = timeout(REFUSAL, answer_unasked(&stream, respond::no_place())).await;
-            }
-            return;
-        };
-        // hyper's limit on the time for a head begins with the first byte.
-        let mut first = [0];
-        let came = tokio::select! {
-            // Readiness alone may be a false alarm.
-            came = timeout(HEAD_TIMEOUT, stream.peek(&mut first)) => matches!(came, Ok(Ok(1))),
-            () = self.connection.leave.cancelled() => false,
-        };
-        if !came {
-            return;
-        }
-        // A method, in cleartext; a record of TLS begins with 22.
-        if terms.has_tls() && first[0].is_ascii_uppercase() {
-            let _ = timeout(REFUSAL, answer_unasked(&stream, respond::wants_tls())).await;
-            return;
-        }
-        let (wire, line) = Wire::new(stream, self.connections.limits.least, terms.has_tls());
-        let client = |certificate| Arc::new(Client { peer, certificate, terms: Arc::clone(&terms) });
-        let end = match &terms.tls {
-            None => self.speak(wire, &line, client(None)).await,
-            Some(tls) => match self.shake_hands(tls, wire, peer).await {
-                Ok(stream) => {
-                    let certificate = stream.get_ref().1.peer_certificates().and_then(|shown| common_name(shown.first()?));
-                    let certificate = certificate.map(Into::into);
-                    self.speak(stream, &line, client(certificate)).await
-                }
-                Err(end) => end,
-            },
-        };
-        match end {
-            End::Http => {
-                tokio::select! {
-                    () = line.close() => {}
-                    () = self.connection.leave.cancelled() => {}
-                }
-            }
-            End::Lost => {
-                tracing::debug!(client = %peer, "a client is given up: it takes nothing, or too little");
-                line.abort();
-            }
-            End::Cut => {}
-        }
-    }
-
-    /// Comes to speak TLS, and waits for the first byte of what is said by it: hyper would do so for ever.
-    async fn shake_hands(&self, tls: &Tls, wire: Wire, peer: Peer) -> Result<TlsStream<Wire>, End> {
-        let connection = &self.connection;
-        let metrics = &self.connections.limits.metrics;
-        let accepted = {
-            let _underway = self.connections.handshakes.begin(connection.leave.clone());
-            tokio::select! {
-                accepted = timeout(HANDSHAKE_TIMEOUT, tls.acceptor().accept(wire)) => accepted,
-                () = connection.leave.cancelled() => {
-                    metrics.handshake("given_up");
-                    return Err(End::Cut);
-                }
-            }
-        };
-        let mut stream = match accepted {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => {
-                metrics.handshake("failed");
-                tracing::debug!(client = %peer, %error, "a TLS handshake failed");
-                return Err(End::Http);
-            }
-            Err(_) => {
-                metrics.handshake("slow");
-                tracing::debug!(client = %peer, "a TLS handshake took too long");
-                return Err(End::Cut);
-            }
-        };
-        metrics.handshake("done");
-        let first_byte = tokio::select! {
-            said = timeout(HEAD_TIMEOUT, stream.fill_buf()) => matches!(said, Ok(Ok(said)) if !said.is_empty()),
-            () = connection.leave.cancelled() => false,
-        };
-        if first_byte { Ok(stream) } else { Err(End::Cut) }
-    }
-
-    /// Speaks HTTP until the end.
-    async fn speak<I>(&self, stream: I, line: &Arc<Line>, client: Arc<Client>) -> End
-    where
-        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let all = &self.connections;
-        let (handle, connection, buffers) = (all.handle.clone(), Arc::clone(&self.connection), all.limits.buffers.clone());
-        let (on_line, peer) = (Arc::clone(line), client.peer);
-        let service = service_fn(move |request| {
-            let underway = Underway::new(&connection);
-            // On its own, as hyper moves what it is given several times, and keeps room for one as long as the connection lives.
-            let answer = Box::pin(handle(request, Arc::clone(&client)));
-            let (line, buffers) = (Arc::clone(&on_line), buffers.clone());
-            async move {
-                // A panic costs this answer; its reason is in the log.
-                let answer = AssertUnwindSafe(answer).catch_unwind().await.unwrap_or_else(|_| respond::panicked());
-                let passage = Passage { line, stream: streams::pace(), buffers, _underway: underway };
-                let length = answer.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-                Ok::<_, Infallible>(answer.map(|body| body.over(passage, length)))
-            }
-        });
-        let http = all.http.serve_connection(TokioIo::new(stream), service).into_owned();
-        tokio::pin!(http);
-        let mut leaves = false;
-        loop {
-            tokio::select! {
-                ended = &mut http => {
-                    if let Err(error) = ended {
-                        tracing::debug!(client = %peer, %error, "a connection ended badly");
-                    }
-                    return End::Http;
-                }
-                () = self.connection.leave.cancelled(), if !leaves => {
-                    leaves = true;
-                    http.as_mut().graceful_shutdown();
-                }
-                () = line.pace.lost() => return End::Lost,
-                () = all.cut.cancelled() => {
-                    line.cut();
-                    return End::Cut;
-                }
-            }
-        }
-    }
-}
 
 impl<H> Drop for Open<H> {
     fn drop(&mut self) {
@@ -457,17 +299,26 @@ impl<H> Drop for Open<H> {
 // === impl Connection ===
 
 impl Connection {
+    /// It has been asked something.
+    pub(super) fn is_asked(&self) -> bool {
+        self.asked.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Relaxed) > 0
+    }
+
     /// Nothing is under way. Who has just come is about to ask something.
     fn is_idle(&self) -> bool {
-        let about_to_ask = !self.asked.load(Ordering::Relaxed) && self.since.elapsed() < FIRST_WORDS;
-        self.busy.load(Ordering::Relaxed) == 0 && !about_to_ask
+        let about_to_ask = !self.is_asked() && self.since.elapsed() < FIRST_WORDS;
+        !self.is_busy() && !about_to_ask
     }
 }
 
 // === impl Underway ===
 
 impl Underway {
-    fn new(connection: &Arc<Connection>) -> Self {
+    pub(super) fn new(connection: &Arc<Connection>) -> Self {
         connection.busy.fetch_add(1, Ordering::Relaxed);
         connection.asked.store(true, Ordering::Relaxed);
         Self(Arc::clone(connection))

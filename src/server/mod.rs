@@ -8,6 +8,7 @@ mod admin;
 mod body;
 mod certificate;
 mod connections;
+mod conversation;
 mod data;
 mod door;
 mod forwarded;

@@ -95,7 +95,7 @@ impl Shares {
     pub(super) fn connect(&self, client: IpAddr) -> Option<Connected> {
         let most = self.most.get().connections;
         if most == 0 {
-            return Some(Connected(None));
+            return Some(Connected::uncounted());
         }
         let account = self.account(client);
         let taken = account.connections.fetch_add(1, Ordering::Relaxed);
@@ -133,6 +133,13 @@ impl Most {
 }
 
 // === impl Connected ===
+
+impl Connected {
+    /// One of nobody's in particular.
+    pub(super) fn uncounted() -> Self {
+        Self(None)
+    }
+}
 
 impl Drop for Connected {
     fn drop(&mut self) {

@@ -4,19 +4,21 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustls::crypto::{CryptoProvider, ring};
-use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::upstream::pem;
 
-use super::fresh::Fresh;
-use super::options::{ClientCert, ListenerOptions};
+use super::fresh::{Fresh, Look};
+use super::options::ListenerOptions;
 
 /// The TLS of one listener.
-pub(super) struct Tls(Fresh<ServerConfig>);
+#[derive(Clone)]
+pub(super) struct Tls(Arc<Fresh<ServerConfig>>);
 
 /// Handshakes under way. For one more than there may be, the one that has lasted longest is given up: it is the likeliest to be
 /// nobody's, and who has to wait has not been kept out by it.
@@ -47,16 +49,18 @@ impl Tls {
         let what = format!("the certificate of {}", options.listen);
         pem::warn_of_readers("key_file", &options.key_file);
         let options = options.clone();
-        Fresh::new(what, files, move || config(&options)).map(Self)
+        Fresh::new(what, files, move || config(&options)).map(Arc::new).map(Self)
     }
 
-    /// For one handshake.
-    pub(super) fn acceptor(&self) -> TlsAcceptor {
-        TlsAcceptor::from(self.0.get())
+    /// For one handshake; and what tells when its files are no longer those that it was made of.
+    pub(super) fn acceptor(&self) -> (TlsAcceptor, watch::Receiver<Arc<ServerConfig>>) {
+        let watch = self.0.watch();
+        let config = Arc::clone(&watch.borrow());
+        (TlsAcceptor::from(config), watch)
     }
 
-    pub(super) fn look(&self) {
-        self.0.look();
+    pub(super) fn files(&self) -> Arc<dyn Look> {
+        Arc::clone(&self.0) as _
     }
 }
 
@@ -71,8 +75,14 @@ fn config(options: &ListenerOptions) -> Result<ServerConfig, String> {
         .with_single_cert(chain, key)
         .map_err(|error| format!("cert_file does not fit key_file: {error}"))?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    // Who comes again is spared the signature, and larder remembers nothing of anyone.
-    config.ticketer = ring::Ticketer::new().map_err(|error| error.to_string())?;
+    if options.asks_for_certificates() {
+        // A ticket would stand for a certificate that is not looked at again: not whether it has ended, not who has signed it.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+    } else {
+        // Who comes again is spared the signature, and larder remembers nothing of anyone.
+        config.ticketer = ring::Ticketer::new().map_err(|error| error.to_string())?;
+    }
     Ok(config)
 }
 
@@ -87,10 +97,7 @@ fn verifier(options: &ListenerOptions, provider: Arc<CryptoProvider>) -> Result<
         roots.add(authority).map_err(|error| format!("client_ca_file: {error}"))?;
     }
     let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider);
-    let verifier = match options.client_cert {
-        ClientCert::Required => verifier,
-        ClientCert::Optional => verifier.allow_unauthenticated(),
-    };
+    let verifier = if options.requires_certificates() { verifier } else { verifier.allow_unauthenticated() };
     verifier.build().map_err(|error| format!("client_ca_file: {error}"))
 }
 

@@ -20,11 +20,11 @@ use crate::flight::Flights;
 use crate::mirror::{Brake, Refusal};
 use crate::upstream::{ClientCredential, CredentialKey};
 
-use super::fresh::Fresh;
+use super::fresh::{Fresh, Look};
 
 /// Those who may come by one listener.
 pub(super) struct Users {
-    files: Fresh<Known>,
+    files: Arc<Fresh<Known>>,
     brake: Brake,
     checking: Flights<(CredentialKey, IpAddr), Result<(), Refusal>>,
 }
@@ -69,11 +69,11 @@ impl Users {
     pub(super) fn new(what: &str, users: PathBuf, groups: PathBuf) -> Result<Self, String> {
         let named = [&users, &groups].into_iter().filter(|file| !file.as_os_str().is_empty()).cloned().collect();
         let files = Fresh::new(format!("the users of {what}"), named, move || Known::read(&users, &groups))?;
-        Ok(Self { files, brake: Brake::default(), checking: Flights::default() })
+        Ok(Self { files: Arc::new(files), brake: Brake::default(), checking: Flights::default() })
     }
 
-    pub(super) fn look(&self) {
-        self.files.look();
+    pub(super) fn files(&self) -> Arc<dyn Look> {
+        Arc::clone(&self.files) as _
     }
 
     pub(super) fn groups(&self, user: &str) -> Arc<[String]> {

@@ -138,6 +138,11 @@ impl Line {
         }
     }
 
+    /// Whether all that hyper was given has gone to the kernel.
+    pub(super) fn is_written(&self) -> bool {
+        matches!(*lock(&self.written), Written::All)
+    }
+
     /// Notes that larder stops before all has been said.
     pub(super) fn cut(&self) {
         self.cut.store(true, Ordering::Relaxed);

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Version;
-use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConfig, HandshakeKind};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
@@ -301,23 +301,106 @@ async fn a_handshake_under_way_does_not_hold_up_a_stop() {
     stalled.rest().await;
 }
 
-/// Those who said nothing were never closed, neither before a handshake nor after it.
+/// Those who said nothing were never closed, neither before a handshake nor after it; nor those who began as HTTP/2 does, for which
+/// nobody counted the time.
 #[tokio::test]
-async fn who_says_nothing_is_closed_after_ten_seconds() {
+async fn who_asks_nothing_is_closed_after_ten_seconds() {
+    const PREFACE: &str = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
     let upstream = Registry::start().await;
     let authority = Authority::new();
     let mirror = speaking_tls(&upstream, &authority, "").await;
     let begun = Instant::now();
     let mut silent = [Raw::connect(mirror.address()).await, Raw::connect(mirror.tls_address()).await];
-    let mut after_handshake =
-        connect(mirror.tls_address(), &authority.believed(rustls::ALL_VERSIONS, &["h2"])).await.expect("it is believed");
-    mirror.metric_is("larder_connections", 3).await;
+    let mut beginnings = Vec::new();
+    for beginning in ["P", &PREFACE[..16], PREFACE, "GET /v2/ HTTP/1.1\r\n"] {
+        let mut raw = Raw::connect(mirror.address()).await;
+        raw.send(beginning).await;
+        beginnings.push(raw);
+    }
+    let config = authority.believed(rustls::ALL_VERSIONS, &["h2"]);
+    let mut by_tls = Vec::new();
+    for beginning in ["", "P", &PREFACE[..23], PREFACE] {
+        let mut stream = connect(mirror.tls_address(), &config).await.expect("it is believed");
+        stream.write_all(beginning.as_bytes()).await.unwrap();
+        by_tls.push(stream);
+    }
+    mirror.metric_is("larder_connections", 10).await;
     for raw in &mut silent {
         assert!(raw.rest().await.0.is_empty());
     }
-    let mut said = Vec::new();
-    let _ = timeout(PATIENCE, after_handshake.read_to_end(&mut said)).await.expect("it is closed");
+    for raw in &mut beginnings {
+        raw.rest().await;
+    }
+    for stream in &mut by_tls {
+        let _ = timeout(PATIENCE, stream.read_to_end(&mut Vec::new())).await.expect("it is closed");
+    }
     let lasted = begun.elapsed();
     assert!((Duration::from_secs(10)..Duration::from_secs(13)).contains(&lasted), "{lasted:?}");
     mirror.metric_is("larder_connections", 0).await;
+}
+
+// === certificates of clients ===
+
+/// How the second of two connections of one client came about.
+async fn kind_of_second_handshake(mirror: &TestMirror, config: &ClientConfig) -> HandshakeKind {
+    let mut first = connect(mirror.tls_address(), config).await.expect("it is believed");
+    // Tickets come with what is said first.
+    ping(&mut first).await;
+    let mut second = connect(mirror.tls_address(), config).await.expect("it is believed");
+    ping(&mut second).await;
+    second.get_ref().1.handshake_kind().expect("it has been made")
+}
+
+/// By a ticket, a certificate that had ended was believed for as long as larder ran.
+#[tokio::test]
+async fn who_has_shown_a_certificate_shows_it_again_on_each_connection() {
+    let upstream = Registry::start().await;
+    let authority = Authority::new();
+    for version in [&TLS12, &TLS13] {
+        for (asked_for_one, expected) in [(false, HandshakeKind::Resumed), (true, HandshakeKind::Full)] {
+            let mirror = TestMirror::builder().upstream("docker.io", &upstream);
+            let files = authority.server(mirror.dir(), "127.0.0.1");
+            let ca = authority.file(mirror.dir());
+            let options = if asked_for_one { format!("client_ca_file = '{}'", ca.display()) } else { String::new() };
+            let mirror = mirror.tls(&files, &options).start().await;
+            let mut config = authority.believed(&[version], &["http/1.1"]);
+            config.client_auth_cert_resolver = authority.believed_by("build-7", &[]).client_auth_cert_resolver;
+            assert_eq!(kind_of_second_handshake(&mirror, &config).await, expected, "{version:?}");
+        }
+    }
+}
+
+/// On an open connection whoever had once shown a certificate was who it said for as long as it asked for something now and then.
+#[tokio::test]
+async fn when_the_authority_of_clients_is_exchanged_their_connections_end_after_what_is_under_way() {
+    let upstream = Registry::start().await;
+    let blob = noise(1, 3 * MIB);
+    let digest = upstream.put_blob("library/app", blob.clone());
+    upstream.on(Match::get(&digest).times(1), Fault::Gate { after: MIB });
+    let (authority, new) = (Authority::new(), Authority::new());
+    let mirror = TestMirror::builder().upstream("docker.io", &upstream);
+    let (files, ca) = (authority.server(mirror.dir(), "127.0.0.1"), authority.file(mirror.dir()));
+    let mirror = mirror.tls(&files, &format!("client_ca_file = '{}', client_cert = 'optional'", ca.display())).start().await;
+    let dir = mirror.dir().to_owned();
+    let mut under_way = Vec::new();
+    for protocol in ["h2", "http/1.1"] {
+        let client = Client::tls(authority.believed_by("build-7", &[protocol]));
+        under_way.push(client.stream(mirror.tls_url(&path(&digest))).await);
+    }
+    let mut certified = connect(mirror.tls_address(), &authority.believed_by("build-7", &["http/1.1"])).await.unwrap();
+    ping(&mut certified).await;
+    let mut anonymous = connect(mirror.tls_address(), &authority.believed(rustls::ALL_VERSIONS, &["http/1.1"])).await.unwrap();
+    ping(&mut anonymous).await;
+    new.file(&dir);
+    let ended = timeout(PATIENCE, certified.read_to_end(&mut Vec::new())).await.expect("it is closed");
+    assert_eq!(ended.unwrap(), 0);
+    // With TLS 1.2 a client hears during the handshake that it is not believed.
+    let mut old = authority.believed(&[&TLS12], &["http/1.1"]);
+    old.client_auth_cert_resolver = authority.believed_by("build-7", &[]).client_auth_cert_resolver;
+    connect(mirror.tls_address(), &old).await.expect_err("who signed it is not trusted any more");
+    upstream.release();
+    for stream in under_way {
+        assert!(stream.rest().await.expect(200).body == blob);
+    }
+    ping(&mut anonymous).await;
 }

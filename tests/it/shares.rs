@@ -39,6 +39,57 @@ async fn one_client_has_no_more_connections_than_it_may() {
     get(mirror.url("/v2/")).await.expect(200);
 }
 
+/// They took places before they were refused, and pushed out those who had theirs by right.
+#[tokio::test]
+async fn who_has_all_connections_that_it_may_takes_no_places_of_others() {
+    let upstream = Registry::start().await;
+    let limits = "server.client_connections = 2\nserver.max_connections = 3";
+    let (mirror, _) = limited(&upstream, limits).await;
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        let mut raw = Raw::asking(mirror.address(), "/v2/").await;
+        assert!(raw.head().await.starts_with("HTTP/1.1 200 "));
+        assert_eq!(raw.take(2).await, b"{}");
+        held.push(raw);
+    }
+    let mut refused = Vec::new();
+    for _ in 0..20 {
+        refused.push(Raw::connect(mirror.address()).await);
+    }
+    mirror.metric_is("larder_shed_total{reason=\"client_connections\"}", 20).await;
+    let mut other = Raw::connect_from([127, 0, 0, 2], mirror.address()).await;
+    other.send("GET /v2/ HTTP/1.1\r\nhost: mirror\r\n\r\n").await;
+    assert!(other.head().await.starts_with("HTTP/1.1 200 "));
+    for raw in &mut held {
+        raw.send("GET /v2/ HTTP/1.1\r\nhost: mirror\r\n\r\n").await;
+        assert!(raw.head().await.starts_with("HTTP/1.1 200 "));
+    }
+    assert_eq!(mirror.metric("larder_shed_total{reason=\"connections\"}"), 0);
+}
+
+/// The 51st of a whole company would be refused where each may have 50.
+#[tokio::test]
+async fn connections_of_proxies_are_counted_for_those_for_whom_they_are_and_for_nobody_else() {
+    let upstream = Registry::start().await;
+    let mirror = TestMirror::builder().upstream("docker.io", &upstream).set("server.client_connections = 2");
+    let by_http = mirror.listener("proxies = ['127.0.0.1']");
+    let mirror = by_http.listener("proxies = ['127.0.0.1'], proxy_protocol = true").start().await;
+    let [by_http, by_protocol] = [1, 2].map(|n| mirror.listening()[n].address().unwrap());
+    let mut held = Vec::new();
+    for _ in 0..5 {
+        let mut raw = Raw::asking(by_http, "/v2/").await;
+        assert!(raw.head().await.starts_with("HTTP/1.1 200 "));
+        held.push(raw);
+    }
+    for (n, expected) in [(1, "200"), (1, "200"), (1, "503"), (2, "200"), (2, "200"), (2, "503")] {
+        let mut raw = Raw::connect(by_protocol).await;
+        raw.send(format!("PROXY TCP4 198.51.100.{n} 10.0.0.1 4711 80\r\nGET /v2/ HTTP/1.1\r\nhost: mirror\r\n\r\n")).await;
+        assert!(raw.head().await.starts_with(&format!("HTTP/1.1 {expected} ")), "{n}");
+        held.push(raw);
+    }
+    assert_eq!(mirror.metric("larder_shed_total{reason=\"client_connections\"}"), 2);
+}
+
 #[tokio::test]
 async fn one_client_asks_no_more_often_than_it_may() {
     let upstream = Registry::start().await;

@@ -20,6 +20,12 @@ pub enum Closed {
     Rst,
 }
 
+fn socket() -> io::Result<TcpSocket> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_recv_buffer_size(8 << 10)?;
+    Ok(socket)
+}
+
 // === impl Raw ===
 
 impl Raw {
@@ -28,9 +34,14 @@ impl Raw {
     }
 
     pub async fn try_connect(address: SocketAddr) -> io::Result<Self> {
-        let socket = TcpSocket::new_v4()?;
-        socket.set_recv_buffer_size(8 << 10)?;
-        Ok(Self(socket.connect(address).await?))
+        Ok(Self(socket()?.connect(address).await?))
+    }
+
+    /// The same from another address of this machine.
+    pub async fn connect_from(from: [u8; 4], address: SocketAddr) -> Self {
+        let socket = socket().expect("a socket");
+        socket.bind((from, 0).into()).expect("an address of loopback");
+        Self(socket.connect(address).await.expect("it is listened to"))
     }
 
     /// Asks for `path` on a connection that is then kept.

@@ -7,7 +7,7 @@ use clap::Args;
 use crate::app;
 
 use super::Configured;
-use super::give::say;
+use super::said::say;
 
 /// See whether larder could do its work here: configuration, files, disk, upstreams and clock, a line each. Exit code 1 if
 /// something is to be done, and not if something is only to be thought about. Changes nothing, and may be asked beside a larder that runs.

@@ -1,6 +1,5 @@
 //! `larder explain`
 
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -9,6 +8,7 @@ use crate::orders::{ExplainReport, Order, Report};
 
 use super::Configured;
 use super::give::give;
+use super::said::put;
 use super::table::size;
 
 /// Tell from where images would be served now, why, and what that would cost upstream. Nobody is asked to find it out.
@@ -35,7 +35,7 @@ impl Explain {
                 Report::Explained(explained) => shown(explained),
                 _ => return,
             };
-            let _ = std::io::stdout().write_all(text.as_bytes());
+            put(&text);
         })
     }
 }

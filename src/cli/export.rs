@@ -3,7 +3,6 @@
 mod output;
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -15,6 +14,7 @@ use crate::orders::{self, ExportReport, Input, Order, Report};
 
 use super::Configured;
 use super::give::give_with;
+use super::said::{note, say};
 use super::table::{short, size};
 
 use output::Output;
@@ -59,7 +59,7 @@ impl Export {
         let failed = |error: std::io::Error| format!("{shown}: {error}");
         let output = Output::new(&self.output, self.split.map(|split| split.as_u64())).map_err(failed)?;
         // Standard output may be for the archive.
-        let says = |line: &str| if shown == "-" { eprint!("{line}") } else { _ = std::io::stdout().write_all(line.as_bytes()) };
+        let says = |line: &str| if shown == "-" { note(line) } else { say(line) };
         let (mut output, json) = (Some(output), self.json);
         let nothing = || -> Input { Box::pin(stream::empty()) };
         give_with(&self.configured, &Order::Export { export }, &nothing, |report| {
@@ -67,7 +67,7 @@ impl Export {
                 Report::Piece { bytes, .. } => {
                     return output.as_mut().map_or(Ok(()), |output| output.write(bytes)).map_err(failed);
                 }
-                _ if json => says(&report.line()),
+                _ if json => says(report.line().trim_end()),
                 Report::Exporting(exporting) => says(&summary(exporting)),
                 _ => {}
             }
@@ -76,16 +76,15 @@ impl Export {
                 for (file, bytes, sha256) in output.finish().map_err(failed)? {
                     if json {
                         says(
-                            &(serde_json::json!({ "report": "written", "file": file, "bytes": bytes, "sha256": sha256 })
-                                .to_string()
-                                + "\n"),
+                            &serde_json::json!({ "report": "written", "file": file, "bytes": bytes, "sha256": sha256 })
+                                .to_string(),
                         );
                     } else {
-                        says(&format!("{sha256}  {file}  {}\n", size(bytes)));
+                        says(&format!("{sha256}  {file}  {}", size(bytes)));
                     }
                 }
                 if !json {
-                    says(&format!("{images} images in {blobs} manifests and blobs\n"));
+                    says(&format!("{images} images in {blobs} manifests and blobs"));
                 }
             }
             Ok(())
@@ -99,5 +98,5 @@ fn summary(exporting: &ExportReport) -> String {
     if !absent.is_empty() {
         let _ = write!(line, ", without {}, which {} not here", absent.join(", "), if absent.len() == 1 { "is" } else { "are" });
     }
-    line + "\n"
+    line
 }

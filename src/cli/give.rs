@@ -1,13 +1,15 @@
 //! Giving an order: to the larder that holds the cache, by the socket in its directory; or where none does, to the cache itself.
 
-use std::io::{ErrorKind, Write as _};
+use std::io::ErrorKind;
 use std::pin::Pin;
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::{StreamExt as _, stream};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use http::StatusCode;
 use hyper::body::{Body, Frame};
 use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
@@ -16,8 +18,9 @@ use crate::app::{Alone, LogLevel, StartError};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::orders::{Input, ORDERS_PATH, Order, Report, Reports};
-use crate::store::{OpenError, SocketPath};
+use crate::store::{self, OpenError, SocketPath};
 
+use super::said::warn;
 use super::{Configured, log};
 
 /// For so long a larder may hold the cache and not answer: it is starting, or stopping.
@@ -69,11 +72,6 @@ pub(super) fn give_with(
     outcome
 }
 
-/// A line for whoever reads; nobody need be there.
-pub(super) fn say(line: &str) {
-    let _ = writeln!(std::io::stdout(), "{line}");
-}
-
 async fn carried_out<F: FnMut(Report) -> Result<(), String>>(
     config: Config,
     order: &Order,
@@ -81,9 +79,10 @@ async fn carried_out<F: FnMut(Report) -> Result<(), String>>(
     mut reader: Reader<F>,
 ) -> Result<ExitCode, String> {
     let dir = config.cache.dir.clone();
+    let mut new = false;
     match std::fs::metadata(dir.join("layout")) {
         Ok(_) => {}
-        Err(error) if error.kind() == ErrorKind::NotFound && !order.needs_a_cache() => {}
+        Err(error) if error.kind() == ErrorKind::NotFound && !order.needs_a_cache() => new = true,
         Err(error) if error.kind() == ErrorKind::NotFound => {
             return Err(format!(
                 "there is no cache in {}; say where it is by --config FILE or --set cache.dir=DIR",
@@ -103,6 +102,13 @@ async fn carried_out<F: FnMut(Report) -> Result<(), String>>(
         }
         match Alone::open(config.clone(), Clock::system()).await {
             Ok(alone) => {
+                // Whoever says where it is knows that.
+                if new && dir == store::Options::default().dir {
+                    warn(&format!(
+                        "there is no cache yet; a new one is made in {}, as no --config says where one is",
+                        dir.display()
+                    ));
+                }
                 if let Some(interrupted) = alone_with(alone, order, input(), &mut reader).await? {
                     return Ok(interrupted);
                 }
@@ -129,7 +135,12 @@ async fn ask<F: FnMut(Report) -> Result<(), String>>(
     reader: &mut Reader<F>,
 ) -> Result<(), Unheard> {
     let dir = &config.cache.dir;
-    let failed = |why: String| Unheard::Why(format!("the larder that serves {} {why}", dir.display()));
+    let (input, unread) = watched(input);
+    // Where what is to be sent cannot be read, the larder that hears no more of it is not to blame.
+    let failed = |why: String| match unread.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        Some(error) => Unheard::Why(format!("the archive cannot be read: {error}")),
+        None => Unheard::Why(format!("the larder that serves {} {why}", dir.display())),
+    };
     let socket = match SocketPath::of(dir) {
         Ok(socket) => socket,
         Err(error) if error.kind() == ErrorKind::NotFound => return Err(Unheard::Nobody),
@@ -152,8 +163,12 @@ async fn ask<F: FnMut(Report) -> Result<(), String>>(
         Err(error) if error.is_connect() => return Err(Unheard::Nobody),
         Err(error) => return Err(failed(format!("does not answer: {error}"))),
     };
-    if !answer.status().is_success() {
+    let status = answer.status();
+    if !status.is_success() {
         let why = answer.text().await.unwrap_or_default();
+        if status != StatusCode::BAD_REQUEST {
+            return Err(failed(why));
+        }
         return Err(failed(format!("does not take this order; is it of another version? It says: {why}")));
     }
     let mut lines = Vec::new();
@@ -175,13 +190,22 @@ async fn ask<F: FnMut(Report) -> Result<(), String>>(
             }
             lines.drain(..taken);
             reader.take(report).map_err(Unheard::Why)?;
+            if reader.ended {
+                return Ok(());
+            }
         }
     }
-    if reader.ended {
-        Ok(())
-    } else {
-        Err(failed("has stopped in the middle of it; what is done is done, give the order again".into()))
-    }
+    Err(failed("has stopped in the middle of it; what is done is done, give the order again".into()))
+}
+
+/// Puts aside why the input cannot be read, as whoever sends it says no more than that it was not sent.
+fn watched(input: Input) -> (Input, Arc<Mutex<Option<String>>>) {
+    let unread = Arc::new(Mutex::new(None));
+    let aside = Arc::clone(&unread);
+    let input = input.inspect_err(move |error| {
+        *aside.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
+    });
+    (Box::pin(input), unread)
 }
 
 /// Carries the order out here. Returns how the process ends if it was interrupted.
@@ -238,10 +262,10 @@ impl<F: FnMut(Report) -> Result<(), String>> Reader<F> {
             }
             Report::Failed { what, why } => {
                 self.failed = true;
-                eprintln!("larder: {what}: {why}");
+                warn(&format!("{what}: {why}"));
             }
             Report::Waiting { why } => {
-                eprintln!("larder: {why}");
+                warn(why);
                 return Ok(());
             }
             _ => {}

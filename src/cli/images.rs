@@ -1,6 +1,5 @@
 //! `larder ls`, `larder pin`, `larder unpin`, `larder rm`
 
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -9,7 +8,8 @@ use crate::oci::Pattern;
 use crate::orders::{ImageReport, Order, Report};
 
 use super::Configured;
-use super::give::{give, say};
+use super::give::give;
+use super::said::{note, put, say};
 use super::table::{ago, short, size, table};
 
 /// List the images that are in the cache.
@@ -61,7 +61,7 @@ impl Ls {
     pub(super) fn run(self) -> Result<ExitCode, String> {
         let (mut rows, json, all) = (Vec::new(), self.json, self.patterns.is_empty());
         let code = give(&self.configured, &Order::List { patterns: self.patterns }, |report| match report {
-            report if json => _ = std::io::stdout().write_all(report.line().as_bytes()),
+            report if json => put(&report.line()),
             Report::Image(image) => rows.push(row(&image)),
             _ => {}
         })?;
@@ -69,10 +69,10 @@ impl Ls {
             (true, _) => {}
             (false, false) => {
                 let titles = ["IMAGE", "DIGEST", "PLATFORMS", "OWN ", "SHARED ", "USED", "PINNED"];
-                _ = std::io::stdout().write_all(table(&titles, &rows).as_bytes());
+                put(&table(&titles, &rows));
             }
-            (false, true) if all => eprintln!("No image is in the cache yet. Clients bring them, and so does `larder pull`."),
-            (false, true) => eprintln!("No image in the cache matches; `larder ls` shows all."),
+            (false, true) if all => note("No image is in the cache yet. Clients bring them, and so does `larder pull`."),
+            (false, true) => note("No image in the cache matches; `larder ls` shows all."),
         }
         Ok(code)
     }

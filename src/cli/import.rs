@@ -2,7 +2,6 @@
 
 mod source;
 
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -11,7 +10,8 @@ use clap::Args;
 use crate::orders::{self, ImportReport, Order, Report};
 
 use super::Configured;
-use super::give::{give_with, say};
+use super::give::give_with;
+use super::said::{put, say};
 use super::table::{short, size};
 
 /// Bring images in from an archive: what larder export wrote, any OCI image layout, what docker save or podman save wrote, or the
@@ -44,7 +44,7 @@ impl Import {
         let (from, json) = (self.from, self.json);
         give_with(&self.configured, &order, &|| source::input(from.clone()), |report| {
             match report {
-                report if json => _ = std::io::stdout().write_all(report.line().as_bytes()),
+                report if json => put(&report.line()),
                 Report::Imported(imported) => say(&summary(&imported)),
                 _ => {}
             }

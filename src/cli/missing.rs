@@ -1,6 +1,5 @@
 //! `larder missing`
 
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -8,7 +7,8 @@ use clap::Args;
 use crate::orders::{MissingReport, Order, Report};
 
 use super::Configured;
-use super::give::{give, say};
+use super::give::give;
+use super::said::{put, say};
 
 /// List what a larder that asks nobody (mirror.offline) was asked for and does not have: what `larder pull --from` takes outside.
 #[derive(Args)]
@@ -26,7 +26,7 @@ impl Missing {
     pub(super) fn run(self) -> Result<ExitCode, String> {
         let json = self.json;
         give(&self.configured, &Order::Missing, |report| match report {
-            report if json => _ = std::io::stdout().write_all(report.line().as_bytes()),
+            report if json => put(&report.line()),
             Report::Missing(MissingReport { image, times, last }) => {
                 let times = if times == 1 { "once".into() } else { format!("{times} times") };
                 say(&format!("{image}  # asked for {times}, last {last}"));

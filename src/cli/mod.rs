@@ -12,7 +12,9 @@ mod log;
 mod missing;
 mod pull;
 mod refresh;
+mod said;
 mod serve;
+mod split;
 mod table;
 mod usage;
 mod verify;
@@ -68,7 +70,7 @@ struct Configured {
 pub fn run() -> ExitCode {
     // No core file of it, nor another process of the same user, is to show the secrets that it holds.
     if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
-        eprintln!("larder: its memory cannot be kept from core files: {error}");
+        said::warn(&format!("its memory cannot be kept from core files: {error}"));
     }
     // Whatever makes a TLS connection without saying by which implementation uses this one.
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -92,7 +94,7 @@ pub fn run() -> ExitCode {
     match outcome {
         Ok(code) => code,
         Err(message) => {
-            eprintln!("larder: {message}");
+            said::warn(&message);
             ExitCode::FAILURE
         }
     }

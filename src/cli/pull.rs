@@ -1,7 +1,7 @@
 //! `larder pull`
 
 use std::collections::{HashMap, HashSet};
-use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::io::{IsTerminal as _, Read as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -11,7 +11,8 @@ use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
 use crate::oci::Platforms;
 use crate::orders::{self, LayerReport, Order, PullReport, Report};
 
-use super::give::{give, say};
+use super::give::give;
+use super::said::{note, put, say};
 use super::table::{short, size};
 use super::{Configured, lists};
 
@@ -59,7 +60,7 @@ impl Pull {
         let order = Order::Pull(orders::Pull { images, platforms, referrers: self.referrers, pin: self.pin });
         let (mut shown, json) = (Shown::new(), self.json);
         give(&self.configured, &order, |report| match report {
-            report if json => _ = std::io::stdout().write_all(report.line().as_bytes()),
+            report if json => put(&report.line()),
             Report::Layer(layer) => shown.layer(&layer),
             Report::Pulled(pulled) => shown.say(&summary(&pulled)),
             _ => {}
@@ -137,7 +138,7 @@ impl Shown {
                     bars.remove(digest);
                 }
             }
-            Self::Lines if *done => eprintln!("{image}: {} fetched, {}", short(digest), HumanBytes(*bytes)),
+            Self::Lines if *done => note(&format!("{image}: {} fetched, {}", short(digest), HumanBytes(*bytes))),
             Self::Lines => {}
         }
     }

@@ -7,7 +7,8 @@ use clap::Args;
 use crate::orders::{Order, RefreshReport, Report};
 
 use super::Configured;
-use super::give::{give, say};
+use super::give::give;
+use super::said::say;
 
 /// Ask for tags upstream now, however fresh they are: after a push, say. Exit code 1 if one could not be asked for.
 #[derive(Args)]

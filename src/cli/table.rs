@@ -1,11 +1,15 @@
 //! How what is told looks to a person: columns, sizes, times.
 
+use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
 
 use bytesize::ByteSize;
 
+use super::said::plain;
+
 /// Rows in columns with two spaces between them. Those whose title ends in a blank are of numbers, and end flush.
 pub(super) fn table(titles: &[&str], rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<Cow<str>>> = rows.iter().map(|row| row.iter().map(|cell| plain(cell)).collect()).collect();
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
         cells.chain([titles[column].trim_end().len()]).max().unwrap_or_default()
@@ -18,7 +22,7 @@ pub(super) fn table(titles: &[&str], rows: &[Vec<String>]) -> String {
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
     };
     let mut text = line(&mut titles.iter().map(|title| title.trim_end()));
-    rows.iter().for_each(|row| text += &line(&mut row.iter().map(String::as_str)));
+    rows.iter().for_each(|row| text += &line(&mut row.iter().map(AsRef::as_ref)));
     text
 }
 
@@ -54,6 +58,13 @@ mod tests {
         let rows = [["a", "1 B"], ["longer", "10 B"]].map(|row| row.map(String::from).to_vec());
         assert_eq!(table(&["IMAGE", "SIZE "], &rows), "IMAGE   SIZE\na        1 B\nlonger  10 B\n");
         assert_eq!(table(&["IMAGE", "SIZE "], &[]), "IMAGE  SIZE\n");
+    }
+
+    /// A platform is what an image says that it is for.
+    #[test]
+    fn no_cell_makes_a_row() {
+        let row = [["a\nb", "1 B"].map(String::from).to_vec()];
+        assert_eq!(table(&["IMAGE", "SIZE "], &row), "IMAGE  SIZE\na\\nb    1 B\n");
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! `larder du`
 
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -9,6 +8,7 @@ use crate::orders::{LeavingReport, Order, Report, RepositoryReport, UsageReport}
 
 use super::Configured;
 use super::give::give;
+use super::said::put;
 use super::table::{ago, short, size, table};
 
 /// Show what the cache takes of the disk, for which upstreams and repositories, and what would leave it first.
@@ -32,7 +32,7 @@ impl Du {
                 Report::Usage(usage) => shown(usage),
                 _ => return,
             };
-            let _ = std::io::stdout().write_all(text.as_bytes());
+            put(&text);
         })
     }
 }

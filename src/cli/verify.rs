@@ -1,6 +1,6 @@
 //! `larder verify`
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use bytesize::ByteSize;
@@ -10,7 +10,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::orders::{Order, Report, VerifyReport};
 
 use super::Configured;
-use super::give::{give, say};
+use super::give::give;
+use super::said::{put, say};
 use super::table::{short, size};
 
 /// Hash all that is in the cache again. What is damaged is set aside in quarantine/. Exit code 1 if something was, and is not here
@@ -40,7 +41,7 @@ impl Verify {
         let bar = bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         let json = self.json;
         give(&self.configured, &order, |report| match report {
-            report if json => _ = std::io::stdout().write_all(report.line().as_bytes()),
+            report if json => put(&report.line()),
             Report::Verifying { bytes, of } => {
                 bar.set_length(of);
                 bar.set_position(bytes);

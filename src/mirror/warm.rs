@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 
 use crate::oci::{self, Accept, Descriptor, Digest, INDEX_TYPE, Platforms, Reference, Tag};
-use crate::store::{Bypass, Finished, Kind};
+use crate::store::{Bypass, Finished, Holds, Kind};
 use crate::upstream;
 
 use super::{Manifest, Mirror, Origin, Refusal, Served};
@@ -18,6 +18,8 @@ pub struct Warming<'a> {
     pub platforms: &'a Platforms,
     /// How many blobs are fetched at once.
     pub at_once: usize,
+    /// What it needs is held by these.
+    pub holds: &'a Holds,
     pub tell: &'a (dyn Fn(Step) + Send + Sync),
 }
 
@@ -77,7 +79,8 @@ impl Mirror {
     ///
     /// Cancel safe: what was brought in stays.
     pub async fn warm(&self, origin: &Origin, reference: &Reference, platforms: &Platforms) -> Warmed {
-        self.bring(origin, reference, Warming { platforms, at_once: AT_ONCE, tell: &|_| {} }).await
+        let holds = self.0.store.holds();
+        self.bring(origin, reference, Warming { platforms, at_once: AT_ONCE, holds: &holds, tell: &|_| {} }).await
     }
 
     /// Likewise, as `warming` says.
@@ -85,9 +88,11 @@ impl Mirror {
     /// Cancel safe: what was brought in stays.
     pub async fn bring(&self, origin: &Origin, reference: &Reference, warming: Warming<'_>) -> Warmed {
         let mut warmed = Warmed::default();
-        let manifests = self.warm_manifests(origin, reference, warming.platforms, &mut warmed).await;
+        let manifests = self.warm_manifests(origin, reference, warming, &mut warmed).await;
         let blobs: HashSet<Digest> =
             manifests.into_iter().filter(|manifest| manifest.children.is_empty()).flat_map(|manifest| manifest.names).collect();
+        // Before the first of them comes, so that it is not to leave for the last.
+        blobs.iter().for_each(|digest| warming.holds.hold(digest));
         let fetched = stream::iter(blobs).map(|digest| async move {
             let fetched = self.warm_blob(origin, &digest, warming.tell).await;
             (digest, fetched)
@@ -113,7 +118,7 @@ impl Mirror {
         let (mut wanted, mut seen) = (vec![(digest.clone(), DEPTH)], HashSet::from([digest.clone()]));
         while let Some((digest, depth)) = wanted.pop() {
             let mut referrers = Vec::new();
-            match self.keep_referrers(origin, &digest).await {
+            match self.keep_referrers(origin, &digest, warming.holds).await {
                 Ok(None) => {}
                 Ok(Some((index, listed))) => {
                     referring.found.push((Reference::Tag(Tag::of_referrers(&digest)), index));
@@ -148,13 +153,19 @@ impl Mirror {
     }
 
     /// Keeps the list of what refers to a digest. Returns its own digest, and what is in it; `None` if nothing refers to it.
-    async fn keep_referrers(&self, origin: &Origin, digest: &Digest) -> Result<Option<(Digest, Vec<Digest>)>, Refusal> {
+    async fn keep_referrers(
+        &self,
+        origin: &Origin,
+        digest: &Digest,
+        holds: &Holds,
+    ) -> Result<Option<(Digest, Vec<Digest>)>, Refusal> {
         let bytes = self.referrers(origin, digest, None).await?.index;
         let index = oci::Manifest::parse(Some(INDEX_TYPE), &bytes).map_err(|bad| Refusal::WrongContent(bad.to_string()))?;
         if index.names.is_empty() {
             return Ok(None);
         }
         let own = Digest::sha256(&bytes);
+        holds.hold(&own);
         self.keep_manifest(&own, &bytes, &index.names).await.map_err(Refusal::WrongContent)?;
         self.set_proof(&origin.repository, &own, bytes.len() as u64, Some(INDEX_TYPE.to_owned()));
         self.point(origin, &Tag::of_referrers(digest), &own);
@@ -182,7 +193,7 @@ impl Mirror {
         &self,
         origin: &Origin,
         reference: &Reference,
-        platforms: &Platforms,
+        Warming { platforms, holds, .. }: Warming<'_>,
         warmed: &mut Warmed,
     ) -> Vec<oci::Manifest> {
         let (mut manifests, mut seen) = (Vec::new(), HashSet::new());
@@ -193,6 +204,7 @@ impl Mirror {
                     warmed.digest.get_or_insert_with(|| manifest.digest.clone());
                     warmed.manifests.push(manifest.digest.clone());
                     warmed.note(&manifest);
+                    holds.hold(&manifest.digest);
                     self.warm_manifest(&manifest).await
                 }
                 Err(refusal) => Err(refusal.to_string()),

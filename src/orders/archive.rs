@@ -100,7 +100,7 @@ pub struct Entry {
 }
 
 /// More than any archive of images has: one of a thousand images has some ten thousand.
-const MOST_ENTRIES: usize = 200_000;
+pub(super) const MOST_ENTRIES: usize = 200_000;
 const LONGEST_PATH: usize = 1024;
 /// The most that may stand between two files to describe the second, in bytes.
 const LARGEST_EXTENSION: u64 = 64 << 10;
@@ -117,7 +117,7 @@ impl<'a> Archive<'a> {
     /// # Errors
     /// Says in a line what is wrong with the archive. It is of no use then.
     pub async fn next(&mut self) -> Result<Option<Entry>, String> {
-        let (mut path, mut longer) = (None, None);
+        let (mut path, mut longer, mut target) = (None, None, None);
         loop {
             while self.data().await?.is_some() {}
             self.skip_padding().await?;
@@ -139,6 +139,7 @@ impl<'a> Archive<'a> {
                     for (key, value) in records(&extension)? {
                         match key {
                             "path" => path = Some(value.to_owned()),
+                            "linkpath" => target = Some(value.to_owned()),
                             "size" => longer = Some(value.parse().map_err(|_| "a file in it has no size")?),
                             key if key.starts_with("GNU.sparse") => return Err("it has a sparse file".into()),
                             _ => {}
@@ -148,6 +149,10 @@ impl<'a> Archive<'a> {
                 b'L' => {
                     let name = self.extension(said).await?;
                     path = Some(text(&name)?);
+                }
+                b'K' => {
+                    let name = self.extension(said).await?;
+                    target = Some(text(&name)?);
                 }
                 b'g' => drop(self.extension(said).await?),
                 kind => {
@@ -159,8 +164,15 @@ impl<'a> Archive<'a> {
                             (self.missing, self.padding) = (size, padding(size) as u64);
                             return Ok(Some(Entry { path, size }));
                         }
-                        b'5' => longer = None,
-                        b'1' | b'2' | b'K' => return Err(format!("{:?} is a link", shown(&path))),
+                        b'5' => (longer, target) = (None, None),
+                        // What others keep for those who know no digests. What it is a link to is there under its own name.
+                        b'1' | b'2' => {
+                            let target = target.take().map_or_else(|| text(&header[157..257]), Ok)?;
+                            if leads_out(if kind == b'2' { &path } else { "" }, &target) {
+                                return Err(format!("{:?} is a link that leads out of it", shown(&path)));
+                            }
+                            longer = None;
+                        }
                         b'S' => return Err(format!("{:?} is a sparse file", shown(&path))),
                         _ => return Err(format!("{:?} is no regular file", shown(&path))),
                     }
@@ -276,6 +288,24 @@ fn clean(path: &str) -> Option<String> {
     let parts = path.split('/').filter(|part| !matches!(*part, "" | "."));
     let fine = !path.starts_with('/') && path.len() <= LONGEST_PATH && !path.contains(char::is_control);
     (fine && parts.clone().all(|part| part != "..")).then(|| parts.collect::<Vec<_>>().join("/"))
+}
+
+/// Whether a link leads out of the archive. `from`: its own path, if it is relative to that.
+fn leads_out(from: &str, target: &str) -> bool {
+    let mut depth = from.matches('/').count();
+    target.starts_with('/')
+        || target.split('/').any(|part| match part {
+            ".." if depth == 0 => true,
+            ".." => {
+                depth -= 1;
+                false
+            }
+            "" | "." => false,
+            _ => {
+                depth += 1;
+                false
+            }
+        })
 }
 
 /// A name in an archive is a stranger's.

@@ -6,6 +6,7 @@ use crate::mirror::{Outlook, Question, ServedFrom};
 use crate::oci::ImageName;
 use crate::upstream::{BudgetReport, Upstream};
 
+use super::parts::Parts;
 use super::{Orders, Report, Reports};
 
 /// How an image would be served now. Nobody was asked to find that out.
@@ -34,18 +35,19 @@ pub struct ExplainReport {
 impl Orders {
     pub(super) async fn explain(&self, images: &[String], reports: &Reports) {
         for image in images {
-            reports.outcome(image, self.explain_one(image).map(Report::Explained)).await;
+            reports.outcome(image, self.explain_one(image).await.map(Report::Explained)).await;
         }
     }
 
-    fn explain_one(&self, image: &str) -> Result<ExplainReport, String> {
+    async fn explain_one(&self, image: &str) -> Result<ExplainReport, String> {
         let name = image.parse::<ImageName>().map_err(|invalid| invalid.to_string())?;
         let origin = self.mirror.registries().resolve(&name).map_err(|refusal| format!("it is refused: {refusal}"))?;
         let Outlook { digest, from, why, question } = self.mirror.outlook(&origin, &name.reference);
-        let parts = digest.as_ref().map(|digest| self.parts(digest));
-        let (here, bytes, missing) = parts
-            .as_ref()
-            .map_or((0, 0, 0), |parts| (parts.blobs.len(), parts.blobs.iter().map(|(_, size)| size).sum(), parts.missing));
+        let parts = match &digest {
+            Some(digest) => self.parts(digest, None, None).await?,
+            None => Parts::default(),
+        };
+        let (here, missing) = (parts.here().count(), parts.missing.len());
         let mut cost: Vec<String> = question.into_iter().map(|question| question.told().to_owned()).collect();
         if here == 0 && question == Some(Question::Get) {
             cost.push("and then what it names, as far as that is not here".into());
@@ -54,13 +56,13 @@ impl Orders {
         }
         Ok(ExplainReport {
             image: origin.repository.image(&name.reference),
-            digest: digest.map(|digest| digest.to_string()),
+            digest: digest.as_ref().map(ToString::to_string),
             from: from.word().into(),
             why,
             here,
-            bytes,
+            bytes: parts.here().map(|(_, size)| size).sum(),
             missing,
-            pinned: parts.is_some_and(|parts| parts.pinned),
+            pinned: digest.as_ref().is_some_and(|digest| self.store.is_pinned(digest)),
             cost,
             upstream: said_of(origin.upstream()),
         })

@@ -10,11 +10,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::oci::{Algorithm, Digest, Hasher, INDEX_TYPE, MAX_MANIFEST, Manifest, Reference, Tag};
-use crate::store::{BlobReader, Damage, Held, Kind, ReadError};
+use crate::oci::{Algorithm, Digest, INDEX_TYPE, MAX_MANIFEST, Reference, Tag};
+use crate::store::{BlobReader, Damage, Held, Holds, Kind, ReadError};
 
-use super::archive::{BLOCK, header, padding};
+use super::archive::{BLOCK, MOST_ENTRIES, header, padding};
+use super::hashing::Hashing;
 use super::images::Image;
+use super::import::{self, MOST_IMAGES};
+use super::parts::Lack;
 use super::{Orders, Report, Reports, absent};
 
 /// What is to be exported.
@@ -35,7 +38,7 @@ pub struct ExportReport {
     /// How many manifests and blobs it has there, and their bytes. Images share them.
     pub blobs: usize,
     pub bytes: u64,
-    /// The platforms that its index names and that are not here.
+    /// The platforms that its index names and that are not here whole.
     pub absent: Vec<String>,
 }
 
@@ -54,7 +57,7 @@ struct Contents {
 struct Found {
     blobs: BTreeMap<Digest, u64>,
     manifests: Vec<Digest>,
-    /// Of the manifests of an index that are not here: for what they are.
+    /// Of the manifests of an index that are not here whole: for what they are.
     absent: Vec<String>,
     /// Images with config and layers, and whether they are for the platform that Docker takes to be meant.
     runnable: Vec<(bool, Digest, Vec<Digest>)>,
@@ -63,17 +66,19 @@ struct Found {
 const LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
 const NAME: &str = "io.containerd.image.name";
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// What is in an archive beside blobs.
+const SMALL_FILES: usize = 3;
 /// What cosign adds to the tag of a digest.
 const COSIGN: [&str; 4] = ["", ".sig", ".att", ".sbom"];
-/// More manifests than any image has.
-const MOST_MANIFESTS: usize = 10_000;
 
 // === impl Orders ===
 
 impl Orders {
     pub(super) async fn export(&self, export: &Export, reports: &Reports) {
+        // Also what is written hours later is to be here then.
+        let holds = self.store.holds();
         let mut contents = Contents::default();
-        for (image, found) in self.chosen(export, reports).await {
+        for (image, found) in self.chosen(export, &holds, reports).await {
             let report = ExportReport {
                 image: image.name(),
                 digest: image.digest.to_string(),
@@ -87,14 +92,23 @@ impl Orders {
         if contents.images.is_empty() {
             return reports.tell(Report::Failed { what: "export".into(), why: "there is nothing to export".into() }).await;
         }
-        match self.write(&contents, reports).await {
+        // What larder import refuses is not written.
+        let too_much = contents.blobs.len() + SMALL_FILES > MOST_ENTRIES || contents.images.len() > MOST_IMAGES;
+        let files = contents.files();
+        if too_much || files.iter().any(|(path, text)| import::check_small(path, text.as_bytes()).is_err()) {
+            let (images, blobs) = (contents.images.len(), contents.blobs.len());
+            let why =
+                format!("{images} images of {blobs} manifests and blobs are too many for one archive; export some at a time");
+            return reports.tell(Report::Failed { what: "export".into(), why }).await;
+        }
+        match self.write(&contents, files, reports).await {
             Ok(()) => reports.tell(Report::Exported { images: contents.images.len(), blobs: contents.blobs.len() }).await,
             Err((what, why)) => reports.tell(Report::Failed { what, why }).await,
         }
     }
 
     /// The images that were asked for, with what refers to them. What is not here whole is told of and left out.
-    async fn chosen(&self, export: &Export, reports: &Reports) -> Vec<(Image, Found)> {
+    async fn chosen(&self, export: &Export, holds: &Holds, reports: &Reports) -> Vec<(Image, Found)> {
         let mut wanted = Vec::new();
         match export {
             Export::These(names) => {
@@ -105,10 +119,10 @@ impl Orders {
                     }
                 }
             }
-            Export::All | Export::Pinned => {
+            Export::Pinned => wanted = self.pinned(),
+            Export::All => {
                 let orders = self.clone();
-                let images = tokio::task::spawn_blocking(move || orders.images()).await.unwrap_or_default();
-                wanted.extend(images.into_iter().filter(|image| *export == Export::All || self.store.is_pinned(&image.digest)));
+                wanted = tokio::task::spawn_blocking(move || orders.images()).await.unwrap_or_default();
             }
         }
         let (mut chosen, mut seen) = (Vec::new(), BTreeSet::new());
@@ -116,7 +130,7 @@ impl Orders {
             if !seen.insert(image.clone()) {
                 continue;
             }
-            match self.look(&image).await {
+            match self.look(&image, holds).await {
                 Ok(found) => {
                     wanted.extend(found.manifests.iter().flat_map(|digest| self.referring(&image, digest)));
                     chosen.push((image, found));
@@ -146,50 +160,40 @@ impl Orders {
     }
 
     /// Finds all that an image needs. Of an index that may be a part.
-    async fn look(&self, image: &Image) -> Result<Found, String> {
-        let mut found = Found::default();
-        let mut wanted = vec![(image.digest.clone(), true)];
-        while let Some((digest, is_manifest)) = wanted.pop() {
-            let Some(size) = self.store.size(&digest) else {
-                return Err(format!("{digest} is not here; `larder pull {}` brings it", image.name()));
-            };
-            if digest.algorithm() != Algorithm::Sha256 {
-                return Err(format!("{digest}: only what has a sha256 digest is exported"));
-            }
-            if found.blobs.insert(digest.clone(), size).is_some() || !is_manifest {
-                continue;
-            }
-            let bytes = self.store.peek(&digest, MAX_MANIFEST).await.map_err(|error| format!("{digest}: {error}"))?;
-            let bytes = bytes.ok_or_else(|| format!("{digest} is too large for a manifest"))?;
-            if !digest.matches(&bytes) {
-                return Err(format!("{digest} is damaged; `larder verify --repair` fetches it anew"));
-            }
-            let proof = self.store.proof(&image.repository, &digest, Kind::Manifest);
-            let media_type = proof.and_then(|proof| proof.media_type);
-            let manifest = Manifest::parse(media_type.as_deref(), &bytes).map_err(|bad| format!("{digest}: {bad}"))?;
-            for child in &manifest.children {
-                match child.digest.parse::<Digest>() {
-                    Ok(digest) if self.store.size(&digest).is_some() => {
-                        wanted.push((digest, crate::oci::is_manifest_type(&child.media_type)));
-                    }
-                    _ => found.absent.push(child.platform.as_ref().map_or_else(|| child.digest.clone(), ToString::to_string)),
+    async fn look(&self, image: &Image, holds: &Holds) -> Result<Found, String> {
+        let media_type = self.media_type(image);
+        let parts = self.parts(&image.digest, media_type, Some(holds)).await?;
+        if let Some((digest, lack)) = parts.missing.first_key_value() {
+            return Err(match lack {
+                Lack::Broken(why) => format!("{digest}: {why}"),
+                Lack::Absent if parts.is_index() => {
+                    format!("for no platform it is here whole; `larder pull --platform all {}` brings all", image.name())
                 }
-            }
+                Lack::Absent => format!("{digest} is not here; `larder pull {}` brings it", image.name()),
+            });
+        }
+        if let Some(digest) = parts.blobs.keys().find(|digest| digest.algorithm() != Algorithm::Sha256) {
+            return Err(format!("{digest}: only what has a sha256 digest is exported"));
+        }
+        let mut found = Found { absent: parts.absent, ..Found::default() };
+        for (digest, manifest) in parts.manifests.into_iter().filter(|(digest, _)| parts.blobs.contains_key(digest)) {
             if manifest.children.is_empty() {
-                found.runnable.extend(self.runnable(&bytes).await);
-                wanted.extend(manifest.names.iter().map(|digest| (digest.clone(), false)));
+                found.runnable.extend(self.runnable(&digest).await);
             }
             found.manifests.push(digest);
-            if found.manifests.len() > MOST_MANIFESTS {
-                return Err(format!("it has more than {MOST_MANIFESTS} manifests"));
-            }
         }
+        found.blobs = parts.blobs;
         Ok(found)
     }
 
+    /// With which media type the repository serves it.
+    fn media_type(&self, image: &Image) -> Option<String> {
+        self.store.proof(&image.repository, &image.digest, Kind::Manifest)?.media_type
+    }
+
     /// What `docker load` needs of an image. `None`: it is none that could be run, or its layers are elsewhere.
-    async fn runnable(&self, manifest: &[u8]) -> Option<(bool, Digest, Vec<Digest>)> {
-        let manifest: Value = serde_json::from_slice(manifest).ok()?;
+    async fn runnable(&self, manifest: &Digest) -> Option<(bool, Digest, Vec<Digest>)> {
+        let manifest: Value = serde_json::from_slice(&self.store.peek(manifest, MAX_MANIFEST).await.ok()??).ok()?;
         let config = &manifest["config"];
         let kinds = ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
         kinds.contains(&config["mediaType"].as_str()?).then_some(())?;
@@ -203,14 +207,8 @@ impl Orders {
     }
 
     /// Gives out the archive. Fails with what is wrong and why.
-    async fn write(&self, contents: &Contents, reports: &Reports) -> Result<(), (String, String)> {
-        let index = json!({ "schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": contents.index }).to_string();
-        let loaded = contents.loaded.iter().map(|((config, layers), tags)| {
-            json!({ "Config": path(config), "RepoTags": tags, "Layers": layers.iter().map(path).collect::<Vec<_>>() })
-        });
-        let loaded = Value::Array(loaded.collect()).to_string();
-        // First what says what all the rest is, so that who reads it as it comes knows.
-        for (path, text) in [("oci-layout", LAYOUT.to_owned()), ("index.json", index), ("manifest.json", loaded)] {
+    async fn write(&self, contents: &Contents, files: Vec<(&str, String)>, reports: &Reports) -> Result<(), (String, String)> {
+        for (path, text) in files {
             let mut file = header(path, text.len() as u64);
             file.extend_from_slice(text.as_bytes());
             file.resize(file.len() + padding(text.len() as u64), 0);
@@ -231,7 +229,7 @@ impl Orders {
             Held::Verified(blob) => blob.read(0..blob.size()),
             Held::Doubtful(growth) => growth.read(0, None),
         };
-        let (file, mut hasher, mut length) = (reader.file(), Hasher::new(digest.algorithm()), 0);
+        let (file, mut hashing, mut length) = (reader.file(), Hashing::new(digest.algorithm()), 0);
         while let Some(bytes) = reader.next().await {
             let bytes = bytes.map_err(|error| match error {
                 ReadError::Disk(error) => format!("it cannot be read: {error}"),
@@ -242,10 +240,10 @@ impl Orders {
             if length > size {
                 break;
             }
-            hasher.update(&bytes);
+            hashing.update(bytes.clone()).await;
             reports.tell(Report::piece(bytes)).await;
         }
-        if length == size && hasher.finish() == *digest {
+        if length == size && hashing.finish().await.as_ref() == Some(digest) {
             return Ok(());
         }
         if let Some(file) = file {
@@ -267,9 +265,18 @@ fn path(digest: &Digest) -> String {
 // === impl Contents ===
 
 impl Contents {
+    /// First what says what all the rest is, so that who reads it as it comes knows.
+    fn files(&self) -> Vec<(&'static str, String)> {
+        let index = json!({ "schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": self.index }).to_string();
+        let loaded = self.loaded.iter().map(|((config, layers), tags)| {
+            json!({ "Config": path(config), "RepoTags": tags, "Layers": layers.iter().map(path).collect::<Vec<_>>() })
+        });
+        let loaded = Value::Array(loaded.collect()).to_string();
+        vec![("oci-layout", LAYOUT.to_owned()), ("index.json", index), ("manifest.json", loaded)]
+    }
+
     fn add(&mut self, image: Image, found: Found, orders: &Orders) {
-        let proof = orders.store.proof(&image.repository, &image.digest, Kind::Manifest);
-        let media_type = proof.and_then(|proof| proof.media_type).unwrap_or_else(|| INDEX_TYPE.to_owned());
+        let media_type = orders.media_type(&image).unwrap_or_else(|| INDEX_TYPE.to_owned());
         let size = found.blobs.get(&image.digest).copied().unwrap_or_default();
         let name = image.name();
         self.index.push(json!({

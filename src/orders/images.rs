@@ -4,11 +4,11 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::clock::Timestamp;
-use crate::oci::{Digest, Manifest, Pattern, Platform, Reference, Repository};
-use crate::store::{Entry, Known, Pin};
+use crate::oci::{Digest, Pattern, Platform, Reference, Repository};
+use crate::store::{Known, Pin};
 use crate::upstream::DOCKER_HUB;
 
+use super::parts::Parts;
 use super::{Orders, Report, Reports, date};
 
 /// An image that is in the cache, or that is pinned and should be.
@@ -37,12 +37,11 @@ pub(super) struct Image {
     pub(super) digest: Digest,
 }
 
-/// What an image is made of, as far as it is here.
-pub(super) struct Parts {
-    pub(super) blobs: Vec<(Digest, u64)>,
-    pub(super) missing: usize,
-    used: Option<Timestamp>,
-    pub(super) pinned: bool,
+/// What an image takes of the cache.
+struct Measured {
+    blobs: Vec<(Digest, u64)>,
+    missing: usize,
+    platforms: Vec<String>,
 }
 
 /// The largest config of an image that is looked into, in bytes.
@@ -53,44 +52,42 @@ const MOST_CONFIG: usize = 1 << 20;
 impl Orders {
     pub(super) async fn list(&self, patterns: &[Pattern], reports: &Reports) {
         let orders = self.clone();
-        let images = tokio::task::spawn_blocking(move || orders.measured()).await.unwrap_or_default();
-        for (image, parts, own) in images {
+        let images = tokio::task::spawn_blocking(move || orders.images()).await.unwrap_or_default();
+        let mut made_of: HashMap<Digest, Measured> = HashMap::new();
+        let mut needed_by: HashMap<Digest, u32> = HashMap::new();
+        for Image { digest, .. } in &images {
+            if made_of.contains_key(digest) {
+                continue;
+            }
+            match self.parts(digest, None, None).await {
+                Ok(parts) => {
+                    let platforms = self.platforms(&parts).await;
+                    let blobs: Vec<_> = parts.here().map(|(digest, size)| (digest.clone(), size)).collect();
+                    blobs.iter().for_each(|(digest, _)| *needed_by.entry(digest.clone()).or_default() += 1);
+                    made_of.insert(digest.clone(), Measured { blobs, missing: parts.missing.len(), platforms });
+                }
+                Err(why) => reports.tell(Report::Failed { what: digest.to_string(), why }).await,
+            }
+        }
+        for image in images {
             if !(patterns.is_empty() || patterns.iter().any(|pattern| image.is_meant_by(pattern))) {
                 continue;
             }
-            let all: u64 = parts.blobs.iter().map(|(_, size)| size).sum();
+            let Some(Measured { blobs, missing, platforms }) = made_of.get(&image.digest) else { continue };
+            let all: u64 = blobs.iter().map(|(_, size)| size).sum();
+            let own: u64 = blobs.iter().filter(|(digest, _)| needed_by[digest] == 1).map(|(_, size)| size).sum();
             let report = ImageReport {
                 image: image.name(),
                 digest: image.digest.to_string(),
-                platforms: self.platforms(&image.digest).await,
+                platforms: platforms.clone(),
                 own,
                 shared: all - own,
-                missing: parts.missing,
-                used: parts.used.map(date),
-                pinned: parts.pinned,
+                missing: *missing,
+                used: self.store.entry(&image.digest).map(|entry| date(entry.used)),
+                pinned: self.store.is_pinned(&image.digest),
             };
             reports.tell(Report::Image(report)).await;
         }
-    }
-
-    /// All images with their parts, and how many bytes are theirs alone. Takes time, as it looks at everything that is known.
-    fn measured(&self) -> Vec<(Image, Parts, u64)> {
-        let images: Vec<(Image, Parts)> = self
-            .images()
-            .into_iter()
-            .map(|image| {
-                let parts = self.parts(&image.digest);
-                (image, parts)
-            })
-            .collect();
-        let mut needed_by: HashMap<&Digest, u32> = HashMap::new();
-        let mut counted = HashSet::new();
-        for (_, parts) in images.iter().filter(|(image, _)| counted.insert(&image.digest)) {
-            parts.blobs.iter().for_each(|(digest, _)| *needed_by.entry(digest).or_default() += 1);
-        }
-        let own = |parts: &Parts| parts.blobs.iter().filter(|(digest, _)| needed_by[digest] == 1).map(|(_, size)| size).sum();
-        let own: Vec<u64> = images.iter().map(|(_, parts)| own(parts)).collect();
-        images.into_iter().zip(own).map(|((image, parts), own)| (image, parts, own)).collect()
     }
 
     /// All images by name: tags, and manifests that no tag of their repository leads to.
@@ -110,37 +107,33 @@ impl Orders {
         });
         let tagged: HashSet<(Repository, Digest)> =
             images.iter().map(|image| (image.repository.clone(), image.digest.clone())).collect();
-        let is_part = |digest: &Digest| self.store.entry(digest).is_some_and(|entry| !entry.named_by.is_empty());
-        let untagged = manifests.into_iter().filter(|(_, digest)| !is_part(digest));
+        let untagged = manifests.into_iter().filter(|(_, digest)| !self.store.is_named(digest));
         for (repository, digest) in untagged.filter(|named| !tagged.contains(named)) {
             images.insert(Image { repository, reference: Reference::Digest(digest.clone()), digest });
         }
-        // What is pinned is told of also where it is not here.
-        let pinned = self.store.pins().into_iter().filter(|pin| self.store.size(&pin.digest).is_none());
-        images.extend(pinned.map(|Pin { repository, reference, digest }| Image { repository, reference, digest }));
+        let meant: HashSet<(Repository, Reference)> =
+            images.iter().map(|image| (image.repository.clone(), image.reference.clone())).collect();
+        // What is pinned is told of also where it is a part of another, or not here, or its tag means something else by now.
+        for Image { repository, reference, digest } in self.pinned() {
+            let image = Image { repository, reference, digest };
+            if !images.contains(&image) {
+                let is_taken = meant.contains(&(image.repository.clone(), image.reference.clone()));
+                let reference = if is_taken { Reference::Digest(image.digest.clone()) } else { image.reference };
+                images.insert(Image { reference, ..image });
+            }
+        }
         images.into_iter().collect()
     }
 
-    pub(super) fn parts(&self, digest: &Digest) -> Parts {
-        let mut parts = Parts { blobs: Vec::new(), missing: 0, used: None, pinned: self.store.is_pinned(digest) };
-        let (mut wanted, mut seen) = (vec![(digest.clone(), true)], HashSet::from([digest.clone()]));
-        while let Some((digest, needed)) = wanted.pop() {
-            let Some(Entry { size, used, names, .. }) = self.store.entry(&digest) else {
-                parts.missing += usize::from(needed);
-                continue;
-            };
-            parts.used.get_or_insert(used);
-            parts.blobs.push((digest, size));
-            let is_index = names.iter().any(|name| self.store.entry(name).is_some_and(|entry| !entry.names.is_empty()));
-            // Of an index, nobody needs all that it names.
-            wanted.extend(names.into_iter().filter(|name| seen.insert(name.clone())).map(|name| (name, !is_index)));
-        }
-        parts
+    /// All that is pinned, by the names that it was pinned by.
+    pub(super) fn pinned(&self) -> Vec<Image> {
+        let pins = self.store.pins().into_iter();
+        pins.map(|Pin { repository, reference, digest }| Image { repository, reference, digest }).collect()
     }
 
     /// For what an image is here.
-    async fn platforms(&self, digest: &Digest) -> Vec<String> {
-        let Some(manifest) = self.manifest(digest).await else { return Vec::new() };
+    async fn platforms(&self, parts: &Parts) -> Vec<String> {
+        let Some((_, manifest)) = parts.manifests.first() else { return Vec::new() };
         let here = |text: &String| text.parse().is_ok_and(|digest| self.store.size(&digest).is_some());
         if !manifest.children.is_empty() {
             let here = manifest.children.iter().filter(|child| here(&child.digest));
@@ -150,12 +143,6 @@ impl Orders {
         let bytes = self.store.peek(config, MOST_CONFIG).await.ok().flatten().unwrap_or_default();
         let platform = serde_json::from_slice::<Platform>(&bytes).ok();
         platform.filter(|platform| !platform.os.is_empty()).map(|platform| platform.to_string()).into_iter().collect()
-    }
-
-    /// A manifest of the cache, without using it.
-    pub(super) async fn manifest(&self, digest: &Digest) -> Option<Manifest> {
-        let bytes = self.store.peek(digest, crate::oci::MAX_MANIFEST).await.ok()??;
-        if digest.matches(&bytes) { Manifest::parse(None, &bytes).ok() } else { None }
     }
 }
 

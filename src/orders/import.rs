@@ -10,19 +10,25 @@
 //! digests and sizes of its config and layers alone, so that its digest is the same wherever it is made. That is not the digest which
 //! the registry has that the image came from.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::time::{Duration, Instant};
+mod named;
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
 use crate::mirror::Origin;
-use crate::oci::{self, Digest, Hasher, ImageName, MAX_MANIFEST, Manifest, Reference};
-use crate::store::{Bypass, Finished};
+use crate::oci::{Digest, ImageName, Reference};
+use crate::store::{Bypass, Finished, Holds};
 
 use super::archive::{Archive, Entry, Input, shown};
+use super::hashing::Hashing;
+use super::parts::{Lack, Parts};
 use super::{Orders, Report, Reports};
+
+pub(super) use named::check_small;
+use named::{Made, Named};
 
 /// How images are to be brought in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,7 +50,7 @@ pub struct ImportReport {
     pub added: usize,
     pub bytes: u64,
     pub present: usize,
-    /// How many manifests its index names that are not here.
+    /// How many manifests its index names that are not here whole.
     pub absent: usize,
     pub pinned: bool,
 }
@@ -54,12 +60,13 @@ pub struct ImportReport {
 struct Read {
     /// Of the files by which images are found.
     small: HashMap<String, Vec<u8>>,
-    /// The digest of each blob that its path does not say, with its size.
-    files: HashMap<String, (Digest, u64)>,
+    /// The blobs, with their sizes.
+    files: HashMap<Digest, u64>,
     /// In the storage of a registry: repository, tag and what it points to.
     tags: Vec<(String, String, Digest)>,
     added: HashSet<Digest>,
-    paths: HashSet<String>,
+    /// Hashes of all paths, as a path may be long.
+    paths: HashSet<Digest>,
     skipped: u64,
 }
 
@@ -73,58 +80,43 @@ enum Role {
     Nothing,
 }
 
-/// An image that an archive says it has.
-struct Named {
-    name: String,
-    digest: Digest,
-    media_type: Option<String>,
-}
-
-/// What an image is made of.
-#[derive(Default)]
-struct Parts {
-    manifests: Vec<(Digest, u64, Manifest)>,
-    blobs: BTreeMap<Digest, u64>,
-    absent: usize,
-}
-
 /// The largest file by which images are found, in bytes.
 const LARGEST_INDEX: u64 = 16 << 20;
+pub(super) const MOST_IMAGES: usize = 10_000;
 const LARGEST_LINK: u64 = 256;
 /// How much there may be in an archive that is of no use, in bytes.
 const MOST_SKIPPED: u64 = 64 << 20;
-const MOST_IMAGES: usize = 10_000;
-const MOST_MANIFESTS: usize = 10_000;
-/// How long a client's own pull of the same blob may take, and how often it is looked whether it has ended.
-const BUSY: Duration = Duration::from_mins(1);
+/// How often it is looked whether another has brought what it brings, and after how many times it is said that it is waited for.
 const AGAIN: Duration = Duration::from_millis(20);
+const SAID: u32 = 100;
 
 // === impl Orders ===
 
 impl Orders {
     pub(super) async fn import(&self, import: &Import, input: &mut Input, reports: &Reports) {
+        let holds = self.store.holds();
         let mut read = Read::default();
-        let mut needed = HashSet::new();
-        match self.read_archive(&mut read, input).await {
+        let images = match self.read_archive(&mut read, input, &holds, reports).await {
+            Ok(()) => self.images_of(&mut read, import, &holds).await,
+            Err(why) => Err(why),
+        };
+        match images {
             Err(why) => reports.tell(Report::Failed { what: "the archive is refused".into(), why }).await,
-            Ok(()) => match self.images_of(&mut read, import).await {
-                Err(why) => reports.tell(Report::Failed { what: "the archive is refused".into(), why }).await,
-                Ok(images) => {
-                    for image in images {
-                        let imported = self.admit(&image, &read, import.pin, &mut needed).await;
-                        reports.outcome(&shown(&image.name), imported.map(Report::Imported)).await;
-                    }
+            Ok(images) => {
+                for image in images {
+                    let imported = self.admit(&image, &read, import.pin, &holds).await;
+                    reports.outcome(&shown(&image.name), imported.map(Report::Imported)).await;
                 }
-            },
+            }
         }
-        self.remove_unneeded(&read.added, &needed).await;
+        holds.end().await;
     }
 
     /// Takes blobs in and remembers what says how they belong together.
-    async fn read_archive(&self, read: &mut Read, input: &mut Input) -> Result<(), String> {
+    async fn read_archive(&self, read: &mut Read, input: &mut Input, holds: &Holds, reports: &Reports) -> Result<(), String> {
         let mut archive = Archive::new(input);
         while let Some(entry) = archive.next().await? {
-            if !read.paths.insert(entry.path.clone()) {
+            if !read.paths.insert(Digest::sha256(entry.path.as_bytes())) {
                 return Err(format!("it has {:?} twice", shown(&entry.path)));
             }
             match Role::of(&entry.path) {
@@ -136,12 +128,13 @@ impl Orders {
                     let link = archive.whole(&entry, LARGEST_LINK).await?;
                     let digest = std::str::from_utf8(&link).ok().and_then(|link| link.trim().parse().ok());
                     read.tags.push((repository, tag, digest.ok_or_else(|| format!("{:?} is no link", shown(&entry.path)))?));
+                    at_most(read.tags.len())?;
                 }
                 Role::Blob(digest) => {
-                    if self.take_blob(&mut archive, &entry, &digest).await? {
+                    if self.take_blob(&mut archive, &entry, &digest, holds, reports).await? {
                         read.added.insert(digest.clone());
                     }
-                    read.files.insert(entry.path, (digest, entry.size));
+                    read.files.insert(digest, entry.size);
                 }
                 Role::Nothing if entry.path.ends_with("/layer.tar") => {
                     return Err(
@@ -159,22 +152,44 @@ impl Orders {
         Ok(())
     }
 
-    /// Admits the bytes of a file as a blob. False if it was here: then they are verified all the same.
-    async fn take_blob(&self, archive: &mut Archive<'_>, entry: &Entry, digest: &Digest) -> Result<bool, String> {
+    /// Admits the bytes of a file as a blob. False if it was here, and is right: then they are verified all the same.
+    async fn take_blob(
+        &self,
+        archive: &mut Archive<'_>,
+        entry: &Entry,
+        digest: &Digest,
+        holds: &Holds,
+        reports: &Reports,
+    ) -> Result<bool, String> {
         let refused = |why: &dyn std::fmt::Display| format!("{:?}: {why}", shown(&entry.path));
         let wrong = || refused(&"its bytes are not those that its name promises");
-        let since = Instant::now();
+        let mut waited = 0;
+        holds.bring(digest);
         let mut writer = loop {
-            if self.store.size(digest).is_some() {
-                let mut hasher = Hasher::new(digest.algorithm());
-                while let Some(bytes) = archive.data().await? {
-                    hasher.update(&bytes);
+            if let Some(size) = self.store.size(digest) {
+                // An archive is also how what is damaged is had again where nobody can be asked.
+                if self.store.check(digest, None).await == Some(false) {
+                    continue;
                 }
-                return if hasher.finish() == *digest { Ok(false) } else { Err(wrong()) };
+                holds.named(digest);
+                if size != entry.size {
+                    return Err(wrong());
+                }
+                let mut hashing = Hashing::new(digest.algorithm());
+                while let Some(bytes) = archive.data().await? {
+                    hashing.update(bytes).await;
+                }
+                return if hashing.finish().await.as_ref() == Some(digest) { Ok(false) } else { Err(wrong()) };
             }
             let writer = self.store.begin(digest.clone()).await;
             match writer.bypassed() {
-                Some(Bypass::Busy) if since.elapsed() < BUSY => tokio::time::sleep(AGAIN).await,
+                Some(Bypass::Busy) => {
+                    waited += 1;
+                    if waited == SAID {
+                        reports.tell(Report::Waiting { why: format!("{digest} is being brought by another just now") }).await;
+                    }
+                    tokio::time::sleep(AGAIN).await;
+                }
                 Some(why) => return Err(refused(why)),
                 None => break writer,
             }
@@ -208,21 +223,28 @@ impl Orders {
     }
 
     /// Which images the archive has, and what they are to be called.
-    async fn images_of(&self, read: &mut Read, import: &Import) -> Result<Vec<Named>, String> {
-        let json = |name: &str| -> Result<Option<Value>, String> {
-            let Some(bytes) = read.small.get(name) else { return Ok(None) };
-            serde_json::from_slice(bytes).map(Some).map_err(|_| format!("its {name} is no JSON"))
-        };
-        let (index, loaded) = (json("index.json")?, json("manifest.json")?);
-        let mut images = Vec::new();
-        if let Some(index) = index {
-            images.extend(of_index(&index)?);
-        } else if let Some(loaded) = loaded {
-            images.extend(self.of_docker(&loaded, read).await?);
+    async fn images_of(&self, read: &mut Read, import: &Import, holds: &Holds) -> Result<Vec<Named>, String> {
+        let archive = std::mem::take(read);
+        // They may be large, and are not read on a thread that serves.
+        let found = tokio::task::spawn_blocking(move || {
+            let found = match (archive.small.get("index.json"), archive.small.get("manifest.json")) {
+                (Some(index), _) => named::of_index(index).map(|images| (images, Vec::new())),
+                (None, Some(loaded)) => named::of_docker(loaded, &archive).map(|made| (Vec::new(), made)),
+                (None, None) => Ok((Vec::new(), Vec::new())),
+            };
+            (found, archive)
+        });
+        let (found, archive) = found.await.map_err(|error| error.to_string())?;
+        *read = archive;
+        read.small.clear();
+        let (mut images, made) = found?;
+        for Made { manifest, names } in made {
+            let digest = self.put_manifest(manifest, read, holds).await?;
+            let media_type = Some(named::MANIFEST_TYPE.to_owned());
+            images.extend(names.into_iter().map(|name| Named { name, digest: digest.clone(), media_type: media_type.clone() }));
+            at_most(images.len())?;
         }
-        if images.len() > MOST_IMAGES || read.tags.len() > MOST_IMAGES {
-            return Err(format!("it has more than {MOST_IMAGES} images"));
-        }
+        at_most(images.len())?;
         if let (Some(name), false) = (&import.name, images.is_empty()) {
             let digests: BTreeSet<Digest> = images.iter().map(|image| image.digest.clone()).collect();
             if digests.len() > 1 {
@@ -245,44 +267,22 @@ impl Orders {
         }
     }
 
-    /// The images that `docker load` would find, with manifests made for them.
-    async fn of_docker(&self, loaded: &Value, read: &mut Read) -> Result<Vec<Named>, String> {
-        let mut images = Vec::new();
-        for image in loaded.as_array().ok_or("its manifest.json is no list")? {
-            let described = |path: &Value, media_type: &str| {
-                let path = path.as_str().ok_or("its manifest.json names no file")?;
-                let (digest, size) = read.files.get(path).ok_or_else(|| format!("{:?} is not in it", shown(path)))?;
-                Ok::<_, String>(json!({ "mediaType": media_type, "digest": digest.to_string(), "size": size }))
-            };
-            let config = described(&image["Config"], "application/vnd.oci.image.config.v1+json")?;
-            let layers = image["Layers"].as_array().ok_or("its manifest.json has an image without layers")?;
-            let layers = layers.iter().map(|layer| described(layer, "application/vnd.oci.image.layer.v1.tar"));
-            let layers = layers.collect::<Result<Vec<Value>, String>>()?;
-            let media_type = "application/vnd.oci.image.manifest.v1+json";
-            let manifest = json!({ "schemaVersion": 2, "mediaType": media_type, "config": config, "layers": layers }).to_string();
-            let digest = Digest::sha256(manifest.as_bytes());
-            if self.store.size(&digest).is_none() {
-                match self.store.put(&digest, Bytes::from(manifest), &[]).await {
-                    Finished::Kept => _ = read.added.insert(digest.clone()),
-                    other => return Err(format!("a manifest is not kept: {other:?}")),
-                }
+    /// Keeps a manifest that was made.
+    async fn put_manifest(&self, manifest: String, read: &mut Read, holds: &Holds) -> Result<Digest, String> {
+        let digest = Digest::sha256(manifest.as_bytes());
+        holds.hold(&digest);
+        if self.store.size(&digest).is_none() {
+            holds.bring(&digest);
+            match self.store.put(&digest, Bytes::from(manifest), &[]).await {
+                Finished::Kept => _ = read.added.insert(digest.clone()),
+                other => return Err(format!("a manifest is not kept: {other:?}")),
             }
-            let tags = image["RepoTags"].as_array().into_iter().flatten().filter_map(Value::as_str);
-            let mut names: Vec<String> = tags.map(str::to_owned).collect();
-            if names.is_empty() {
-                names.push(String::new());
-            }
-            images.extend(names.into_iter().map(|name| Named {
-                name,
-                digest: digest.clone(),
-                media_type: Some(media_type.into()),
-            }));
         }
-        Ok(images)
+        Ok(digest)
     }
 
     /// Gives an image its name, if all of it is here.
-    async fn admit(&self, image: &Named, read: &Read, pin: bool, needed: &mut HashSet<Digest>) -> Result<ImportReport, String> {
+    async fn admit(&self, image: &Named, read: &Read, pin: bool, holds: &Holds) -> Result<ImportReport, String> {
         if image.name.is_empty() {
             return Err(format!("{} has no name; --as gives it one", image.digest));
         }
@@ -293,11 +293,18 @@ impl Orders {
             return Err(format!("it is {}", image.digest));
         }
         let origin = self.mirror.registries().resolve(&name).map_err(|refusal| refusal.to_string())?;
-        let parts = self.parts_of(image).await?;
-        self.name(&origin, &name.reference, image, &parts);
-        needed.extend(parts.blobs.keys().cloned());
+        let parts = self.parts(&image.digest, image.media_type.clone(), Some(holds)).await?;
+        if let Some((digest, lack)) = parts.missing.first_key_value() {
+            return Err(match lack {
+                Lack::Broken(why) => format!("{digest}: {why}"),
+                Lack::Absent if parts.is_index() => "none of the manifests that it names is in the archive whole, or here".into(),
+                Lack::Absent => format!("{digest} is not in the archive, and not here"),
+            });
+        }
+        self.name(&origin, &name.reference, &image.digest, &parts);
+        parts.blobs.keys().for_each(|digest| holds.named(digest));
         if pin {
-            self.keep_for_good(&origin.repository, &name.reference, &image.digest).await?;
+            self.keep_for_good(&origin.repository, &name.reference, &image.digest, &parts).await?;
         }
         self.store.settle().await.map_err(|error| format!("it is here until larder ends, and not beyond: {error}"))?;
         let added = parts.blobs.iter().filter(|(digest, _)| read.added.contains(digest));
@@ -308,93 +315,32 @@ impl Orders {
             added,
             bytes,
             present: parts.blobs.len() - added,
-            absent: parts.absent,
+            absent: parts.absent.len(),
             pinned: pin,
         })
     }
 
-    /// All that an image needs, if it is here.
-    async fn parts_of(&self, image: &Named) -> Result<Parts, String> {
-        let mut parts = Parts::default();
-        let mut wanted = vec![(image.digest.clone(), image.media_type.clone())];
-        while let Some((digest, media_type)) = wanted.pop() {
-            if parts.blobs.contains_key(&digest) {
-                continue;
-            }
-            let size = self.store.size(&digest).ok_or_else(|| format!("{digest} is not in the archive, and not here"))?;
-            let bytes = self.store.peek(&digest, MAX_MANIFEST).await.map_err(|error| format!("{digest}: {error}"))?;
-            let bytes = bytes.filter(|bytes| digest.matches(bytes)).ok_or_else(|| format!("{digest} is no manifest"))?;
-            let manifest = Manifest::parse(media_type.as_deref(), &bytes).map_err(|bad| format!("{digest}: {bad}"))?;
-            parts.blobs.insert(digest.clone(), size);
-            for child in &manifest.children {
-                match child.digest.parse::<Digest>() {
-                    Ok(digest) if self.store.size(&digest).is_some() && oci::is_manifest_type(&child.media_type) => {
-                        wanted.push((digest, Some(child.media_type.clone())));
-                    }
-                    _ => parts.absent += 1,
-                }
-            }
-            if manifest.children.is_empty() {
-                for blob in &manifest.names {
-                    let size = self.store.size(blob).ok_or_else(|| format!("{blob} is not in the archive, and not here"))?;
-                    parts.blobs.insert(blob.clone(), size);
-                }
-            }
-            parts.manifests.push((digest, size, manifest));
-            if parts.manifests.len() > MOST_MANIFESTS {
-                return Err(format!("it has more than {MOST_MANIFESTS} manifests"));
-            }
-        }
-        Ok(parts)
-    }
-
     /// From now on the repository has the image: who brings it in answers for it. Its tag comes last.
-    fn name(&self, origin: &Origin, reference: &Reference, image: &Named, parts: &Parts) {
+    fn name(&self, origin: &Origin, reference: &Reference, image: &Digest, parts: &Parts) {
         let repository = &origin.repository;
-        let manifests: HashSet<&Digest> = parts.manifests.iter().map(|(digest, ..)| digest).collect();
-        for (digest, size) in parts.blobs.iter().filter(|(digest, _)| !manifests.contains(digest)) {
+        let mut blobs = parts.blobs.clone();
+        let manifests = parts.manifests.iter().filter_map(|(digest, manifest)| Some((digest, blobs.remove(digest)?, manifest)));
+        let manifests: Vec<_> = manifests.collect();
+        for (digest, size) in &blobs {
             self.mirror.set_proof(repository, digest, *size, None);
         }
-        for (digest, size, manifest) in parts.manifests.iter().rev() {
+        for (digest, size, manifest) in manifests.into_iter().rev() {
             self.store.link(digest, &manifest.names);
-            self.mirror.set_proof(repository, digest, *size, Some(manifest.media_type.clone()));
+            self.mirror.set_proof(repository, digest, size, Some(manifest.media_type.clone()));
         }
         if let Reference::Tag(tag) = reference {
-            self.mirror.point(origin, tag, &image.digest);
-        }
-    }
-
-    /// Removes what was brought in for nothing, unless others have come to use it meanwhile.
-    async fn remove_unneeded(&self, added: &HashSet<Digest>, needed: &HashSet<Digest>) {
-        for digest in added.difference(needed) {
-            let entry = self.store.entry(digest);
-            let used = entry
-                .is_some_and(|entry| entry.pinned || entry.named_by.iter().any(|by| !added.contains(by) || needed.contains(by)));
-            if !used
-                && self.store.held_by(digest).is_empty()
-                && let Err(error) = self.store.remove(digest).await
-            {
-                tracing::warn!(%digest, %error, "what an archive brought for nothing could not be removed");
-            }
+            self.mirror.point(origin, tag, image);
         }
     }
 }
 
-/// The images of an OCI image layout.
-fn of_index(index: &Value) -> Result<Vec<Named>, String> {
-    let manifests = index["manifests"].as_array().ok_or("its index.json has no manifests")?;
-    let named = manifests.iter().map(|descriptor| {
-        let digest = descriptor["digest"].as_str().and_then(|digest| digest.parse().ok());
-        let annotation = |key: &str| descriptor["annotations"][key].as_str().map(str::to_owned);
-        // The other may be no more than a tag.
-        let whole = annotation("org.opencontainers.image.ref.name").filter(|name| name.contains([':', '/']));
-        Ok(Named {
-            name: annotation("io.containerd.image.name").or(whole).unwrap_or_default(),
-            digest: digest.ok_or("its index.json has a manifest without a digest")?,
-            media_type: descriptor["mediaType"].as_str().map(str::to_owned),
-        })
-    });
-    named.collect()
+fn at_most(images: usize) -> Result<(), String> {
+    if images > MOST_IMAGES { Err(format!("it has more than {MOST_IMAGES} images")) } else { Ok(()) }
 }
 
 // === impl Role ===

@@ -21,7 +21,11 @@ impl Orders {
     pub(super) async fn missing(&self, reports: &Reports) {
         for Lacking { repository, reference, times, last } in self.mirror.lacking() {
             // It may have been delivered since.
-            if self.digest_of(&repository, &reference).is_some_and(|digest| self.parts(&digest).missing == 0) {
+            let delivered = match self.digest_of(&repository, &reference) {
+                Some(digest) => self.parts(&digest, None, None).await.is_ok_and(|parts| parts.is_whole()),
+                None => false,
+            };
+            if delivered {
                 self.mirror.forget_lacking(&repository, &reference);
                 continue;
             }

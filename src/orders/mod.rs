@@ -6,9 +6,11 @@
 mod archive;
 mod explain;
 mod export;
+mod hashing;
 mod images;
 mod import;
 mod missing;
+mod parts;
 mod pins;
 mod pull;
 mod refresh;
@@ -212,6 +214,12 @@ impl Reports {
     pub fn channel() -> (Self, mpsc::Receiver<Report>) {
         let (send, receive) = mpsc::channel(UNREAD);
         (Self(send), receive)
+    }
+
+    /// Whether no more have room before one is taken.
+    #[must_use]
+    pub fn are_waiting(&self) -> bool {
+        self.0.capacity() == 0
     }
 
     async fn tell(&self, report: Report) {

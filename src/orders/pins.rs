@@ -3,6 +3,7 @@
 use crate::oci::{Digest, Reference, Repository};
 use crate::store::{Kind, Pin};
 
+use super::parts::Parts;
 use super::{Orders, Report, Reports, absent};
 
 // === impl Orders ===
@@ -16,31 +17,27 @@ impl Orders {
 
     async fn pin_one(&self, image: &str) -> Result<Report, String> {
         let (repository, reference) = self.named(image)?;
+        let holds = self.store.holds();
         let digest = self.digest_of(&repository, &reference).ok_or_else(|| absent(image))?;
-        let missing = self.keep_for_good(&repository, &reference, &digest).await?;
+        let parts = self.parts(&digest, None, Some(&holds)).await?;
+        self.keep_for_good(&repository, &reference, &digest, &parts).await?;
+        let missing = parts.missing.len();
         Ok(Report::Pinned { image: repository.image(&reference), digest: digest.to_string(), missing })
     }
 
-    /// Pins an image and all that is here of it. Returns how many of its blobs are not here.
+    /// Pins an image and all that its manifests name.
     pub(super) async fn keep_for_good(
         &self,
         repository: &Repository,
         reference: &Reference,
         digest: &Digest,
-    ) -> Result<usize, String> {
+        parts: &Parts,
+    ) -> Result<(), String> {
         let pinned = self.store.pin(repository, reference, digest).await;
         pinned.map_err(|error| format!("it is pinned until larder ends, and not beyond: {error}"))?;
         // Where too much is remembered, what this one names may not have been.
-        let mut manifests = vec![digest.clone()];
-        while let Some(digest) = manifests.pop() {
-            if let Some(manifest) = self.manifest(&digest).await {
-                self.store.link(&digest, &manifest.names);
-                manifests.extend(manifest.children.iter().filter_map(|child| child.digest.parse().ok()));
-            }
-        }
-        let orders = self.clone();
-        let digest = digest.clone();
-        Ok(tokio::task::spawn_blocking(move || orders.parts(&digest).missing).await.unwrap_or_default())
+        parts.manifests.iter().for_each(|(digest, manifest)| self.store.link(digest, &manifest.names));
+        Ok(())
     }
 
     pub(super) async fn unpin(&self, images: &[String], reports: &Reports) {

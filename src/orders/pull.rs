@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::mirror::{Step, Warmed, Warming};
 use crate::oci::{ImageName, Platforms};
+use crate::store::Holds;
 
 use super::{Orders, Report, Reports};
 
@@ -52,13 +53,15 @@ const AT_ONCE: usize = 4;
 
 impl Orders {
     pub(super) async fn pull(&self, pull: &Pull, reports: &Reports) {
+        // What one image needs is not to leave for the next.
+        let holds = self.store.holds();
         for image in &pull.images {
-            let pulled = self.pull_one(image, pull, reports).await;
+            let pulled = self.pull_one(image, pull, &holds, reports).await;
             reports.outcome(image, pulled.map(Report::Pulled)).await;
         }
     }
 
-    async fn pull_one(&self, image: &str, pull: &Pull, reports: &Reports) -> Result<PullReport, String> {
+    async fn pull_one(&self, image: &str, pull: &Pull, holds: &Holds, reports: &Reports) -> Result<PullReport, String> {
         let name = image.parse::<ImageName>().map_err(|invalid| invalid.to_string())?;
         let origin = self.mirror.registries().resolve(&name).map_err(|refusal| refusal.to_string())?;
         let image = origin.repository.image(&name.reference);
@@ -66,7 +69,7 @@ impl Orders {
             let layer = LayerReport { image: image.clone(), digest: digest.to_string(), bytes, size, done };
             reports.try_tell(Report::Layer(layer));
         };
-        let warming = Warming { platforms: &pull.platforms, at_once: AT_ONCE, tell: &tell };
+        let warming = Warming { platforms: &pull.platforms, at_once: AT_ONCE, holds, tell: &tell };
         let mut warmed = self.mirror.bring(&origin, &name.reference, warming).await;
         let mut found = Vec::new();
         if pull.referrers {
@@ -77,15 +80,20 @@ impl Orders {
             }
         }
         let Some(digest) = warmed.digest.clone() else { return Err(why(&warmed)) };
+        let parts = self.parts(&digest, None, Some(holds)).await?;
         if pull.pin {
-            let own = std::iter::once((&name.reference, &digest));
-            for (reference, digest) in own.chain(found.iter().map(|(reference, digest)| (reference, digest))) {
-                self.keep_for_good(&origin.repository, reference, digest).await?;
+            self.keep_for_good(&origin.repository, &name.reference, &digest, &parts).await?;
+            for (reference, digest) in &found {
+                let parts = self.parts(digest, None, Some(holds)).await?;
+                self.keep_for_good(&origin.repository, reference, digest, &parts).await?;
             }
         }
         self.store.settle().await.map_err(|error| format!("it is here until larder ends, and not beyond: {error}"))?;
         if !warmed.failed.is_empty() {
             return Err(why(&warmed));
+        }
+        if let Some((digest, _)) = parts.missing.first_key_value() {
+            return Err(format!("{digest} came, and is not here any more"));
         }
         if let Some(why) = warmed.stale {
             return Err(format!("it is here, but whether it is the newest could not be asked: {why}"));

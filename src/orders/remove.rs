@@ -37,7 +37,10 @@ impl Orders {
         let tags = known.iter().filter(|known| known.repository == repository && known.digest == digest);
         let (going, staying): (Vec<_>, Vec<_>) =
             tags.filter_map(|known| known.tag.clone()).partition(|tag| by_digest || reference == Reference::Tag(tag.clone()));
-        if going.is_empty() && self.store.entry(&digest).is_some_and(|entry| !entry.named_by.is_empty()) {
+        if self.store.entry(&digest).is_some_and(|entry| entry.held) {
+            return Err("an order brings it in or gives it out just now; try again when that has ended".into());
+        }
+        if going.is_empty() && self.store.is_named(&digest) {
             return Err("it is a part of another image, and goes with that".into());
         }
         going.iter().for_each(|tag| self.store.remove_tag(&repository, tag));
@@ -70,36 +73,20 @@ impl Orders {
     /// Removes a manifest and what it names, but for what is pinned, what other manifests name, and the manifests that are
     /// `needed`. Returns how many bytes of the disk that were.
     async fn remove_parts(&self, repository: &Repository, manifest: &Digest, needed: &HashSet<Digest>) -> Result<u64, String> {
-        let (mut looked_at, mut going) = (vec![manifest.clone()], Vec::new());
-        let mut gone = HashSet::new();
+        let (mut looked_at, mut freed) = (vec![manifest.clone()], 0);
         while let Some(digest) = looked_at.pop() {
             let Some(entry) = self.store.entry(&digest) else { continue };
-            // Of those that name it each looks at it when it goes; the last one takes it along.
-            if gone.contains(&digest) || entry.named_by.iter().any(|by| !gone.contains(by)) {
-                continue;
-            }
-            if entry.pinned || needed.contains(&digest) {
-                if digest == *manifest {
-                    self.store.remove_proof(repository, &digest, Kind::Manifest);
-                }
-                continue;
-            }
-            looked_at.extend(entry.names);
-            gone.insert(digest.clone());
-            going.push(digest);
-        }
-        // First the names: who finds those missing asks anew.
-        for digest in &going {
-            self.store.remove_proof(repository, digest, Kind::Manifest);
-            self.store.remove_proof(repository, digest, Kind::Blob);
-        }
-        self.store.settle().await.map_err(|error| error.to_string())?;
-        let mut freed = 0;
-        for digest in going {
-            let removed = self.store.remove(&digest).await;
+            let removed = if needed.contains(&digest) { Ok(None) } else { self.store.remove(&digest, repository).await };
             self.mirror.forget_bytes(&digest);
-            freed +=
-                removed.map_err(|error| format!("{digest} could not be removed from the disk: {error}"))?.unwrap_or_default();
+            match removed.map_err(|error| format!("{digest} could not be removed from the disk: {error}"))? {
+                // Of those that name it each looks at it when it has gone; the last one takes it along.
+                Some(bytes) => {
+                    freed += bytes;
+                    looked_at.extend(entry.names);
+                }
+                None if digest == *manifest => self.store.remove_proof(repository, &digest, Kind::Manifest),
+                None => {}
+            }
         }
         Ok(freed)
     }

@@ -37,13 +37,19 @@ impl Orders {
         let mut told = Instant::now();
         for digest in &all {
             let size = self.store.size(digest).unwrap_or_default();
-            match self.store.check(digest, rate).await {
+            match self.store.check(digest, Some(rate)).await {
                 Some(true) => (verified.right, verified.bytes) = (verified.right + 1, verified.bytes + size),
                 Some(false) => {
                     verified.damaged += 1;
                     verified.repaired += u64::from(self.damaged(digest, repair, reports).await);
                 }
-                None => verified.skipped += 1,
+                None => {
+                    verified.skipped += 1;
+                    if self.store.size(digest).is_some() {
+                        let why = "it cannot be read just now, so nobody knows whether it is right; the log says why".into();
+                        reports.tell(Report::Failed { what: digest.to_string(), why }).await;
+                    }
+                }
             }
             bytes += size;
             if told.elapsed().as_millis() >= 100 {

@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -32,12 +33,24 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// The largest order, in bytes: it may name many images.
 const LARGEST_ORDER: usize = 16 << 20;
 const LAST_WORD: Duration = Duration::from_secs(10);
+/// An order of whose reports nobody takes any for so long is taken back, as it holds what it needs.
+const UNREAD: Duration = Duration::from_mins(1);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What orders are taken with.
+#[derive(Clone)]
+struct Takes {
+    orders: Orders,
+    /// Each ends when the larder stops.
+    tasks: TaskTracker,
+}
 
 /// The lines of an answer.
 enum Lines {
     Reports {
         reports: mpsc::Receiver<Report>,
+        /// How many have gone out.
+        taken: Arc<AtomicU64>,
         /// Whoever hangs up ends the work.
         _work: DropGuard,
     },
@@ -52,21 +65,19 @@ pub async fn serve_orders(listener: UnixListener, orders: Orders, stop: impl Fut
     let (places, tasks, stopping) = (Arc::new(Semaphore::new(MOST_CONNECTIONS)), TaskTracker::new(), CancellationToken::new());
     tokio::pin!(stop);
     loop {
-        let accepted = async {
-            let place = Arc::clone(&places).acquire_owned().await.map_err(std::io::Error::other)?;
-            std::io::Result::Ok((listener.accept().await?.0, place))
-        };
         let accepted = tokio::select! {
             () = &mut stop => break,
-            accepted = accepted => accepted,
+            accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, place)) => {
-                let (orders, stopping) = (orders.clone(), stopping.clone());
+            Ok((stream, _)) => {
+                let place = Arc::clone(&places).try_acquire_owned().ok();
+                let takes = place.is_some().then(|| Takes { orders: orders.clone(), tasks: tasks.clone() });
+                let stopping = stopping.clone();
                 tasks.spawn(async move {
                     tokio::select! {
                         () = stopping.cancelled() => {}
-                        () = speak(stream, orders) => {}
+                        () = speak(stream, takes) => {}
                     }
                     drop(place);
                 });
@@ -83,10 +94,10 @@ pub async fn serve_orders(listener: UnixListener, orders: Orders, stop: impl Fut
     tasks.wait().await;
 }
 
-async fn speak(stream: UnixStream, orders: Orders) {
+async fn speak(stream: UnixStream, takes: Option<Takes>) {
     let service = service_fn(move |request| {
-        let orders = orders.clone();
-        async move { Ok::<_, Infallible>(answer(request, orders).await) }
+        let takes = takes.clone();
+        async move { Ok::<_, Infallible>(answer(request, takes).await) }
     });
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
@@ -95,14 +106,18 @@ async fn speak(stream: UnixStream, orders: Orders) {
     }
 }
 
-async fn answer(request: Request<Incoming>, orders: Orders) -> Response<Lines> {
+async fn answer(request: Request<Incoming>, takes: Option<Takes>) -> Response<Lines> {
+    let Some(Takes { orders, tasks }) = takes else {
+        let why = format!("carries out {MOST_CONNECTIONS} orders already; give this one again when some of them have ended");
+        return refuse(StatusCode::SERVICE_UNAVAILABLE, &why);
+    };
     let (head, body) = request.into_parts();
     if head.method != Method::POST || head.uri.path() != ORDERS_PATH {
         return refuse(StatusCode::NOT_FOUND, "this takes orders, as the larder command gives them");
     }
     let mut body = BodyStream(body);
     let Some((order, rest)) = read(&mut body).await else {
-        return refuse(StatusCode::BAD_REQUEST, "the order did not come whole, or is too large");
+        return refuse(StatusCode::PAYLOAD_TOO_LARGE, "takes no order that is so large; give it in parts");
     };
     let order: Order = match serde_json::from_slice(&order) {
         Ok(order) => order,
@@ -110,17 +125,35 @@ async fn answer(request: Request<Incoming>, orders: Orders) -> Response<Lines> {
     };
     let (send, reports) = Reports::channel();
     let work = CancellationToken::new();
-    let ended = work.clone();
-    tokio::spawn(async move {
+    let (ended, taken) = (work.clone(), Arc::<AtomicU64>::default());
+    tasks.spawn(unread(send.clone(), Arc::clone(&taken), work.clone()));
+    tasks.spawn(async move {
         let mut input: Input = Box::pin(stream::iter([Ok(rest)]).chain(body));
         let work = async {
             orders.carry_out(order, &mut input, &send).await;
             // Whoever is still sending is to hear the last report before the connection breaks.
             let _ = timeout(LAST_WORD, async { while let Some(Ok(_)) = input.next().await {} }).await;
         };
-        ended.run_until_cancelled(work).await
+        ended.run_until_cancelled(work).await;
     });
-    Response::new(Lines::Reports { reports, _work: work.drop_guard() })
+    Response::new(Lines::Reports { reports, taken, _work: work.drop_guard() })
+}
+
+/// Takes an order back when its reports wait and nobody takes any.
+async fn unread(reports: Reports, taken: Arc<AtomicU64>, work: CancellationToken) {
+    let waits_in_vain = async {
+        loop {
+            let before = taken.load(Ordering::Relaxed);
+            tokio::time::sleep(UNREAD).await;
+            if reports.are_waiting() && taken.load(Ordering::Relaxed) == before {
+                return;
+            }
+        }
+    };
+    if work.run_until_cancelled(waits_in_vain).await.is_some() {
+        tracing::warn!("an order was taken back, as nobody reads what comes of it");
+        work.cancel();
+    }
 }
 
 /// The line of a request that is the order, and what has come of what follows it. `None` if it does not come whole, or is too large.
@@ -167,7 +200,11 @@ impl Body for Lines {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let next = match &mut *self {
             Self::Refusal(why) => why.take(),
-            Self::Reports { reports, .. } => ready!(reports.poll_recv(cx)).map(|report| report.sent()),
+            Self::Reports { reports, taken, .. } => {
+                let report = ready!(reports.poll_recv(cx));
+                taken.fetch_add(1, Ordering::Relaxed);
+                report.map(|report| report.sent())
+            }
         };
         Poll::Ready(next.map(|bytes| Ok(Frame::data(bytes))))
     }

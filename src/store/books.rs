@@ -96,9 +96,14 @@ impl Books {
         self.budget
     }
 
+    /// Whether the cache takes more than it may, before anything else comes.
+    pub(super) fn is_over(&self) -> bool {
+        self.used() > self.budget
+    }
+
     /// How a blob is in the cache, or on its way in.
     pub(super) fn hold(&self, digest: &Digest) -> Hold {
-        if self.lru.is_pinned(digest) {
+        if self.lru.is_kept(digest) {
             Hold::Pinned
         } else if self.lru.contains(digest) || self.writing.contains(digest) {
             Hold::Loose
@@ -227,9 +232,7 @@ impl Books {
         let mut victims = Vec::new();
         let mut sum = 0;
         while sum < bytes {
-            let is_open = |digest: &Digest| self.open.get(digest).is_some_and(|handle| handle.strong_count() > 0);
-            let in_use = |digest: &Digest| is_open(digest) || self.opening.contains_key(digest);
-            let Some((digest, size)) = self.lru.pop(in_use) else { break };
+            let Some((digest, size)) = self.lru.pop(|digest| is_in_use(&self.open, &self.opening, digest)) else { break };
             self.open.remove(&digest);
             let charge = charge(size);
             sum += charge;
@@ -238,6 +241,12 @@ impl Books {
             victims.push((digest, charge));
         }
         victims
+    }
+
+    /// Takes out a blob that nobody reads and nothing needs. Returns what it takes of the disk.
+    pub(super) fn leave_unneeded(&mut self, digest: &Digest) -> Option<u64> {
+        let stays = self.lru.is_needed(digest) || is_in_use(&self.open, &self.opening, digest);
+        if stays { None } else { self.take_out(digest) }
     }
 
     /// The bytes of a file that was leaving are off the disk.
@@ -327,6 +336,11 @@ impl Books {
     pub(super) fn closed(&mut self, charge: u64) {
         self.lingering -= charge;
     }
+}
+
+/// Whether someone has the file of a blob open, or is about to.
+fn is_in_use(open: &HashMap<Digest, Weak<Handle>>, opening: &HashMap<Digest, usize>, digest: &Digest) -> bool {
+    open.get(digest).is_some_and(|handle| handle.strong_count() > 0) || opening.contains_key(digest)
 }
 
 // === impl Claim ===

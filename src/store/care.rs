@@ -17,7 +17,7 @@ pub struct Account {
     /// What it may take.
     pub budget: u64,
     pub used: u64,
-    /// Of it, blobs that are never evicted,
+    /// Of it, blobs that are pinned, or that an order needs just now,
     pub pinned: u64,
     /// blobs that may be,
     pub evictable: u64,
@@ -43,6 +43,12 @@ impl Store {
     #[must_use]
     pub fn entry(&self, digest: &Digest) -> Option<Entry> {
         lock(&self.0.books).lru.entry(digest)
+    }
+
+    /// Whether a manifest of the cache names a digest.
+    #[must_use]
+    pub fn is_named(&self, digest: &Digest) -> bool {
+        lock(&self.0.books).lru.is_named(digest)
     }
 
     /// The manifests of the cache that name a digest, which need not be in it.
@@ -102,7 +108,7 @@ impl Store {
     /// What eviction would take first, in its order; none where nothing is evicted.
     #[must_use]
     pub fn next_to_leave(&self, most: usize) -> Vec<Leaving> {
-        if self.0.sealed { Vec::new() } else { lock(&self.0.books).lru.next_to_leave(most) }
+        if self.0.is_sealed() { Vec::new() } else { lock(&self.0.books).lru.next_to_leave(most) }
     }
 
     /// The bytes of a small blob, without using it and without a look at whether they are right. `None` if the cache has none,
@@ -190,23 +196,26 @@ impl Store {
 
     // --- removal ---
 
-    /// Removes a blob; who reads it reads on. Returns what it took of the disk, in bytes; `None` if there was none.
+    /// Removes a blob and says that `repository` does not hold it any more; who reads it reads on. Returns what it took of the disk,
+    /// in bytes; `None` if there was none, or it is pinned, or an order needs it, or a manifest of the cache names it.
     ///
     /// Cancel safe: it is done all the same.
     ///
     /// # Errors
     /// When the file could not be removed. The cache does not have it any more, but the disk does.
-    pub async fn remove(&self, digest: &Digest) -> io::Result<Option<u64>> {
-        let (store, digest) = (Arc::clone(&self.0), digest.clone());
-        self.0.writes.run(move || store.remove(&digest)).await?
+    pub async fn remove(&self, digest: &Digest, repository: &Repository) -> io::Result<Option<u64>> {
+        let (store, digest, repository) = (Arc::clone(&self.0), digest.clone(), repository.clone());
+        self.0.writes.run(move || store.remove(&digest, Some(&repository))).await?
     }
 
-    /// Waits until what was recorded is on the disk.
+    /// Waits until what was recorded is on the disk, and what has come has its name there for good.
     ///
     /// # Errors
     /// When it could not be written; it is tried again later.
     pub async fn settle(&self) -> io::Result<()> {
         self.0.records.flush().await;
+        let store = Arc::clone(&self.0);
+        self.0.writes.run(move || store.disk.sync_names()).await??;
         if self.0.records.are_lost() { Err(io::Error::other("the records could not be written")) } else { Ok(()) }
     }
 
@@ -230,17 +239,25 @@ impl Shared {
         pins.iter().for_each(|pin| books.lru.pin(&pin.digest));
     }
 
-    fn remove(&self, digest: &Digest) -> io::Result<Option<u64>> {
+    /// Whether it is needed is decided where it is taken out: who needs it holds it before looking whether it is there.
+    pub(super) fn remove(&self, digest: &Digest, repository: Option<&Repository>) -> io::Result<Option<u64>> {
         // Nobody renames anything in or removes it meanwhile.
         let _gate = lock(&self.gate);
         // It must outlive the lock: the last one to let go of a file takes it.
         let open;
         let charge = {
             let mut books = lock(&self.books);
+            if books.lru.is_needed(digest) {
+                return Ok(None);
+            }
             open = books.opened(digest);
             let Some(charge) = books.take_out(digest) else { return Ok(None) };
             charge
         };
+        // Who brings it in anew, and says so, does it when the gate is open again.
+        for kind in [Kind::Manifest, Kind::Blob] {
+            repository.iter().for_each(|repository| self.records.remove_proof(repository, digest, kind));
+        }
         let removed = caught(|| self.disk.remove_blob(digest));
         let mut books = lock(&self.books);
         match removed {

@@ -8,6 +8,7 @@
 //!       partial/sha256-<hex>   bytes on their way in
 //!       quarantine/            what was found damaged, named likewise: the newest few
 //!       records                what bytes do not tell: tags and proofs
+//!       limits                 what the cache may take, as the larder was told that served it last
 //!       missing                what a sealed larder was asked for and does not have
 //!       index                  sizes and order of use; may be deleted
 //!       socket                 by which the operator's commands reach the process that owns the directory
@@ -22,6 +23,7 @@ mod gate;
 mod residence;
 mod socket;
 
+use std::collections::HashSet;
 use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -33,7 +35,9 @@ use rustix::fs::{FlockOperation, OFlags};
 
 use crate::metrics::Metrics;
 use crate::oci::Digest;
+use crate::sync::Mutex;
 
+use super::lock;
 use super::options::Options;
 use super::pool::caught;
 use gate::Gate;
@@ -54,6 +58,8 @@ const PASSING: &str = "passing";
 pub(super) struct Disk {
     root: PathBuf,
     gate: Arc<Gate>,
+    /// Directories of blobs whose names may be gone after a power loss, as the disk failed.
+    unsynced: Mutex<HashSet<PathBuf>>,
     /// Keeps the lock: the kernel releases it with the process.
     _lock: fs::File,
 }
@@ -113,7 +119,7 @@ impl Disk {
             Err(error) => return Err(unusable(error)),
         }
         let Claimed { lock, rebooted } = gate.claim(root, options.passing)?;
-        let disk = Self { root: root.into(), gate, _lock: lock };
+        let disk = Self { root: root.into(), gate, unsynced: Mutex::default(), _lock: lock };
         // First of all, as without it the rest is a stranger's.
         if empty {
             disk.replace("layout", LAYOUT.as_bytes()).map_err(unusable)?;
@@ -253,9 +259,21 @@ impl Disk {
             }
             renamed => renamed?,
         }
-        // From here on it is the blob. Its bytes are on the disk; that its name may be gone after a power loss does no harm.
+        // From here on it is the blob. Its bytes are on the disk; that its name may be gone after a power loss does no harm but to
+        // who says that it will be there.
         if let Err(error) = caught(|| self.gate.sync_dir(shard)) {
+            lock(&self.unsynced).insert(shard.to_owned());
             tracing::warn!(%digest, %error, "the directory of a new blob could not be synced");
+        }
+        Ok(())
+    }
+
+    /// Tries again to sync what could not be: then all blobs have their names for good.
+    pub(super) fn sync_names(&self) -> io::Result<()> {
+        let unsynced: Vec<PathBuf> = lock(&self.unsynced).iter().cloned().collect();
+        for dir in unsynced {
+            self.gate.sync_dir(&dir)?;
+            lock(&self.unsynced).remove(&dir);
         }
         Ok(())
     }

@@ -162,7 +162,7 @@ impl Lru {
         }
         self.links += named.len();
         if pinned {
-            self.hold(named.clone());
+            self.pin_slots(named.clone());
         }
         self.entries.at_mut(slot).names = named.into();
         names.len().saturating_sub(room)

@@ -9,7 +9,9 @@ mod disk;
 mod growing;
 mod handle;
 mod health;
+mod holds;
 mod index;
+mod limits;
 mod lru;
 mod options;
 mod outlet;
@@ -54,6 +56,7 @@ pub use disk::{OpenError, SocketPath};
 pub use disk::{Operation, faults};
 pub use growing::{Cut, TAIL};
 pub use health::Trouble;
+pub use holds::Holds;
 pub use lru::Entry;
 pub use options::{Floor, Options};
 pub use outlet::{Outlet, Piece};
@@ -82,6 +85,8 @@ struct Shared {
     pinning: Mutex<()>,
     /// Nothing is evicted.
     sealed: bool,
+    /// Held for one command alone.
+    passing: bool,
     /// Held by the thread that writes the index.
     indexing: Mutex<()>,
     health: Health,
@@ -109,14 +114,17 @@ impl Store {
         let unusable = |error| OpenError::Unusable { dir: options.dir.clone(), error };
         let reads = Pool::new("larder-reads", options.patience).map_err(unusable)?;
         let writes = Pool::new("larder-writes", options.patience).map_err(unusable)?;
-        let books = Arc::new(Mutex::new(Books::new(options.budget())));
         let (of, counting) = (options.clone(), metrics.clone());
-        let opened = writes.run(move || Disk::open(&of, counting)).await;
+        let opened = writes.run(move || {
+            let opened = Disk::open(&of, counting)?;
+            let of = limits::settle(&opened.disk, of);
+            Ok((opened, of))
+        });
         let broken = |broken| unusable(io::Error::from(broken));
-        let Opened { disk, new, clean, rebooted } = opened.map_err(broken)??;
-        let disk = Arc::new(disk);
-        let (records_disk, records_pool, counting) = (Arc::clone(&disk), writes.clone(), metrics.clone());
-        let records = writes.run(move || Records::open(records_disk, records_pool, counting)).await.map_err(broken)?;
+        let (Opened { disk, new, clean, rebooted }, options) = opened.await.map_err(broken)??;
+        let (disk, books) = (Arc::new(disk), Arc::new(Mutex::new(Books::new(options.budget()))));
+        let (of, pool, counting, sealed) = (Arc::clone(&disk), writes.clone(), metrics.clone(), options.sealed);
+        let records = writes.run(move || Records::open(of, pool, sealed, counting)).await.map_err(broken)?;
         let (gate, indexing) = (Mutex::new(()), Mutex::new(()));
         let store = Self(Arc::new(Shared {
             disk,
@@ -128,6 +136,7 @@ impl Store {
             gate,
             pinning: Mutex::new(()),
             sealed: options.sealed,
+            passing: options.passing,
             indexing,
             health: Health::default(),
             counting: AtomicBool::new(false),

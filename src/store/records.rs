@@ -3,6 +3,7 @@
 //! Kept in memory and in a log of lines that `cat` shows. The last line about a thing counts; `untag`, `unproof` and
 //! `unpin` take back. When most lines are outdated the log is written anew.
 
+mod kinds;
 mod known;
 mod line;
 
@@ -19,6 +20,8 @@ use super::disk::{Disk, File};
 use super::lock;
 use super::pool::{Pool, caught};
 
+pub(super) use kinds::Hold;
+pub use kinds::{Kind, Known, Pin, Proof, TagRecord, Tally};
 use known::Place;
 use line::Line;
 
@@ -51,67 +54,21 @@ struct Log {
     torn: bool,
     /// Some lines could not be written: the log is to be written anew.
     lost: bool,
+    /// Of what was written before, some or all could not be read.
+    unread: Unread,
     lines: usize,
     /// How many there were when it was last written anew.
     lines_then: usize,
 }
 
-/// What a tag pointed to when the upstream was last asked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TagRecord {
-    pub digest: Digest,
-    pub checked: Timestamp,
-}
-
-/// The upstream has answered for a digest in a repository.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Proof {
-    /// In bytes.
-    pub size: u64,
-    /// For a manifest: the media type it is served with. `None` for a blob.
-    pub media_type: Option<String>,
-    /// When it did so last. Very long ago if it is not known.
-    pub proven: Timestamp,
-}
-
-/// A tag or a proof.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Known {
-    Tag(Repository, Tag, TagRecord),
-    Proof(Repository, Digest, Proof),
-}
-
-/// What the operator wants never to be evicted, and by which name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pin {
-    pub repository: Repository,
-    pub reference: Reference,
-    /// What the name meant when it was pinned.
-    pub digest: Digest,
-}
-
-/// How a digest is in the cache.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Hold {
-    Absent,
-    /// Until it is evicted.
-    Loose,
-    /// For good; or it is about to be fetched anew.
-    Pinned,
-}
-
-/// What has been counted under some name since some time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Tally {
-    pub since: Timestamp,
-    pub amount: u64,
-}
-
-/// As what a repository holds a digest. One says nothing of the other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
-    Blob,
-    Manifest,
+/// How much of the log could not be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Unread {
+    #[default]
+    Nothing,
+    Lines,
+    /// It is left as it is, for whoever can make sense of it.
+    All,
 }
 
 const NAME: &str = "records";
@@ -123,27 +80,37 @@ const FEW: usize = 4096;
 // === impl Records ===
 
 impl Records {
-    /// Reads the log. Lines that cannot be read are passed over with a warning: what they said is asked again upstream.
-    pub(super) fn open(disk: Arc<Disk>, pool: Pool, metrics: Metrics) -> Self {
-        let state = Mutex::new(State { known: known::Known::new(metrics.clone()), log: Log::default() });
+    /// Reads the log. `sealed`: nobody could be asked again. Lines that cannot be read are passed over with a warning: what they said is asked again upstream.
+    pub(super) fn open(disk: Arc<Disk>, pool: Pool, sealed: bool, metrics: Metrics) -> Self {
+        let state = Mutex::new(State { known: known::Known::new(sealed, metrics.clone()), log: Log::default() });
         let records = Self { shared: Arc::new(Shared { state, written: Notify::default(), metrics }), disk, pool };
         match records.read() {
-            Ok(file) => records.lock().log.file = Some(Arc::new(file)),
-            // What is there is left as it is, for whoever can make sense of it.
-            Err(error) => tracing::error!(%error, "the records cannot be used; tags and proofs last until the next start"),
+            // What is there now is in memory, and is written anew where it cannot be gone on with.
+            Ok(whole) => match records.begin(whole) {
+                Ok(file) => records.lock().log.file = Some(Arc::new(file)),
+                Err(error) => {
+                    records.lock().log.lost = true;
+                    tracing::error!(%error, "the records cannot be gone on with; all are written anew when the disk takes them");
+                }
+            },
+            Err(error) => {
+                records.lock().log.unread = Unread::All;
+                tracing::error!(
+                    %error,
+                    "the records cannot be read; until a start at which they can be, nothing is evicted and nothing recorded"
+                );
+            }
         }
         records
     }
 
-    fn read(&self) -> io::Result<File> {
+    /// Takes what the log says. Returns how long its whole lines are; what follows the last of them was cut off by a crash. 0: there
+    /// is none yet.
+    fn read(&self) -> io::Result<u64> {
         let bytes = match self.disk.read(NAME) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.disk.replace(NAME, HEADER.as_bytes())?;
-                HEADER.as_bytes().to_vec()
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
             read => read?,
         };
-        // What follows the last line end was cut off by a crash.
         let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         let text = String::from_utf8_lossy(&bytes[..whole]);
         let lines = text.strip_prefix(HEADER).ok_or_else(|| io::Error::other("they are of another version"))?;
@@ -153,11 +120,18 @@ impl Records {
             if let Some(line) = Line::read(line) {
                 state.known.take(line);
             } else {
+                state.log.unread = Unread::Lines;
                 tracing::warn!(line, "a record cannot be read; passed over");
             }
         }
-        drop(state);
-        self.disk.open_log(NAME, whole as u64)
+        Ok(whole as u64)
+    }
+
+    fn begin(&self, whole: u64) -> io::Result<File> {
+        if whole == 0 {
+            self.disk.replace(NAME, HEADER.as_bytes())?;
+        }
+        self.disk.open_log(NAME, whole.max(HEADER.len() as u64))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -271,11 +245,12 @@ impl Records {
     /// ago where that is too much: once the log has grown enough to be worth writing anew, or lacks lines that could not be
     /// written.
     pub(super) fn compact(&self, blobs: usize, held: impl Fn(&Digest) -> Hold + Send + 'static) {
-        let most = known::Known::most(blobs);
+        let most;
         {
             let mut state = self.lock();
+            most = state.known.most(blobs);
             let outgrown = state.log.lines >= FEW + 2 * state.log.lines_then || state.known.len() > most;
-            if state.log.writing || !(outgrown || state.log.lost) {
+            if state.log.writing || state.log.unread == Unread::All || !(outgrown || state.log.lost) {
                 return;
             }
             // What is recorded from here on is appended behind what is written anew.
@@ -306,7 +281,18 @@ impl Records {
 
     /// True if the log lacks what could not be written.
     pub(super) fn are_lost(&self) -> bool {
-        self.lock().log.lost
+        let log = &self.lock().log;
+        log.lost || log.unread == Unread::All
+    }
+
+    /// True if nothing is known of what was recorded before, and so of what is pinned.
+    pub(super) fn are_unread(&self) -> bool {
+        self.lock().log.unread == Unread::All
+    }
+
+    /// True if all that was recorded is known.
+    pub(super) fn are_whole(&self) -> bool {
+        self.lock().log.unread == Unread::Nothing
     }
 
     /// Waits until what was recorded is on the disk. No thread waits: all of them may be needed for what is waited for.
@@ -410,30 +396,6 @@ impl Shared {
     }
 }
 
-// === impl Proof ===
-
-impl Proof {
-    /// But for minutes.
-    fn says_the_same(&self, other: &Self) -> bool {
-        (self.size, &self.media_type) == (other.size, &other.media_type) && self.proven.same_hour(other.proven)
-    }
-
-    fn kind(&self) -> Kind {
-        if self.media_type.is_some() { Kind::Manifest } else { Kind::Blob }
-    }
-}
-
-// === impl Kind ===
-
-impl Kind {
-    fn word(self) -> &'static str {
-        match self {
-            Self::Blob => "blob",
-            Self::Manifest => "manifest",
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
@@ -451,7 +413,7 @@ mod tests {
         let options = Options { dir: dir.path().join("cache"), ..Options::default() };
         let disk = Disk::open(&options, Metrics::new()).unwrap().disk;
         let pool = Pool::new("test", Duration::from_secs(10)).unwrap();
-        let records = Arc::new(Records::open(Arc::new(disk), pool.clone(), Metrics::new()));
+        let records = Arc::new(Records::open(Arc::new(disk), pool.clone(), false, Metrics::new()));
         // No thread is free until they have come, and something is recorded after that.
         let (free, busy): (Vec<_>, Vec<_>) = (0..THREADS).map(|_| mpsc::channel::<()>()).unzip();
         busy.into_iter().for_each(|busy| pool.start(move || _ = busy.recv()));

@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
+use crate::clock::Timestamp;
 use crate::oci::Digest;
 use crate::sync::Mutex;
 
@@ -23,6 +24,8 @@ pub(super) enum NoRoom {
     TooLarge,
     /// All that could be evicted is being read, or the disk is filled by others.
     Full,
+    /// There is more in the cache than the command was told that there may be, who is not the one to say what goes.
+    Over,
     Disk(io::Error),
 }
 
@@ -79,6 +82,9 @@ impl Shared {
         }
         for _ in 0..ROUNDS {
             let short = self.short_of(bytes).map_err(NoRoom::Disk)?;
+            if self.passing && lock(&self.books).is_over() {
+                return Err(NoRoom::Over);
+            }
             if short == 0 {
                 if lock(&self.books).reserve(bytes) {
                     return Ok(Reservation::of(&self.books, bytes));
@@ -119,10 +125,10 @@ impl Shared {
             }
             gone += self.remove_partial(&digest);
         }
-        if gone >= bytes || self.sealed {
+        if gone >= bytes {
             return gone;
         }
-        let victims = lock(&self.books).leave(bytes - gone);
+        let victims = if self.is_sealed() { self.leave_nameless(bytes - gone) } else { lock(&self.books).leave(bytes - gone) };
         for (digest, charge) in victims {
             match caught(|| self.disk.remove_blob(&digest)) {
                 Ok(()) => {
@@ -138,6 +144,31 @@ impl Shared {
             }
         }
         gone
+    }
+
+    /// Nothing that anyone could ask for is evicted.
+    pub(super) fn is_sealed(&self) -> bool {
+        self.sealed || self.records.are_unread()
+    }
+
+    /// Takes out what no repository has proven to hold and nothing needs: what orders left that were killed, which nobody can ask
+    /// for. Where the records are not whole, nobody knows what that is.
+    fn leave_nameless(&self, bytes: u64) -> Vec<(Digest, u64)> {
+        let (mut victims, mut sum) = (Vec::new(), 0);
+        if self.records.are_whole() {
+            for digest in self.due(Timestamp::from_unix_millis(u64::MAX)) {
+                if sum >= bytes {
+                    break;
+                }
+                if self.records.held_by(&digest).is_empty()
+                    && let Some(charge) = lock(&self.books).leave_unneeded(&digest)
+                {
+                    sum += charge;
+                    victims.push((digest, charge));
+                }
+            }
+        }
+        victims
     }
 
     /// Removes a partial file that nobody fills; returns what it took.

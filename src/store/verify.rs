@@ -66,7 +66,7 @@ impl Store {
             return scrubbed;
         }
         for digest in store.due(store.clock.now() - AGAIN) {
-            match self.check(&digest, store.scrub_rate).await {
+            match self.check(&digest, Some(store.scrub_rate)).await {
                 Some(true) => scrubbed.right += 1,
                 Some(false) => scrubbed.damaged += 1,
                 None => scrubbed.skipped += 1,
@@ -92,15 +92,17 @@ impl Store {
     }
 
     /// Whether a blob is right; `None` if it cannot be told, as it cannot be read just now or has left the cache. One that is not
-    /// leaves it. `rate`: so many bytes a second are hashed.
+    /// leaves it. `rate`: so many bytes a second are hashed, in idle time; `None`: someone waits for it.
     ///
     /// Cancel safe: the verification goes on.
-    pub async fn check(&self, digest: &Digest, rate: u64) -> Option<bool> {
+    pub async fn check(&self, digest: &Digest, rate: Option<u64>) -> Option<bool> {
+        // It is not evicted before it is open: that it is gone then says that it was damaged.
+        let _opening = lock(&self.0.books).opening(&self.0.books, digest);
         let size = self.size(digest)?;
         let (store, wanted) = (Arc::clone(&self.0), digest.clone());
         let opened = self.0.reads.soon(move || store.open_blob(&wanted, Some(size), false)).await.ok()?;
         match opened {
-            Ok(Some(blob)) if self.0.verify(digest, &blob, Some(rate)).verified().await => return Some(true),
+            Ok(Some(blob)) if self.0.verify(digest, &blob, rate).verified().await => return Some(true),
             Ok(_) => {}
             Err(error) => {
                 let (store, wanted, damage) = (Arc::clone(&self.0), digest.clone(), Damage::told_by(&error)?);
@@ -115,7 +117,7 @@ impl Store {
 
 impl Shared {
     /// What was verified before `limit`, those first of which nobody knows anything.
-    fn due(&self, limit: Timestamp) -> Vec<Digest> {
+    pub(super) fn due(&self, limit: Timestamp) -> Vec<Digest> {
         if !lock(&self.books).known {
             return Vec::new();
         }

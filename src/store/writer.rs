@@ -65,6 +65,8 @@ pub enum Bypass {
     TooLarge,
     #[error("there is no room: the disk is full, or all that could be evicted is in use")]
     Full,
+    #[error("the cache takes more than cache.max_size already; give the --config of the larder that serves it")]
+    Over,
     #[error("it is being written already")]
     Busy,
     #[error("it is not what its digest promises")]
@@ -339,6 +341,7 @@ async fn reserve(store: &Arc<Shared>, partial: &PartialFile, total: u64) -> Resu
         }
         Err(NoRoom::TooLarge) => Err(Bypass::TooLarge),
         Err(NoRoom::Full) => Err(Bypass::Full),
+        Err(NoRoom::Over) => Err(Bypass::Over),
         Err(NoRoom::Disk(error)) => Err(store.disk_failed("space", &error)),
     }
 }
@@ -364,6 +367,7 @@ impl Bypass {
             Self::Starting => "starting",
             Self::TooLarge => "too_large",
             Self::Full => "full",
+            Self::Over => "over",
             Self::Busy => "busy",
             Self::WrongBytes => "wrong_bytes",
             Self::Disk(_) => "disk",

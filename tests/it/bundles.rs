@@ -4,37 +4,20 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use larder::orders::{header, padding};
 
 use crate::support::{
-    Image, MultiArch, PATIENCE, Process, Registry, TestMirror, assert_booked, assert_sound, assert_whole, digest_of, files, get,
-    noise, refused, sealed, told,
+    Image, MultiArch, Process, Registry, TestMirror, archive, assert_booked, assert_sound, assert_whole, blob_path, changed,
+    coming, digest_of, entries, files, get, larder, noise, refused, sealed, told, until,
 };
 
 async fn pulled(dir: &Path, upstream: &Registry, arguments: &[&str]) {
     let settings = format!("upstream.\"docker.io\".url={}", upstream.url());
     let ended = Process::order(dir, &[&["pull"], arguments].concat(), &[&settings]).await;
     assert!(ended.status.success(), "{}", ended.log);
-}
-
-/// The files of a plain archive, in its order.
-fn entries(archive: &[u8]) -> Vec<(String, Vec<u8>)> {
-    let (mut found, mut at) = (Vec::new(), 0);
-    let text = |field: &[u8]| String::from_utf8(field.split(|byte| *byte == 0).next().unwrap().to_vec()).unwrap();
-    while archive[at] != 0 {
-        let header = &archive[at..at + 512];
-        assert_eq!((text(&header[108..116]), text(&header[136..148])), ("0000000".into(), "00000000000".into()));
-        let size = usize::from_str_radix(&text(&header[124..136]), 8).unwrap();
-        found.push((text(&header[..100]), archive[at + 512..at + 512 + size].to_vec()));
-        at += 512 + size.next_multiple_of(512);
-    }
-    assert!(archive.len() == at + 1024 && archive[at..].iter().all(|byte| *byte == 0));
-    found
 }
 
 fn damage(cache: &Path, digest: &str) {
@@ -155,32 +138,6 @@ async fn what_is_damaged_or_not_here_is_told_of_and_no_file_appears() {
 
 // === import ===
 
-/// An archive of these files.
-fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {
-    let mut archive = Vec::new();
-    for (path, bytes) in files {
-        archive.extend(header(path, bytes.len() as u64));
-        archive.extend_from_slice(bytes);
-        archive.resize(archive.len() + padding(bytes.len() as u64), 0);
-    }
-    archive.resize(archive.len() + 1024, 0);
-    archive
-}
-
-/// A header, changed, and with a checksum that is right again.
-fn changed(path: &str, size: u64, change: impl FnOnce(&mut [u8])) -> Vec<u8> {
-    let mut header = header(path, size);
-    change(&mut header);
-    header[148..156].fill(b' ');
-    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
-    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-    header
-}
-
-fn blob_path(digest: &str) -> String {
-    format!("blobs/{}", digest.replace(':', "/"))
-}
-
 #[tokio::test]
 async fn what_was_exported_is_served_where_nobody_can_be_asked() {
     let upstream = Registry::start().await;
@@ -241,12 +198,15 @@ async fn what_podman_saves_for_docker_gets_a_manifest_and_the_storage_of_a_regis
     let config = name(&image.config.digest, ".json");
     let layers: Vec<String> = image.layers.iter().map(|layer| name(&layer.digest, ".tar")).collect();
     let listed = json!([{ "Config": config, "RepoTags": ["localhost/x:1"], "Layers": layers }]).to_string();
-    let saved = archive(&[
-        (&layers[0], &image.layers[0].bytes),
-        (&layers[1], &image.layers[1].bytes),
-        (&config, &image.config.bytes),
-        ("manifest.json", listed.as_bytes()),
-    ]);
+    let blobs = archive(&[(&layers[0], &image.layers[0].bytes), (&layers[1], &image.layers[1].bytes)]);
+    // It writes one for each layer, for a Docker that is older than the digests of layers.
+    let link = changed("a1b2/layer.tar", 0, |header| {
+        header[156] = b'2';
+        let to = format!("../{}", layers[0]);
+        header[157..157 + to.len()].copy_from_slice(to.as_bytes());
+    });
+    let rest = archive(&[(&config, &image.config.bytes), ("manifest.json", listed.as_bytes())]);
+    let saved = [&blobs[..blobs.len() - 1024], &link, &rest].concat();
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("saved.tar"), &saved).unwrap();
     let said = refused(dir.path(), &["import", "saved.tar"]).await;
@@ -287,6 +247,12 @@ async fn an_archive_that_would_do_harm_is_refused_in_a_line_and_leaves_nothing()
     let good = &good[..good.len() - 1024];
     let after = |more: Vec<u8>| [good, &more, &[0; 1024]].concat();
     let of_kind = |kind: u8| after(changed("x", 0, |header| header[156] = kind));
+    let link = |kind: u8, path: &str, to: &str| {
+        after(changed(path, 0, |header| {
+            header[156] = kind;
+            header[157..157 + to.len()].copy_from_slice(to.as_bytes());
+        }))
+    };
     let pax = |text: &str| {
         let mut entry = changed("pax", text.len() as u64, |header| header[156] = b'x');
         entry.extend_from_slice(text.as_bytes());
@@ -307,8 +273,10 @@ async fn an_archive_that_would_do_harm_is_refused_in_a_line_and_leaves_nothing()
         (after(header("a/../../b", 0)), "is a path that leads out of it"),
         (after(header("/etc/passwd", 0)), "\"/etc/passwd\" is a path that leads out of it"),
         (pax("18 path=../../a/b\n"), "\"../../a/b\" is a path that leads out of it"),
-        (of_kind(b'1'), "\"x\" is a link"),
-        (of_kind(b'2'), "\"x\" is a link"),
+        (link(b'1', "x", "/etc/passwd"), "\"x\" is a link that leads out of it"),
+        (link(b'1', "a/x", "../etc/passwd"), "\"a/x\" is a link that leads out of it"),
+        (link(b'2', "x", "../etc/passwd"), "\"x\" is a link that leads out of it"),
+        (link(b'2', "a/x", "b/../../../etc/passwd"), "\"a/x\" is a link that leads out of it"),
         (of_kind(b'3'), "\"x\" is no regular file"),
         (of_kind(b'6'), "\"x\" is no regular file"),
         (of_kind(b'S'), "\"x\" is a sparse file"),
@@ -357,26 +325,6 @@ async fn an_archive_that_would_do_harm_is_refused_in_a_line_and_leaves_nothing()
 
 // === death ===
 
-fn larder(dir: &Path, arguments: &[&str]) -> Command {
-    let mut larder = Command::new(env!("CARGO_BIN_EXE_larder"));
-    larder.args(arguments).args(["--set", &format!("cache.dir={}", dir.join("cache").display())]).env_clear().current_dir(dir);
-    larder.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-    larder
-}
-
-/// Waits until a file has so many bytes.
-async fn grown(file: &Path, bytes: u64) {
-    until(|| fs::metadata(file).is_ok_and(|meta| meta.len() >= bytes)).await;
-}
-
-async fn until(holds: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "nothing is written");
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-}
-
 #[tokio::test]
 async fn an_import_that_is_killed_has_named_nothing_and_the_next_one_is_whole() {
     let upstream = Registry::start().await;
@@ -394,7 +342,7 @@ async fn an_import_that_is_killed_has_named_nothing_and_the_next_one_is_whole() 
         let mut stdin = killed.stdin.take().unwrap();
         stdin.write_all(&bundle[..sent]).unwrap();
         let layer = layers[usize::from(sent > 3_000_000)];
-        grown(&inside.path().join("cache/partial").join(layer.replace(':', "-")), 1_000_000).await;
+        coming(&inside.path().join("cache"), layer, 1_000_000).await;
         killed.kill().unwrap();
         killed.wait().unwrap();
         let records = fs::read_to_string(inside.path().join("cache/records")).unwrap_or_default();
@@ -417,7 +365,8 @@ async fn an_export_that_is_killed_leaves_no_archive_that_looks_whole() {
     let whole = fs::read(dir.path().join("whole.tar")).unwrap();
     let mut killed = larder(dir.path(), &["export", "app:v1", "-o", "bundle.tar"]).spawn().unwrap();
     // On a slow machine it may have come to its end meanwhile.
-    until(|| ["bundle.tar", ".bundle.tar.partial"].iter().any(|name| dir.path().join(name).exists())).await;
+    until("something is written", || ["bundle.tar", ".bundle.tar.partial"].iter().any(|name| dir.path().join(name).exists()))
+        .await;
     killed.kill().unwrap();
     killed.wait().unwrap();
     if let Ok(bytes) = fs::read(dir.path().join("bundle.tar")) {

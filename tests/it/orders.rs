@@ -90,7 +90,7 @@ async fn what_is_no_order_is_refused_and_changes_nothing() {
     }
     // It need not be read to its end.
     let large = client.post("http://larder/orders").body(vec![b' '; 17 << 20]).send().await;
-    assert!(large.is_err() || large.is_ok_and(|answer| answer.status() == 400));
+    assert!(large.is_err() || large.is_ok_and(|answer| answer.status() == 413));
 }
 
 #[tokio::test]

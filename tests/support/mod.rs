@@ -35,6 +35,8 @@
 use std::time::Duration;
 
 #[cfg(debug_assertions)]
+mod archives;
+#[cfg(debug_assertions)]
 mod cache;
 mod client;
 mod images;
@@ -53,6 +55,8 @@ mod tls;
 #[cfg(debug_assertions)]
 mod user;
 
+#[cfg(debug_assertions)]
+pub use self::archives::{archive, blob_path, changed, coming, entries, larder};
 #[cfg(debug_assertions)]
 pub use self::cache::{assert_booked, assert_sound, files, reboot};
 pub use self::{

@@ -12,6 +12,8 @@ use tokio::sync::mpsc;
 
 use crate::orders::{BLOCK, Input, header, padding};
 
+use super::super::split::{self, numbered};
+
 const PIECE: usize = 256 << 10;
 /// How many pieces may wait to be taken.
 const AHEAD: usize = 8;
@@ -63,20 +65,13 @@ fn send_all(path: &Path, send: &Sender) -> io::Result<()> {
 
 /// The file; or if it was split, its parts, by the name of all or of the first.
 fn open(path: &Path) -> io::Result<Box<dyn Read>> {
-    let whole = path.as_os_str().to_string_lossy().strip_suffix(".000").map(PathBuf::from);
-    let whole = whole.unwrap_or_else(|| path.to_owned());
+    let whole = split::whole(path).unwrap_or_else(|| path.to_owned());
     let first = match File::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => File::open(numbered(&whole, 0)).map_err(|_| error)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => File::open(numbered(&whole, 0)?).map_err(|_| error)?,
         Ok(file) if whole == path => return Ok(Box::new(file)),
         other => other?,
     };
     Ok(Box::new(Parts { path: whole, next: 1, current: first }))
-}
-
-fn numbered(path: &Path, n: usize) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{n:03}"));
-    name.into()
 }
 
 fn copy(mut file: impl Read, send: &Sender) -> io::Result<()> {
@@ -100,7 +95,12 @@ fn directory(dir: &Path, within: &str, depth: usize, send: &Sender) -> io::Resul
     for entry in entries {
         let name = entry.file_name().into_string().map_err(|_| io::Error::other("the name of a file is no text"))?;
         let (kind, path) = (entry.file_type()?, format!("{within}{name}"));
-        if kind.is_dir() && depth < DEEPEST && !matches!(&*name, "_layers" | "_uploads") {
+        let is_too_deep = kind.is_dir() && depth == DEEPEST;
+        if kind.is_symlink() || is_too_deep {
+            let why = if is_too_deep { "lies too deep" } else { "is a link; a directory is read as it is" };
+            return Err(io::Error::other(format!("{} {why}", entry.path().display())));
+        }
+        if kind.is_dir() && !matches!(&*name, "_layers" | "_uploads") {
             directory(&entry.path(), &format!("{path}/"), depth + 1, send)?;
         } else if kind.is_file() {
             let file = File::open(entry.path())?;
@@ -122,8 +122,14 @@ impl Read for Parts {
             if n > 0 || buffer.is_empty() {
                 return Ok(n);
             }
-            self.current = match File::open(numbered(&self.path, self.next)) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+            let Ok(next) = numbered(&self.path, self.next) else { return Ok(0) };
+            self.current = match File::open(&next) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    if numbered(&self.path, self.next + 1).is_ok_and(|behind| behind.exists()) {
+                        return Err(io::Error::other(format!("{} is missing", next.display())));
+                    }
+                    return Ok(0);
+                }
                 other => other?,
             };
             self.next += 1;

@@ -30,6 +30,8 @@ pub(super) struct Entry {
     pub(super) place: Place,
     /// By how many it is kept from eviction: pins of its own, and pinned manifests that name it.
     pub(super) pins: u32,
+    /// How many orders need it just now. What it names is not meant.
+    pub(super) holds: u32,
     /// Counts up: within a list, what goes first has the least.
     pub(super) turn: u64,
     previous: u32,
@@ -46,7 +48,7 @@ pub(super) enum Place {
     Absent,
     Once,
     Again,
-    /// Never evicted.
+    /// Never evicted, as long as it is kept.
     Pinned,
 }
 
@@ -94,6 +96,7 @@ impl Entries {
             verified: Timestamp::default(),
             place: Place::Absent,
             pins: 0,
+            holds: 0,
             turn: 0,
             previous: NONE,
             next: NONE,
@@ -111,19 +114,20 @@ impl Entries {
         slot
     }
 
-    /// An entry that is neither in the cache nor named, nor pinned, nor names anything, is none.
+    /// An entry that is neither in the cache nor named, nor kept, nor names anything, is none.
     pub(super) fn forget_if_unused(&mut self, slot: u32) {
         let entry = self.at(slot);
-        if entry.place == Place::Absent && entry.pins == 0 && entry.named_by.is_empty() && entry.names.is_empty() {
+        let unused = entry.named_by.is_empty() && entry.names.is_empty();
+        if entry.place == Place::Absent && !entry.is_kept() && unused {
             let digest = entry.digest.clone();
             self.slots.remove(&digest);
             self.free.push(slot);
         }
     }
 
-    /// Puts an entry that is in no list behind all others of this one, or if it is pinned, of those that are.
+    /// Puts an entry that is in no list behind all others of this one, or if it is kept, of those that are.
     pub(super) fn push_newest(&mut self, slot: u32, place: Place) {
-        let place = if self.at(slot).pins > 0 { Place::Pinned } else { place };
+        let place = if self.at(slot).is_kept() { Place::Pinned } else { place };
         let charge = charge(self.at(slot).size);
         let list = self.list(place);
         let newest = list.newest;
@@ -174,6 +178,15 @@ impl Entries {
 
     pub(super) fn at_mut(&mut self, slot: u32) -> &mut Entry {
         &mut self.all[slot as usize]
+    }
+}
+
+// === impl Entry ===
+
+impl Entry {
+    /// Whether it is not to be evicted.
+    pub(super) fn is_kept(&self) -> bool {
+        self.pins > 0 || self.holds > 0
     }
 }
 

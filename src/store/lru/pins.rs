@@ -1,11 +1,11 @@
-//! What is never evicted: what is pinned, and all that it names.
+//! What is not evicted: what is pinned, and all that it names; and what orders need just now.
 
 use crate::clock::Timestamp;
 use crate::oci::Digest;
 
 use super::super::care::Leaving;
 use super::entries::{NONE, Place};
-use super::{Lru, charge};
+use super::{AGAIN, Lru, charge};
 
 /// What is known of one blob of the cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,16 +14,16 @@ pub struct Entry {
     pub size: u64,
     pub used: Timestamp,
     pub pinned: bool,
+    /// An order needs it just now.
+    pub held: bool,
     /// What it names, if it is a manifest.
     pub names: Vec<Digest>,
-    /// The manifests of the cache that name it.
-    pub named_by: Vec<Digest>,
 }
 
 // === impl Lru ===
 
 impl Lru {
-    /// Bytes of what is never evicted.
+    /// Bytes of what is not evicted.
     pub(in crate::store) fn pinned_bytes(&self) -> u64 {
         self.entries.pinned.bytes
     }
@@ -37,19 +37,49 @@ impl Lru {
     /// the cache yet.
     pub(in crate::store) fn pin(&mut self, digest: &Digest) {
         let slot = self.entries.slot(digest);
-        self.hold(vec![slot]);
+        self.pin_slots(vec![slot]);
     }
 
     /// Takes back what [`Lru::pin`] did, once.
     pub(in crate::store) fn unpin(&mut self, digest: &Digest) {
         if let Some(slot) = self.entries.find(digest) {
-            self.let_go(vec![slot]);
+            self.unpin_slots(vec![slot]);
             self.bound_protected();
         }
     }
 
-    /// One more holds these. No call of itself, as an upstream may have nested its manifests deep.
-    pub(super) fn hold(&mut self, mut slots: Vec<u32>) {
+    /// Keeps a digest from eviction, and no more than it, as long as it is held once more than let go. It need not be in the cache
+    /// yet.
+    pub(in crate::store) fn hold(&mut self, digest: &Digest) {
+        let slot = self.entries.slot(digest);
+        self.entries.at_mut(slot).holds += 1;
+        self.put_in_place(slot);
+    }
+
+    /// Takes back what [`Lru::hold`] did, once.
+    pub(in crate::store) fn let_go(&mut self, digest: &Digest) {
+        if let Some(slot) = self.entries.find(digest) {
+            let entry = self.entries.at_mut(slot);
+            entry.holds = entry.holds.saturating_sub(1);
+            self.put_in_place(slot);
+            self.entries.forget_if_unused(slot);
+            self.bound_protected();
+        }
+    }
+
+    /// Moves an entry that is kept to those that are, and one that is not any more to those that are not.
+    fn put_in_place(&mut self, slot: u32) {
+        let entry = self.entries.at(slot);
+        if entry.place == Place::Absent || (entry.place == Place::Pinned) == entry.is_kept() {
+            return;
+        }
+        let place = if entry.used.since(entry.first_used) >= AGAIN { Place::Again } else { Place::Once };
+        self.entries.unlink(slot);
+        self.entries.push_newest(slot, place);
+    }
+
+    /// One more pins these. No call of itself, as an upstream may have nested its manifests deep.
+    pub(super) fn pin_slots(&mut self, mut slots: Vec<u32>) {
         while let Some(slot) = slots.pop() {
             let entry = self.entries.at_mut(slot);
             entry.pins += 1;
@@ -57,15 +87,12 @@ impl Lru {
                 continue;
             }
             slots.extend_from_slice(&self.entries.at(slot).names);
-            if self.entries.at(slot).place != Place::Absent {
-                self.entries.unlink(slot);
-                self.entries.push_newest(slot, Place::Pinned);
-            }
+            self.put_in_place(slot);
         }
     }
 
-    /// One less holds these. What nobody holds is as if it had been used once, now.
-    fn let_go(&mut self, mut slots: Vec<u32>) {
+    /// One less pins these.
+    fn unpin_slots(&mut self, mut slots: Vec<u32>) {
         let mut absent = Vec::new();
         while let Some(slot) = slots.pop() {
             let entry = self.entries.at_mut(slot);
@@ -77,8 +104,7 @@ impl Lru {
             if self.entries.at(slot).place == Place::Absent {
                 absent.push(slot);
             } else {
-                self.entries.unlink(slot);
-                self.entries.push_newest(slot, Place::Once);
+                self.put_in_place(slot);
             }
         }
         for slot in absent {
@@ -110,14 +136,30 @@ impl Lru {
         held.filter(|by| by.place != Place::Absent).map(|by| by.digest.clone()).collect()
     }
 
+    /// Whether a manifest of the cache names a digest.
+    pub(in crate::store) fn is_named(&self, digest: &Digest) -> bool {
+        let by = self.entries.find(digest).map(|slot| self.entries.at(slot).named_by.as_slice());
+        by.unwrap_or_default().iter().any(|by| self.entries.at(*by).place != Place::Absent)
+    }
+
+    /// Whether it is pinned, an order needs it, or a manifest of the cache names it.
+    pub(in crate::store) fn is_needed(&self, digest: &Digest) -> bool {
+        self.is_kept(digest) || self.is_named(digest)
+    }
+
+    /// Whether a digest is not to be evicted, in the cache or not.
+    pub(in crate::store) fn is_kept(&self, digest: &Digest) -> bool {
+        self.entries.find(digest).is_some_and(|slot| self.entries.at(slot).is_kept())
+    }
+
     pub(in crate::store) fn entry(&self, digest: &Digest) -> Option<Entry> {
         let entry = self.entries.at(self.entries.find(digest)?);
         (entry.place != Place::Absent).then(|| Entry {
             size: entry.size,
             used: entry.used,
             pinned: entry.pins > 0,
+            held: entry.holds > 0,
             names: entry.names.iter().map(|slot| self.entries.at(*slot).digest.clone()).collect(),
-            named_by: self.named_by(digest),
         })
     }
 }
@@ -200,6 +242,29 @@ mod tests {
         lru.remove(&digest(1));
         lru.unpin(&digest(1));
         assert_eq!(pop_all(&mut lru).len(), 3);
+        assert!(lru.entries.slots.is_empty());
+    }
+
+    #[test]
+    fn what_is_held_stays_until_all_have_let_go_and_no_more_than_it() {
+        let mut lru = images();
+        lru.hold(&digest(2));
+        lru.hold(&digest(2));
+        lru.hold(&digest(7));
+        assert_eq!(pop_all(&mut lru), [digest(1), digest(3), digest(4), digest(5)]);
+        lru.let_go(&digest(2));
+        assert!(lru.is_kept(&digest(2)) && !lru.is_pinned(&digest(2)) && pop_all(&mut lru).is_empty());
+        lru.pin(&digest(2));
+        lru.let_go(&digest(2));
+        assert!(pop_all(&mut lru).is_empty());
+        lru.hold(&digest(2));
+        lru.unpin(&digest(2));
+        assert!(pop_all(&mut lru).is_empty());
+        // Also what came later, and what left all the same.
+        lru.insert(&digest(7), 1, at(9));
+        assert_eq!((pop_all(&mut lru), lru.remove(&digest(2))), (vec![], Some(1)));
+        [2, 7].iter().for_each(|n| lru.let_go(&digest(*n)));
+        assert_eq!(pop_all(&mut lru), [digest(7)]);
         assert!(lru.entries.slots.is_empty());
     }
 

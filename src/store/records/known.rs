@@ -19,6 +19,8 @@ pub(super) struct Known {
     /// What is never evicted, by the name that it was pinned by. Only the operator pins.
     pins: BTreeMap<(Repository, Reference), Digest>,
     tallies: HashMap<String, Tally>,
+    /// Nobody could be asked again: nothing is forgotten because it is too much.
+    sealed: bool,
     metrics: Metrics,
 }
 
@@ -36,6 +38,8 @@ struct Repositories {
 struct Named {
     repository: Repository,
     tags: HashMap<Tag, TagRecord>,
+    /// How many of these there may be. More than [`MOST_TAGS`] only where what is pinned is too much.
+    most_tags: usize,
     /// How many proofs there are by it.
     proofs: usize,
 }
@@ -64,12 +68,13 @@ const STRETCH: usize = 512;
 // === impl Known ===
 
 impl Known {
-    pub(super) fn new(metrics: Metrics) -> Self {
+    pub(super) fn new(sealed: bool, metrics: Metrics) -> Self {
         Self {
             repositories: Repositories::default(),
             proofs: BTreeMap::new(),
             pins: BTreeMap::new(),
             tallies: HashMap::new(),
+            sealed,
             metrics,
         }
     }
@@ -80,8 +85,8 @@ impl Known {
     }
 
     /// How many tags and proofs there should be at most, in a cache of so many blobs.
-    pub(super) fn most(blobs: usize) -> usize {
-        SPARE + FOR_EACH * blobs
+    pub(super) fn most(&self, blobs: usize) -> usize {
+        if self.sealed { usize::MAX } else { SPARE + FOR_EACH * blobs }
     }
 
     pub(super) fn tag(&self, repository: &Repository, tag: &Tag) -> Option<TagRecord> {
@@ -91,12 +96,17 @@ impl Known {
     /// Returns what was said of it before.
     pub(super) fn set_tag(&mut self, repository: &Repository, tag: &Tag, record: TagRecord) -> Option<TagRecord> {
         let id = self.repositories.id_or_new(repository);
-        let tags = &mut self.repositories.all[id as usize].tags;
-        if tags.len() >= MOST_TAGS && !tags.contains_key(tag) {
-            let oldest = oldest(tags.iter().map(|(tag, record)| (record.checked, tag.clone())));
+        let Named { tags, most_tags, .. } = &mut self.repositories.all[id as usize];
+        if tags.len() >= *most_tags && !self.sealed && !tags.contains_key(tag) {
+            let pins = &self.pins;
+            let is_loose = |tag: &&Tag| !pins.contains_key(&(repository.clone(), Reference::Tag((*tag).clone())));
+            let loose = tags.iter().filter(|(tag, _)| is_loose(tag));
+            let oldest = oldest(loose.map(|(tag, record)| (record.checked, tag.clone())));
             self.metrics.forgotten("tag", oldest.len());
             self.repositories.tags -= oldest.len();
             oldest.iter().for_each(|tag| _ = tags.remove(tag));
+            // Where all are pinned, it is not to be looked at each time.
+            *most_tags = MOST_TAGS.max(tags.len() + AT_ONCE);
         }
         let before = tags.insert(tag.clone(), record);
         self.repositories.tags += usize::from(before.is_none());
@@ -296,7 +306,7 @@ impl Repositories {
         if let Some(id) = self.id(repository) {
             return id;
         }
-        let named = Named { repository: repository.clone(), tags: HashMap::new(), proofs: 0 };
+        let named = Named { repository: repository.clone(), tags: HashMap::new(), most_tags: MOST_TAGS, proofs: 0 };
         let id = if let Some(id) = self.free.pop() {
             self.all[id as usize] = named;
             id
@@ -347,7 +357,7 @@ mod tests {
     /// Also those of repositories of which nothing was known any more were kept for ever.
     #[test]
     fn names_of_repositories_are_forgotten_with_the_last_that_is_known_of_them() {
-        let mut known = Known::new(Metrics::new());
+        let mut known = Known::new(false, Metrics::new());
         let (digest, tag): (_, Tag) = (Digest::sha256(b""), "latest".parse().unwrap());
         for round in 0..3 {
             for n in 0..10 {
@@ -375,9 +385,29 @@ mod tests {
         }
     }
 
+    /// What was said to be pinned was gone, without a word.
+    #[test]
+    fn tags_that_are_pinned_or_could_not_be_asked_for_again_are_not_too_many() {
+        let tag = |n: usize| -> Tag { format!("v{n}").parse().unwrap() };
+        let record = |n: usize| TagRecord { digest: Digest::sha256(b""), checked: Timestamp::from_unix_millis(n as u64) };
+        for sealed in [false, true] {
+            let mut known = Known::new(sealed, Metrics::new());
+            for n in 0..2 * MOST_TAGS {
+                known.set_tag(&repository(0), &tag(n), record(n));
+                if !(10..MOST_TAGS + 10).contains(&n) {
+                    known.set_pin(repository(0), Reference::Tag(tag(n)), record(n).digest);
+                }
+            }
+            let held = |n: usize| known.tag(&repository(0), &tag(n)).is_some();
+            assert!((0..10).chain(MOST_TAGS + 10..2 * MOST_TAGS).all(held));
+            assert_eq!(held(10), sealed, "the oldest of the others");
+            assert_eq!(known.most(1) == usize::MAX, sealed);
+        }
+    }
+
     #[test]
     fn every_record_is_in_one_stretch() {
-        let mut known = Known::new(Metrics::new());
+        let mut known = Known::new(false, Metrics::new());
         for n in 0..3 * STRETCH {
             known.set_proof(&repository(n % 7), &Digest::sha256(&n.to_le_bytes()), proof(Kind::Blob, 1));
             let record = TagRecord { digest: Digest::sha256(b""), checked: Timestamp::default() };

@@ -401,7 +401,7 @@ fn tally_name(upstream: &Upstream) -> String {
 }
 
 fn registries(config: &Config, hop: &Hop, clock: &Clock, metrics: &Metrics) -> Result<Registries, String> {
-    let rate = Arc::new(Rate::new(config.mirror.max_rate.as_u64()));
+    let rate = upstream::rate(config.mirror.max_rate.as_u64());
     let mut all = Vec::new();
     for (name, options) in &config.upstream {
         let registry = registry(name, options, &config.mirror, &rate, hop, clock, metrics)?;

@@ -11,7 +11,7 @@
 //!           mirror                   the pull-through policy: who answers, how fresh, one fill per digest
 //! floor 1   store      upstream      mechanisms, which never use each other
 //! floor 0   oci  clock  flight       words and small tools: no I/O
-//!           metrics  sync  allowance  current
+//!           metrics  sync  allowance  brake  current
 //! ```
 //!
 //! # A hit
@@ -39,6 +39,7 @@
 
 mod allowance;
 pub mod app;
+mod brake;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -14,11 +14,11 @@ use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use sha2::{Digest as _, Sha256};
 
+use crate::brake::Brake;
 use crate::clock::Timestamp;
 use crate::flight::Flights;
 use crate::upstream::{ClientCredential, CredentialKey, Error, PublicUrl};
 
-use super::brake::Brake;
 use super::names::Registry;
 use super::{Mirror, Refusal};
 
@@ -167,7 +167,7 @@ impl Mirror {
         let checked = self.0.logins.checking.join(login.clone(), || async move {
             let brake = &mirror.0.logins.brake;
             if !known {
-                brake.charge(from, now)?;
+                brake.charge(from, now).map_err(|until| Refusal::TooManyLogins { until })?;
             }
             let refund = || {
                 if !known {

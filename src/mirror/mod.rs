@@ -5,7 +5,6 @@
 mod access;
 mod blob;
 mod body;
-mod brake;
 mod explain;
 mod fill;
 mod freshness;
@@ -45,7 +44,6 @@ use rights::{Asker, Rights};
 pub use access::Access;
 pub use blob::{Blob, BlobSize};
 pub use body::{Broken, ByteStream};
-pub use brake::{Brake, block};
 pub use explain::{Outlook, Question, ServedFrom};
 pub use freshness::Freshness;
 pub use lists::{Referrers, TagList};

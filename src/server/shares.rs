@@ -4,16 +4,16 @@ use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::allowance::{self, Allowance};
+use crate::allowance::{Allowance, Rate, Turn};
+use crate::brake::block;
 use crate::current::Current;
-use crate::mirror::block;
 
 use super::options::Options;
 
@@ -35,23 +35,20 @@ pub struct Shares {
 }
 
 /// What one client has.
-#[derive(Default)]
 struct Account {
     connections: AtomicUsize,
     requests: Allowance,
-    bytes: Allowance,
+    bytes: Arc<Rate>,
 }
 
 /// A connection counts for its client until this is dropped.
 pub(super) struct Connected(Option<Arc<Account>>);
 
-/// One answer's part in what its client may take. Each piece of it stands in line with those of the client's other answers, so
-/// that all of them go on alike.
+/// One answer's part in what its client may take.
 pub(super) struct Share {
-    account: Arc<Account>,
-    rate: u64,
-    /// For the next piece.
-    turn: Pin<Box<Sleep>>,
+    turn: Turn<1>,
+    /// Until then.
+    wait: Pin<Box<Sleep>>,
 }
 
 /// Requests may come so far ahead of their time: clients ask for much at once, and then for nothing.
@@ -88,7 +85,7 @@ impl Shares {
     }
 
     fn account(&self, client: IpAddr) -> Arc<Account> {
-        self.accounts.get_with(block(client), Arc::default)
+        self.accounts.get_with(block(client), || Arc::new(Account::new()))
     }
 
     /// A place for one more connection of this client, unless it has all that it may have.
@@ -118,9 +115,21 @@ impl Shares {
 
     /// For an answer, if there is a limit to what its client may take.
     pub(super) fn of(&self, client: IpAddr) -> Option<Share> {
-        let turn = || Box::pin(sleep_until(Instant::now()));
         let rate = self.most.get().bytes;
-        (rate > 0).then(|| Share { account: self.account(client), rate, turn: turn() })
+        (rate > 0).then(|| {
+            let account = self.account(client);
+            account.bytes.set(rate);
+            let turn = Turn::new([Arc::clone(&account.bytes)]);
+            Share { wait: Box::pin(sleep_until(turn.at)), turn }
+        })
+    }
+}
+
+// === impl Account ===
+
+impl Account {
+    fn new() -> Self {
+        Self { connections: AtomicUsize::new(0), requests: Allowance::default(), bytes: Arc::new(Rate::new(0, BYTES_AHEAD)) }
     }
 }
 
@@ -152,14 +161,13 @@ impl Drop for Connected {
 impl Share {
     /// Waits until the next piece may go.
     pub(super) fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        ready!(self.turn.as_mut().poll(cx));
-        Poll::Ready(())
+        self.wait.as_mut().poll(cx)
     }
 
     /// A piece has gone, or is about to.
     pub(super) fn took(&mut self, bytes: usize) {
-        let turn = self.account.bytes.overspend(allowance::worth(bytes as u64, self.rate), BYTES_AHEAD, Instant::now());
-        self.turn.as_mut().reset(turn);
+        self.turn.took(bytes);
+        self.wait.as_mut().reset(self.turn.at);
     }
 }
 

@@ -1,8 +1,10 @@
 //! Users with passwords, in files as `htpasswd -B` writes them, and their groups.
 //!
-//! A password costs as much time to check as the operator has chosen, on purpose; so it is checked beside the requests of others, one
-//! at a time, and one that was right is remembered for a while. Each try is as much work as the hardest hash of the file, whoever it
-//! names: the time tells neither who is known, nor whose hash is a weak one.
+//! A password costs as much time to check as the operator has chosen, on purpose; so it is checked beside the requests of others, a few
+//! at a time at most, and what came of it is remembered for as long as the user has the same hash, as it would come again. Each try is
+//! as much work as the hardest hash of the file, whoever it names: the time tells neither who is known, nor whose hash is a weak one.
+//! Those who wait for it stand in a line of their address, and of each line one at a time is let in: who tries out passwords lets
+//! nobody wait but who is at the same address.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -14,10 +16,12 @@ use std::time::Duration;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
+use crate::brake::{Brake, block};
 use crate::clock::Timestamp;
 use crate::flight::Flights;
-use crate::mirror::{Brake, Refusal};
+use crate::mirror::Refusal;
 use crate::upstream::{ClientCredential, CredentialKey};
 
 use super::fresh::{Fresh, Look};
@@ -25,8 +29,15 @@ use super::fresh::{Fresh, Look};
 /// Those who may come by one listener.
 pub(super) struct Users {
     files: Arc<Fresh<Known>>,
+    /// The hash that each login fits,
+    right: Cache<CredentialKey, Arc<str>>,
+    /// and that it does not fit; `None`: there was no such user.
+    wrong: Cache<CredentialKey, Option<Arc<str>>>,
     brake: Brake,
-    checking: Flights<(CredentialKey, IpAddr), Result<(), Refusal>>,
+    lines: Cache<IpAddr, Arc<Line>>,
+    /// By who tries, and by what is tried alone.
+    tries: Flights<(CredentialKey, IpAddr), Result<bool, Refusal>>,
+    hashing: Flights<CredentialKey, Result<bool, Refusal>>,
 }
 
 /// What stands in the files.
@@ -36,30 +47,34 @@ struct Known {
     groups: HashMap<String, Arc<[String]>>,
     /// The highest cost of them.
     hardest: u32,
-    /// Until when each login that was right is believed.
-    right: Cache<CredentialKey, Timestamp>,
 }
 
 /// A password as it is kept: one more of cost is twice the work.
 struct Hashed {
-    hash: String,
+    hash: Arc<str>,
     cost: u32,
 }
 
-/// For how long a login is believed to be right. When the file changes, for no longer.
-const BELIEVED: Duration = Duration::from_mins(5);
-/// How many are.
+/// Those of one address who wait for their password to be checked.
+struct Line {
+    places: Semaphore,
+    turn: Semaphore,
+}
+
+/// How many logins are remembered that were right, and that were wrong; and how many lines.
 const REMEMBERED: u64 = 10_000;
-/// How many passwords may wait to be checked.
-const MOST_WAITING: usize = 64;
+/// How many may stand in a line.
+const LONGEST_LINE: usize = 64;
+/// How long one waits at the head of it.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// More would take minutes for each password.
 const HIGHEST_COST: u32 = 16;
-/// Nobody is kept out by these: they are known by then, or try again in a second.
+/// Who found no room in line, or waited too long, tries again after this.
 const BUSY: Duration = Duration::from_secs(1);
 
-/// One password at a time, of all listeners, so that most of the machine is for those who have been let in.
-static HASHING: Semaphore = Semaphore::const_new(1);
-static WAITING: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(MOST_WAITING)));
+/// So few passwords at a time, of all listeners, that most of the machine is for those who have been let in.
+static HASHING: LazyLock<Semaphore> =
+    LazyLock::new(|| Semaphore::new(std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 4).max(1))));
 
 // === impl Users ===
 
@@ -69,7 +84,15 @@ impl Users {
     pub(super) fn new(what: &str, users: PathBuf, groups: PathBuf) -> Result<Self, String> {
         let named = [&users, &groups].into_iter().filter(|file| !file.as_os_str().is_empty()).cloned().collect();
         let files = Fresh::new(format!("the users of {what}"), named, move || Known::read(&users, &groups))?;
-        Ok(Self { files: Arc::new(files), brake: Brake::default(), checking: Flights::default() })
+        Ok(Self {
+            files: Arc::new(files),
+            right: remembered(),
+            wrong: remembered(),
+            brake: Brake::default(),
+            lines: remembered(),
+            tries: Flights::default(),
+            hashing: Flights::default(),
+        })
     }
 
     pub(super) fn files(&self) -> Arc<dyn Look> {
@@ -87,33 +110,71 @@ impl Users {
     /// # Errors
     /// It is not, or there were too many tries.
     pub(super) async fn check(self: &Arc<Self>, client: &ClientCredential, from: IpAddr, now: Timestamp) -> Result<(), Refusal> {
-        let known = self.files.get();
-        let believed = known.right.get(&client.key());
-        if believed.is_some_and(|until| now < until) {
-            return Ok(());
-        }
-        let (users, client) = (Arc::clone(self), client.clone());
-        let checked = self.checking.join((client.key(), from), || async move {
-            // Who was right a while ago does not try out passwords.
-            if believed.is_none() {
-                users.brake.charge(from, now)?;
-            }
-            let checked = known.check(&client).await;
-            match checked {
-                Ok(()) => known.right.insert(client.key(), now + BELIEVED),
-                Err(Refusal::WrongLogin(_)) => return checked,
-                Err(_) => {}
-            }
-            if believed.is_none() {
-                users.brake.refund(from);
-            }
-            checked.map_err(|busy| match busy {
-                Refusal::TooManyLogins { .. } => Refusal::TooManyLogins { until: now + BUSY },
-                other => other,
-            })
-        });
-        checked.await?
+        let (known, from) = (self.files.get(), block(from));
+        let right = if let Some(right) = self.recall(&known, client) {
+            right
+        } else {
+            let (users, client) = (Arc::clone(self), client.clone());
+            self.tries.join((client.key(), from), || users.try_out(known, client, from, now)).await??
+        };
+        right.then_some(()).ok_or_else(|| Refusal::WrongLogin("no user has this name and this password".into()))
     }
+
+    /// What came of this login when it was tried, if that would come again.
+    fn recall(&self, known: &Known, client: &ClientCredential) -> Option<bool> {
+        let (key, hash) = (client.key(), known.hash(client));
+        if hash.is_some() && self.right.get(&key) == hash {
+            return Some(true);
+        }
+        (self.wrong.get(&key)? == hash).then_some(false)
+    }
+
+    /// Tries it out when it is this address's turn.
+    async fn try_out(
+        self: Arc<Self>,
+        known: Arc<Known>,
+        client: ClientCredential,
+        from: IpAddr,
+        now: Timestamp,
+    ) -> Result<bool, Refusal> {
+        let busy = move || Refusal::TooManyLogins { until: now + BUSY };
+        let too_many = |until| Refusal::TooManyLogins { until };
+        // Not even the right one is tried where too many were wrong, or who guesses it would learn so.
+        self.brake.check(from, now).map_err(too_many)?;
+        let line = self.lines.get_with(from, Arc::default);
+        let _place = line.places.try_acquire().map_err(|_| busy())?;
+        let _turn = line.turn.acquire().await.map_err(|_| Refusal::Interrupted)?;
+        self.brake.charge(from, now).map_err(too_many)?;
+        let users = Arc::clone(&self);
+        let hashed = self.hashing.join(client.key(), || async move {
+            let Ok(hashes) = timeout(PATIENCE, HASHING.acquire()).await else { return Err(busy()) };
+            let _hashes = hashes.map_err(|_| Refusal::Interrupted)?;
+            // It may have been tried for another address meanwhile.
+            match users.recall(&known, &client) {
+                Some(right) => Ok(right),
+                None => users.hash(known, client).await,
+            }
+        });
+        let right = hashed.await?;
+        if !matches!(right, Ok(false)) {
+            self.brake.refund(from);
+        }
+        right
+    }
+
+    async fn hash(&self, known: Arc<Known>, client: ClientCredential) -> Result<bool, Refusal> {
+        let (key, hash) = (client.key(), known.hash(&client));
+        let right = tokio::task::spawn_blocking(move || known.is_right(&client)).await.map_err(|_| Refusal::Interrupted)?;
+        match hash {
+            Some(hash) if right => self.right.insert(key, hash),
+            hash => self.wrong.insert(key, hash),
+        }
+        Ok(right)
+    }
+}
+
+fn remembered<K: std::hash::Hash + Eq + Send + Sync + 'static, V: Clone + Send + Sync + 'static>() -> Cache<K, V> {
+    Cache::builder().eviction_policy(EvictionPolicy::lru()).max_capacity(REMEMBERED).build()
 }
 
 // === impl Known ===
@@ -126,7 +187,11 @@ impl Known {
             let parts = parts.ok_or_else(|| format!("{place} holds no password as `htpasswd -B` writes it (bcrypt)"))?;
             let cost = parts.get_cost();
             hardest = hardest.max(cost);
-            hashes.insert(name, Hashed { hash, cost });
+            // Of two, Apache and nginx take the first, others the last.
+            let shown = name.escape_debug().to_string();
+            if hashes.insert(name, Hashed { hash: hash.into(), cost }).is_some() {
+                return Err(format!("{place} is one more for {shown}; whose password is meant?"));
+            }
         }
         if hashes.is_empty() {
             return Err(format!("users_file {} names nobody", users.display()));
@@ -138,32 +203,32 @@ impl Known {
                     members.entry(name.to_owned()).or_default().push(group.clone());
                 }
             }
+            // What rules deny to groups would be denied to nobody.
+            if members.is_empty() {
+                return Err(format!("groups_file {} has nobody in any group", groups.display()));
+            }
         }
         let groups = members.into_iter().map(|(name, groups)| (name, groups.into())).collect();
-        let right = Cache::builder().eviction_policy(EvictionPolicy::lru()).max_capacity(REMEMBERED).build();
-        Ok(Self { hashes, groups, hardest, right })
+        Ok(Self { hashes, groups, hardest })
     }
 
-    async fn check(self: &Arc<Self>, client: &ClientCredential) -> Result<(), Refusal> {
-        let wrong = || Refusal::WrongLogin("no user has this name and this password".into());
-        // Who comes when there is much to do hears so; when is for the caller to say, who knows the time.
-        let busy = || Refusal::TooManyLogins { until: Timestamp::from_unix_millis(0) };
-        let _waits = WAITING.try_acquire().map_err(|_| busy())?;
-        let _hashes = HASHING.acquire().await.map_err(|_| Refusal::Interrupted)?;
-        let (known, client) = (Arc::clone(self), client.clone());
-        let right = tokio::task::spawn_blocking(move || {
-            let (name, password) = client.parts()?;
-            let nobodys = Hashed::nobodys(known.hardest);
-            let users = known.hashes.get(name);
-            let hashed = users.unwrap_or(&nobodys);
-            let same = hashed.is_of(password);
-            // What is missing to the hardest: the work at each cost from this one on is as much as all before it together.
-            for cost in hashed.cost..known.hardest {
-                std::hint::black_box(Hashed::nobodys(cost).is_of(password));
-            }
-            (same && users.is_some()).then_some(())
-        });
-        right.await.map_err(|_| Refusal::Interrupted)?.ok_or_else(wrong)
+    /// Of the user whom it names.
+    fn hash(&self, client: &ClientCredential) -> Option<Arc<str>> {
+        let (name, _) = client.parts()?;
+        Some(Arc::clone(&self.hashes.get(name)?.hash))
+    }
+
+    fn is_right(&self, client: &ClientCredential) -> bool {
+        let Some((name, password)) = client.parts() else { return false };
+        let nobodys = Hashed::nobodys(self.hardest);
+        let users = self.hashes.get(name);
+        let hashed = users.unwrap_or(&nobodys);
+        let same = hashed.is_of(password);
+        // What is missing to the hardest: the work at each cost from this one on is as much as all before it together.
+        for cost in hashed.cost..self.hardest {
+            std::hint::black_box(Hashed::nobodys(cost).is_of(password));
+        }
+        same && users.is_some()
     }
 }
 
@@ -172,11 +237,19 @@ impl Known {
 impl Hashed {
     /// No password's.
     fn nobodys(cost: u32) -> Self {
-        Self { hash: format!("$2y${cost:02}${}", ".".repeat(53)), cost }
+        Self { hash: format!("$2y${cost:02}${}", ".".repeat(53)).into(), cost }
     }
 
     fn is_of(&self, password: &str) -> bool {
         bcrypt::verify(password, &self.hash).unwrap_or_default()
+    }
+}
+
+// === impl Line ===
+
+impl Default for Line {
+    fn default() -> Self {
+        Self { places: Semaphore::new(LONGEST_LINE), turn: Semaphore::new(1) }
     }
 }
 

@@ -68,7 +68,7 @@ impl Upstream {
         if let Some(hop) = &self.hop {
             question.headers.insert(header::VIA, hop.onward(question.behalf.via.as_ref()));
         }
-        let place = self.places.take(question.blob.is_some()).await?;
+        let place = self.places.take(question.blob.is_some(), || self.is_held_back()).await?;
         let mut tries = 0;
         loop {
             let error = match self.ask_in_turn(&question).await {

@@ -29,7 +29,6 @@ mod ping;
 mod places;
 mod public_url;
 mod quota;
-mod rate;
 mod request;
 mod resolver;
 mod send;
@@ -56,6 +55,7 @@ use places::Places;
 use quota::Quota;
 use trust::Trust;
 
+pub use crate::allowance::Rate;
 pub use behalf::{Behalf, ClientCredential, CredentialKey};
 pub use budget::BudgetReport;
 pub use cache_status::CacheStatus;
@@ -70,7 +70,6 @@ pub use ping::Ping;
 pub use places::Aside;
 pub use public_url::PublicUrl;
 pub use quota::Spent;
-pub use rate::Rate;
 pub use request::{Asking, BlobAnswer, Body, Found, ManifestAnswer, ReferrersAnswer, Source, Span, TagsAnswer};
 
 /// A registry. Offline is a kind of upstream: it is there and answers nothing.
@@ -96,6 +95,8 @@ pub struct Upstream {
 
 /// With less, a piece would be waited for longer than a client waits.
 pub const LEAST_RATE: u64 = 64 << 10;
+/// So much of blobs may come at once after a time in which less has come.
+const AHEAD: Duration = Duration::from_millis(500);
 
 // === impl Upstream ===
 
@@ -129,7 +130,7 @@ impl Upstream {
             accounts,
             has_credentials: options.has_credentials(),
             quota,
-            rates: [Arc::new(Rate::new(options.max_rate.as_u64())), Arc::default()],
+            rates: [rate(options.max_rate.as_u64()), rate(0)],
             refuses_blob_head: AtomicBool::new(false),
             places: Places::new(options.max_transfers, options.header_timeout),
             hedge_after: options.hedge_after,
@@ -149,7 +150,7 @@ impl Upstream {
             accounts: Accounts::default(),
             has_credentials: false,
             quota: Arc::new(Quota::new(0, Duration::ZERO)),
-            rates: Default::default(),
+            rates: [rate(0), rate(0)],
             refuses_blob_head: AtomicBool::new(false),
             places: Places::new(1, Duration::ZERO),
             hedge_after: Duration::ZERO,
@@ -272,6 +273,12 @@ impl Upstream {
     fn endpoints(&self) -> Result<&[Arc<Endpoint>], Error> {
         if self.endpoints.is_empty() { Err(Error::Offline) } else { Ok(&self.endpoints) }
     }
+}
+
+/// For transfers that share so many bytes of blobs in a second; 0: any number.
+#[must_use]
+pub fn rate(most: u64) -> Arc<Rate> {
+    Arc::new(Rate::new(most, AHEAD))
 }
 
 fn parse(option: &str, text: &str) -> Result<Url, String> {

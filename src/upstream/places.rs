@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
 use super::error::Error;
 
@@ -41,18 +42,26 @@ impl Places {
         Self { all: of(most), bodies: of(bodies), asides: of(bodies / 2), patience }
     }
 
-    /// Waits for room.
+    /// Waits for room. `held_back`: whether those who have it wait for larder itself, which lets no more come; then one waits for as
+    /// long as it takes.
     ///
     /// Cancel safe, but who cancels loses the place in line.
     ///
     /// # Errors
     /// [`Error::Busy`] if there is none in time.
-    pub(super) async fn take(&self, for_body: bool) -> Result<Place, Error> {
+    pub(super) async fn take(&self, for_body: bool, held_back: impl Fn() -> bool) -> Result<Place, Error> {
         let place = async {
             let body = if for_body { Some(Arc::clone(&self.bodies).acquire_owned().await.ok()?) } else { None };
             Some(Place { _all: Arc::clone(&self.all).acquire_owned().await.ok()?, _body: body })
         };
-        tokio::time::timeout(self.patience, place).await.ok().flatten().ok_or(Error::Busy)
+        tokio::pin!(place);
+        loop {
+            match timeout(self.patience, &mut place).await {
+                Ok(place) => return place.ok_or(Error::Busy),
+                Err(_) if held_back() => {}
+                Err(_) => return Err(Error::Busy),
+            }
+        }
     }
 
     /// The right to one more body for one client alone, if not too many have it.

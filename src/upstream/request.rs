@@ -8,7 +8,9 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use reqwest::Response;
 use serde::Deserialize;
+use tokio::time::{Instant, sleep_until};
 
+use crate::allowance::Turn;
 use crate::oci::{ACCEPT, Digest, INDEX_TYPE, MAX_MANIFEST, Page, Reference, RepositoryName, merge_indexes};
 
 use super::budget::Purpose;
@@ -20,7 +22,6 @@ use super::in_turn::Answered;
 use super::pace::Pace;
 use super::places::Place;
 use super::quota::Quota;
-use super::rate::Turn;
 use super::send::Question;
 use super::{Behalf, Upstream};
 
@@ -68,7 +69,7 @@ pub struct Span {
 pub struct Body {
     response: Response,
     pace: Pace,
-    turn: Turn,
+    turn: Turn<2>,
     endpoint: Arc<Endpoint>,
     _place: Place,
     quota: Arc<Quota>,
@@ -425,7 +426,9 @@ impl Body {
             return Ok(Some(ahead));
         }
         // Before its pace is looked at: what larder waits for of itself is not held against the upstream.
-        self.turn.come().await;
+        if self.turn.at > Instant::now() {
+            sleep_until(self.turn.at).await;
+        }
         let chunk = self.pace.chunk(&mut self.response).await;
         match &chunk {
             Ok(Some(bytes)) => {

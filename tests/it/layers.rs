@@ -4,19 +4,20 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each part of the crate may use. Its own parts it may always use.
-const MAY_USE: [(&str, &[&str]); 15] = [
+const MAY_USE: [(&str, &[&str]); 16] = [
     ("oci", &[]),
     ("clock", &[]),
     ("allowance", &[]),
+    ("brake", &["clock"]),
     ("current", &[]),
     ("sync", &[]),
     ("flight", &["sync"]),
     ("metrics", &[]),
     ("store", &["oci", "clock", "sync", "flight", "metrics"]),
     ("upstream", &["oci", "clock", "sync", "flight", "metrics", "allowance"]),
-    ("mirror", &["oci", "clock", "current", "sync", "flight", "metrics", "store", "upstream"]),
+    ("mirror", &["oci", "clock", "brake", "current", "sync", "flight", "metrics", "store", "upstream"]),
     ("orders", &["oci", "clock", "metrics", "store", "upstream", "mirror"]),
-    ("server", &["oci", "clock", "current", "flight", "metrics", "allowance", "upstream", "mirror", "orders"]),
+    ("server", &["oci", "clock", "current", "flight", "metrics", "allowance", "brake", "upstream", "mirror", "orders"]),
     ("config", &["server", "mirror", "store", "upstream", "app"]),
     ("app", &["oci", "clock", "current", "metrics", "store", "upstream", "mirror", "orders", "server", "config"]),
     ("cli", &["oci", "clock", "metrics", "store", "orders", "config", "app"]),

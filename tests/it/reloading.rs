@@ -2,12 +2,15 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
-use crate::support::{Client, Image, PATIENCE, Process, Registry, basic, noise};
+use crate::support::{Authority, Client, Image, PATIENCE, Process, Registry, basic, noise};
 
 const MIB: usize = 1 << 20;
 const ALICES: &str = "canary-of-alice";
@@ -74,6 +77,45 @@ async fn a_reload_under_load_of_200_connections_loses_none() {
     assert!(rests.iter().all(|rest| rest.complete && rest.body.len() + 1000 >= blob.len()));
     let again = join_all(clients.iter().map(|client| client.head(&url))).await;
     assert!(again.iter().all(|answer| answer.status == 200));
+}
+
+/// Under way are new connections, handshakes and logins.
+#[tokio::test]
+async fn while_users_certificates_and_options_change_everyone_gets_in() {
+    let upstream = Registry::start().await;
+    let (authority, files) = (Arc::new(Authority::new()), tempfile::tempdir().unwrap());
+    let (certificate, key) = authority.server(files.path(), "127.0.0.1");
+    let users = files.path().join("users");
+    let alice = format!("alice:{}\n", bcrypt::hash(ALICES, 5).unwrap());
+    fs::write(&users, &alice).unwrap();
+    let listener = format!(
+        "[[server.listener]]\nlisten = \"127.0.0.1:0\"\ncert_file = {certificate:?}\nkey_file = {key:?}\nusers_file = {users:?}\n"
+    );
+    let served = serve(&upstream, &listener);
+    let url = served.larder.greeting().split("https://").nth(1).unwrap().split_whitespace().next().unwrap();
+    let (url, ended) = (format!("https://{url}/v2/"), CancellationToken::new());
+    let mut comers = JoinSet::new();
+    for n in 0..8 {
+        let (authority, url, ended) = (authority.clone(), url.clone(), ended.clone());
+        comers.spawn(async move {
+            let (mut came, protocol) = (0, if n % 2 == 0 { "h2" } else { "http/1.1" });
+            while !ended.is_cancelled() {
+                let client = Client::tls(authority.believed(rustls::ALL_VERSIONS, &[protocol]));
+                client.get_with(&url, &[("authorization", &basic("alice", ALICES))]).await.expect(200);
+                came += 1;
+            }
+            came
+        });
+    }
+    for n in 0..5 {
+        fs::write(&users, format!("{alice}user-{n}:{}\n", bcrypt::hash(ALICES, 4).unwrap())).unwrap();
+        authority.server(files.path(), "127.0.0.1");
+        let more = format!("mirror.tag_ttl = \"{n}m\"\nserver.client_requests = {}\n{listener}", 100_000 + n);
+        served.told(&more, "the users of").await;
+    }
+    ended.cancel();
+    let came = comers.join_all().await;
+    assert!(came.iter().all(|came| *came > 0), "{came:?}");
 }
 
 #[tokio::test]

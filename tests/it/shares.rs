@@ -114,6 +114,32 @@ async fn time(client: &Client, url: String, headers: &[(&str, &str)], expected: 
     begun.elapsed()
 }
 
+/// Each answer's first piece went at once, whatever was owed, so that who asked by small ranges was held by nothing; and all others at
+/// its address paid for it.
+#[tokio::test]
+async fn who_asks_by_small_ranges_takes_no_more_and_leaves_no_debt_to_others() {
+    const PART: usize = 4 << 10;
+    const BLOB: usize = 256 << 10;
+    let upstream = Registry::start().await;
+    let (mirror, url) = limited(&upstream, "server.client_rate = \"512KiB\"").await;
+    let blob = noise(1, BLOB);
+    let url = format!("{url}{}", path(&cached(&upstream, &mirror, &blob).await));
+    let client = Client::h1();
+    let begun = Instant::now();
+    for n in 0..400 {
+        let from = n * PART % BLOB;
+        let range = format!("bytes={from}-{}", from + PART - 1);
+        let answer = client.get_with(&url, &[("range", &range)]).await.expect(206);
+        assert!(answer.body == blob[from..from + PART]);
+    }
+    // 1,600 KiB, of which no more than a second's worth goes at once.
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_secs(2), "{took:?}");
+    let begun = Instant::now();
+    let answer = Client::h1().get_with(&url, &[("range", "bytes=0-131071")]).await.expect(206);
+    assert!(answer.body == blob[..131_072] && begun.elapsed() < took / 2, "{:?}, {took:?}", begun.elapsed());
+}
+
 #[tokio::test]
 async fn all_answers_of_one_client_share_what_it_may_take_and_others_take_what_they_like() {
     let upstream = Registry::start().await;

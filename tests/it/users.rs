@@ -191,8 +191,107 @@ async fn who_tries_out_passwords_is_slowed_down_and_nobody_else_is() {
     world.as_user("/v2/", "alice", ALICES).await.expect(200);
     world.mirror.clock().advance(Duration::from_secs(2));
     world.as_user("/v2/", "bob", BOBS).await.expect(200);
-    world.mirror.clock().advance(Duration::from_mins(6));
+    // However long ago that was.
+    world.mirror.clock().advance(Duration::from_hours(24));
+    for n in 40..80 {
+        world.as_user("/v2/", "alice", &format!("canary-{n}")).await;
+    }
+    assert_eq!(world.as_user("/v2/", "bob", &format!("{BOBS}x")).await.status, 429);
     world.as_user("/v2/", "alice", ALICES).await.expect(200);
+    world.as_user("/v2/", "bob", BOBS).await.expect(200);
+}
+
+/// Users had to be found out again, all at once, where one line of the file had changed; and who shared an address with someone who
+/// guessed was not heard then.
+#[tokio::test]
+async fn who_is_known_stays_so_over_a_change_of_the_files_unless_its_own_line_has_changed() {
+    let world = before("", COST, |mirror| mirror.clock(Clock::still())).await;
+    world.as_user("/v2/", "alice", ALICES).await.expect(200);
+    world.as_user("/v2/", "bob", BOBS).await.expect(200);
+    world.as_user("/v2/", "carol", "canary-of-carol").await.expect(401);
+    for n in 0..40 {
+        world.as_user("/v2/", "alice", &format!("canary-{n}")).await;
+    }
+    htpasswd(&world.users, &[("alice", ALICES), ("bob", "canary-of-bob-anew"), ("carol", "canary-of-carol")], COST);
+    let read_anew = async {
+        while world.as_user("/v2/", "bob", BOBS).await.status == 200 {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, read_anew).await.expect("it is read anew");
+    world.as_user("/v2/", "alice", ALICES).await.expect(200);
+    for (user, password) in [("bob", BOBS), ("bob", "canary-of-bob-anew"), ("carol", "canary-of-carol")] {
+        assert_eq!(world.as_user("/v2/", user, password).await.status, 429, "it is to be found out");
+    }
+    world.mirror.clock().advance(Duration::from_mins(1));
+    world.as_user("/v2/", "bob", BOBS).await.expect(401);
+    world.as_user("/v2/", "bob", "canary-of-bob-anew").await.expect(200);
+    world.as_user("/v2/", "carol", "canary-of-carol").await.expect(200);
+}
+
+/// A job with an old password kept all who came from its address from logging in.
+#[tokio::test]
+async fn the_same_wrong_password_again_is_no_further_guess_and_costs_nothing() {
+    let world = before("", 12, |mirror| mirror.clock(Clock::still())).await;
+    let begun = Instant::now();
+    for user in ["alice", "mallory"] {
+        assert_challenged(&world.as_user("/v2/", user, "canary-of-old").await);
+    }
+    let two = begun.elapsed();
+    let begun = Instant::now();
+    for _ in 0..50 {
+        for user in ["alice", "mallory"] {
+            assert_challenged(&world.as_user("/v2/", user, "canary-of-old").await);
+        }
+    }
+    assert!(begun.elapsed() < two * 5, "{two:?}, and then a hundred in {:?}", begun.elapsed());
+    world.as_user("/v2/", "bob", BOBS).await.expect(200);
+}
+
+/// A login from an address that a trusted proxy tells of.
+async fn login_from(world: &World, from: &str, user: &str, password: &str) -> u16 {
+    let (shown, url) = (basic(user, password), format!("{}/v2/", world.url));
+    get_with(url, &[("authorization", &shown), ("x-forwarded-for", from)]).await.status
+}
+
+/// Sixty-four waiting guesses of whomever were enough that nobody else was heard who was not known yet.
+#[tokio::test]
+async fn guesses_from_many_addresses_keep_nobody_elsewhere_from_logging_in() {
+    let world = before("proxies = ['127.0.0.1']", 8, |mirror| mirror.clock(Clock::still())).await;
+    let addresses: Vec<String> = (0..100).map(|n| format!("198.51.100.{n}")).collect();
+    let guesses = async {
+        let guesses: Vec<(&String, String)> =
+            addresses.iter().flat_map(|from| (0..5).map(move |n| (from, format!("canary-{from}-{n}")))).collect();
+        let said = join_all(guesses.iter().map(|(from, guess)| login_from(&world, from, "bob", guess))).await;
+        assert!(said.iter().all(|status| *status == 401), "{said:?}");
+    };
+    let others = async {
+        sleep(Duration::from_millis(100)).await;
+        assert_eq!(login_from(&world, "203.0.113.1", "alice", ALICES).await, 200);
+        assert_eq!(login_from(&world, "203.0.113.2", "bob", BOBS).await, 200);
+    };
+    tokio::join!(guesses, others);
+}
+
+/// As after a restart: each was counted as a guess until it had been found right, and beyond sixty-four nobody was heard.
+#[tokio::test]
+async fn a_whole_fleet_logs_in_at_once_with_one_account_or_one_for_each() {
+    const MACHINES: usize = 60;
+    let names: Vec<String> = (0..MACHINES).map(|n| format!("robot-{n}")).collect();
+    let robots = |mirror: StoppedMirror| {
+        let lines: Vec<String> = names.iter().map(|name| line(name, &format!("canary-of-{name}"), COST)).collect();
+        let users = mirror.dir().join("users");
+        let text = fs::read_to_string(&users).unwrap() + &lines.join("\n");
+        fs::write(users, text).unwrap();
+        mirror.clock(Clock::still())
+    };
+    let world = before("proxies = ['127.0.0.1']", COST, robots).await;
+    let passwords: Vec<String> = names.iter().map(|name| format!("canary-of-{name}")).collect();
+    let each = names.iter().zip(&passwords).map(|(name, password)| login_from(&world, "198.51.100.1", name, password));
+    assert_eq!(join_all(each).await, [200; MACHINES]);
+    let from: Vec<String> = (0..200).map(|n| format!("203.0.113.{n}")).collect();
+    let all = join_all(from.iter().map(|from| login_from(&world, from, "alice", ALICES)));
+    assert_eq!(all.await, [200; 200]);
 }
 
 /// An address of its own for each guess would let one guess for ever.
@@ -407,10 +506,15 @@ async fn what_is_wrong_with_users_is_said_before_anyone_is_let_in() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("users");
     let users = format!("users_file = '{}'", file.display());
+    let twice = [line("alice", ALICES, COST), line("alice", BOBS, COST)].join("\n");
+    fs::write(dir.path().join("groups"), "").unwrap();
+    let without_groups = format!("{users}, groups_file = '{}'", dir.path().join("groups").display());
     let for_groups = format!("{users}, rule = [{{ allow = ['**'] }}, {{ who = ['group:x'], deny = ['x'] }}]");
     for (text, options, says) in [
         ("", &*users, "names nobody"),
         ("alice\n", &users, "line 1 is no name with a colon after it"),
+        (&twice, &users, "line 2 is one more for alice"),
+        (&twice[..twice.len() / 2], &without_groups, "has nobody in any group"),
         ("alice:$apr1$x$y\n", &users, "line 1 holds no password as `htpasswd -B` writes it"),
         ("alice:$2y$31$abcdefghijklmnopqrstuuabcdefghijklmnopqrstuabcdefghijklmno\n", &users, "line 1 holds no password"),
         ("", "users_file = '/nowhere/users'", "/nowhere/users cannot be read"),

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::net::UnixListener;
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -27,10 +27,10 @@ use crate::server::{self, Door, Place, Shares, Terms};
 use crate::store::{self, Store, Tally};
 use crate::upstream::{self, Hop, PublicUrl, Rate, Spent, Upstream};
 
-use bound::Bound;
+use bound::{Bound, Made};
 
 pub use check::{Finding, check};
-pub use running::Running;
+pub use running::{Reloaded, Running};
 
 /// A running larder. To be ended with [`App::stop`]; dropped, its tasks go on.
 pub struct App {
@@ -135,6 +135,7 @@ impl App {
         let registries = registries(&config, &hop, &clock, &metrics).map_err(StartError::Upstream)?;
         let clients = bind(&config.server).await?;
         let operator = config.admin.listen.map(|address| Bound::to_address(ADMIN_LISTEN, address)).transpose()?;
+        inherited::close_rest();
         let (store, mirror) = open(config.cache, config.mirror, registries, &clock, metrics).await?;
         for (name, _) in config.upstream.iter().filter(|(_, options)| options.has_credentials() && options.allow.is_empty()) {
             tracing::warn!(
@@ -143,20 +144,22 @@ impl App {
             );
         }
         config.server.doubts().iter().for_each(|doubt| tracing::warn!("{doubt}"));
-        let listening = clients.iter().map(|(bound, terms)| Listening { place: bound.place.clone(), tls: terms.has_tls() });
+        let listening = clients
+            .iter()
+            .flat_map(|(terms, bound)| bound.iter().map(|bound| Listening { place: bound.place.clone(), tls: terms.has_tls() }));
         let listening = listening.collect();
         let admin_address = operator.as_ref().map(|(_, address)| *address);
-        let mut terms: Vec<_> = clients.iter().map(|(_, terms)| Arc::clone(terms)).collect();
-        terms.dedup_by(|one, other| Arc::ptr_eq(one, other));
         let shares = Shares::within(&config.server);
+        let terms = clients.iter().map(|(terms, _)| Arc::clone(terms)).collect();
         let running = Running { config: told.into(), terms, shares: shares.clone(), mirror: mirror.clone() };
-        let (mut doors, mut made) = (Vec::new(), Vec::new());
-        for (bound, terms) in clients {
-            let (listener, file) = bound.listen()?;
-            doors.push(Door::new(listener, terms));
-            made.extend(file);
-        }
-        let admin = operator.map(|bound| bound::listen(ADMIN_LISTEN, bound)).transpose()?;
+        let (doors, made, admin) = match listen(clients, operator).await {
+            Ok(listening) => listening,
+            Err(error) => {
+                // As it was found: else the next start looks at every file.
+                store.close(true).await;
+                return Err(error);
+            }
+        };
         let stop = CancellationToken::new();
         let beside = TaskTracker::new();
         beside.spawn(mirror.clone().keep(stop.clone()));
@@ -278,16 +281,32 @@ impl fmt::Display for Listening {
     }
 }
 
-/// Binds all that clients may come by.
-async fn bind(options: &server::Options) -> Result<Vec<(Bound, Arc<Terms>)>, StartError> {
+/// Binds all that clients may come by, listener by listener.
+async fn bind(options: &server::Options) -> Result<Vec<(Arc<Terms>, Vec<Bound>)>, StartError> {
     let mut bound = Vec::new();
     for listener in options.listeners() {
         let terms = Arc::new(Terms::of(&listener).map_err(StartError::Listener)?);
         let option = if Some(&listener.listen) == options.listen.as_ref() { "server.listen" } else { "server.listener.listen" };
-        let sockets = Bound::to(option, &listener.listen).await?;
-        bound.extend(sockets.into_iter().map(|socket| (socket, Arc::clone(&terms))));
+        bound.push((terms, Bound::to(option, &listener.listen).await?));
     }
     Ok(bound)
+}
+
+/// Lets clients and the operator in. What lies in the file system for it is to be kept as long.
+async fn listen(
+    clients: Vec<(Arc<Terms>, Vec<Bound>)>,
+    operator: Option<(TcpSocket, SocketAddr)>,
+) -> Result<(Vec<Door>, Vec<Made>, Option<TcpListener>), StartError> {
+    let admin = operator.map(|bound| bound::listen(ADMIN_LISTEN, bound)).transpose()?;
+    let (mut doors, mut made) = (Vec::new(), Vec::new());
+    for (terms, sockets) in clients {
+        for bound in sockets {
+            let (listener, file) = bound.listen().await?;
+            doors.push(Door::new(listener, Arc::clone(&terms)));
+            made.extend(file);
+        }
+    }
+    Ok((doors, made, admin))
 }
 
 /// The cache, and what stands before it.

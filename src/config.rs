@@ -3,14 +3,19 @@
 //! Each option is declared next to the code that reads it; here they come together. Plain data: nothing is built from it
 //! before `app`.
 
+mod keys;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use crate::upstream::{AuthMode, WELL_KNOWN};
+use crate::oci::Pattern;
+use crate::upstream::{AuthMode, DOCKER_HUB, WELL_KNOWN};
 use crate::{app, mirror, server, store, upstream};
+
+use keys::{check_keys, default_of, dotted, key_of_variable, put};
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -28,6 +33,8 @@ pub struct Config {
 #[error("{0}")]
 pub struct ConfigError(String);
 
+/// Where these are at their default, they bound nothing.
+const BOUNDS: [&str; 6] = ["client_connections", "client_requests", "client_rate", "max_rate", "allow", "deny"];
 /// Environment variables of larder begin with this.
 const PREFIX: &str = "LARDER_";
 
@@ -53,10 +60,7 @@ impl Config {
     ) -> Result<Self, ConfigError> {
         let mut table = match file {
             None => Table::new(),
-            Some(path) => {
-                let text = std::fs::read_to_string(path).map_err(|error| ConfigError(format!("{}: {error}", path.display())))?;
-                parse(&text).map_err(|error| ConfigError(format!("{}: {error}", path.display())))?
-            }
+            Some(path) => read(path)?,
         };
         check_keys(&table)?;
         for (name, value) in environment {
@@ -89,7 +93,24 @@ impl Config {
     pub fn differences(&self, other: &Self) -> Vec<String> {
         let [one, other] = [self, other].map(|config| Value::try_from(config).ok());
         let mut found = Vec::new();
-        differ(String::new(), one.as_ref(), other.as_ref(), &mut found);
+        differ(&mut Vec::new(), one.as_ref(), other.as_ref(), &mut |key, _, _| found.push(keys::written(key)));
+        found
+    }
+
+    /// The options that bound what may be had, or how much, and of which nothing is left in `after`.
+    #[must_use]
+    pub fn lifted_by(&self, after: &Self) -> Vec<String> {
+        let [one, other] = [self, after].map(|config| Value::try_from(config).ok());
+        let mut found = Vec::new();
+        differ(&mut Vec::new(), one.as_ref(), other.as_ref(), &mut |key, _, now| {
+            let bounds = key.last().is_some_and(|option| BOUNDS.contains(&option.as_str()));
+            if bounds && now.cloned() == default_of(key) {
+                found.push(keys::written(key));
+            }
+        });
+        let listeners = self.server.listener.iter().zip(&after.server.listener);
+        let without_rules = listeners.filter(|(before, after)| !before.rule.is_empty() && after.rule.is_empty());
+        found.extend(without_rules.map(|(listener, _)| format!("the rules of server.listener at {}", listener.listen)));
         found
     }
 
@@ -122,22 +143,71 @@ impl Config {
             let name = &config.mirror.default_upstream;
             return Err(ConfigError(format!("mirror.default_upstream {name:?} is no upstream; there are {names:?}")));
         }
+        for listener in &config.server.listener {
+            for pattern in listener.rule.iter().flat_map(server::Rule::patterns) {
+                config.check_pattern(pattern).map_err(|what| {
+                    ConfigError(format!("server.listener at {}: a rule has \"{pattern}\", {what}", listener.listen))
+                })?;
+            }
+        }
         Ok(config)
+    }
+
+    /// A rule's pattern must be able to match: what it denied would be denied to nobody.
+    fn check_pattern(&self, pattern: &Pattern) -> Result<(), String> {
+        let Some(upstream) = pattern.first_component() else { return Ok(()) };
+        if !self.upstream.contains_key(upstream) && !self.mirror.any_public {
+            let meant = self.upstream.iter().find(|(name, options)| {
+                name.eq_ignore_ascii_case(upstream) || options.aliases.iter().chain(&options.hosts).any(|alias| alias == upstream)
+            });
+            return Err(match meant {
+                Some((name, _)) => format!("whose upstream is called {name} in rules"),
+                None => format!("and {upstream} is no upstream; a pattern begins with one, as \"docker.io/library/*\" does"),
+            });
+        }
+        let text = pattern.to_string();
+        let rest = text.strip_prefix(upstream).and_then(|rest| rest.strip_prefix('/')).unwrap_or_default();
+        if rest.is_empty() {
+            return Err(format!("which is no repository; all of {upstream} are \"{upstream}/**\""));
+        }
+        if upstream == DOCKER_HUB && !rest.contains('/') && !rest.contains("**") {
+            return Err(format!("which no repository there is called; Docker's own are \"{upstream}/library/{rest}\""));
+        }
+        Ok(())
     }
 }
 
-fn differ(at: String, one: Option<&Value>, other: Option<&Value>, found: &mut Vec<String>) {
+/// Shows what is another in two, with its key.
+fn differ(
+    at: &mut Vec<String>,
+    one: Option<&Value>,
+    other: Option<&Value>,
+    show: &mut impl FnMut(&[String], Option<&Value>, Option<&Value>),
+) {
     match (one, other) {
         (Some(Value::Table(one)), Some(Value::Table(other))) => {
             for key in one.keys().chain(other.keys().filter(|key| !one.contains_key(*key))) {
-                let shown = if key.contains('.') { format!("{key:?}") } else { key.clone() };
-                let at = if at.is_empty() { shown } else { format!("{at}.{shown}") };
-                differ(at, one.get(key), other.get(key), found);
+                at.push(key.clone());
+                differ(at, one.get(key), other.get(key), show);
+                at.pop();
             }
         }
         _ if one == other => {}
-        _ => found.push(at),
+        _ => show(at, one, other),
     }
+}
+
+/// Whether a file of options has none.
+///
+/// # Errors
+/// See [`ConfigError`].
+pub fn says_nothing(file: &Path) -> Result<bool, ConfigError> {
+    Ok(read(file)?.is_empty())
+}
+
+fn read(file: &Path) -> Result<Table, ConfigError> {
+    let text = std::fs::read_to_string(file).map_err(|error| ConfigError(format!("{}: {error}", file.display())))?;
+    parse(&text).map_err(|error| ConfigError(format!("{}: {error}", file.display())))
 }
 
 fn parse(text: &str) -> Result<Table, ConfigError> {
@@ -151,138 +221,9 @@ fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-// --- keys ---
-
-/// All options with their defaults; an upstream's stand under the name `*`.
-fn schema() -> Table {
-    let options = Config { upstream: BTreeMap::from([("*".into(), upstream::Options::default())]), ..Config::default() };
-    Table::try_from(options).expect("defaults are plain data")
-}
-
-/// The default of an option, which tells its type; `None` if there is no such option.
-fn default_of(key: &[String]) -> Option<Value> {
-    let mut key: Vec<&str> = key.iter().map(String::as_str).collect();
-    if key.first() == Some(&"upstream") && key.len() > 1 {
-        key[1] = "*";
-    }
-    let mut at = Value::Table(schema());
-    for part in key {
-        at = at.get(part)?.clone();
-    }
-    Some(at)
-}
-
-fn check_keys(table: &Table) -> Result<(), ConfigError> {
-    fn walk(table: &Table, path: &mut Vec<String>) -> Result<(), ConfigError> {
-        for (key, value) in table {
-            path.push(key.clone());
-            if !(path.len() == 2 && path[0] == "upstream") && default_of(path).is_none() {
-                return Err(unknown(path));
-            }
-            if let Value::Table(table) = value {
-                walk(table, path)?;
-            }
-            path.pop();
-        }
-        Ok(())
-    }
-    walk(table, &mut Vec::new())
-}
-
-fn unknown(key: &[String]) -> ConfigError {
-    fn all(table: &Table, path: &[String], keys: &mut Vec<Vec<String>>) {
-        for (key, value) in table {
-            let path = [path, std::slice::from_ref(key)].concat();
-            if let Value::Table(table) = value {
-                all(table, &path, keys);
-            }
-            keys.push(path);
-        }
-    }
-    let mut keys = Vec::new();
-    all(&schema(), &[], &mut keys);
-    if let (Some("upstream"), Some(name)) = (key.first().map(String::as_str), key.get(1)) {
-        keys.iter_mut().filter(|key| key.get(1).is_some_and(|part| part == "*")).for_each(|key| key[1].clone_from(name));
-    }
-    let text = written(key);
-    let nearest = keys.iter().map(|key| written(key)).min_by_key(|known| strsim::damerau_levenshtein(known, &text));
-    ConfigError(format!("unknown key {text}; did you mean {}?", nearest.unwrap_or_default()))
-}
-
-/// As it stands in a file: `upstream."docker.io".url`.
-fn written(key: &[String]) -> String {
-    let bare = |part: &String| part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
-    let parts: Vec<String> = key.iter().map(|part| if bare(part) { part.clone() } else { format!("{part:?}") }).collect();
-    parts.join(".")
-}
-
-/// The parts of a dotted key, quoted where need be.
-fn dotted(text: &str) -> Option<Vec<String>> {
-    let mut table: Table = format!("{text} = true").parse().ok()?;
-    let mut key = Vec::new();
-    loop {
-        let (part, value) = table.into_iter().next()?;
-        key.push(part);
-        match value {
-            Value::Table(inner) => table = inner,
-            _ => return Some(key),
-        }
-    }
-}
-
-/// The option that an environment variable means: `LARDER_SERVER_LISTEN`, `LARDER_UPSTREAM_DOCKER_IO_USERNAME`. What
-/// belongs to no section is not ours: Kubernetes sets the like for a service named larder.
-fn key_of_variable(name: &str, table: &Table) -> Result<Option<Vec<String>>, ConfigError> {
-    let Some(rest) = name.strip_prefix(PREFIX).map(str::to_ascii_lowercase) else { return Ok(None) };
-    let Some((section, option)) = rest.split_once('_') else { return Ok(None) };
-    if !schema().contains_key(section) || option.starts_with("service_") || option.starts_with("port") {
-        return Ok(None);
-    }
-    if section != "upstream" {
-        let key = vec![section.to_owned(), option.to_owned()];
-        return if default_of(&key).is_some() { Ok(Some(key)) } else { Err(unknown(&key)) };
-    }
-    let configured = table.get("upstream").and_then(Value::as_table).into_iter().flat_map(Table::keys).map(String::as_str);
-    let in_variable = |name: &str| name.replace(|c: char| !c.is_ascii_alphanumeric(), "_").to_ascii_lowercase();
-    for upstream in configured.chain(WELL_KNOWN) {
-        if let Some(option) = option.strip_prefix(&format!("{}_", in_variable(upstream))) {
-            let key = vec![section.to_owned(), upstream.to_owned(), option.to_owned()];
-            return if default_of(&key).is_some() { Ok(Some(key)) } else { Err(unknown(&key)) };
-        }
-    }
-    Err(ConfigError(format!("{} names no upstream that is configured; name it in the file first", name.escape_debug())))
-}
-
-/// Sets an option to what `text` means for its type.
-fn put(table: &mut Table, key: &[String], text: &str) -> Result<(), ConfigError> {
-    let wrong = |what: &str| ConfigError(format!("{}: {text:?} is {what}", written(key)));
-    let value = match default_of(key) {
-        None | Some(Value::Table(_)) => return Err(unknown(key)),
-        Some(Value::Boolean(_)) => Value::Boolean(text.parse().map_err(|_| wrong("neither true nor false"))?),
-        Some(Value::Integer(_)) => Value::Integer(text.parse().map_err(|_| wrong("no whole number"))?),
-        // A list of tables.
-        Some(Value::Array(_)) if text.starts_with("[{") => {
-            let lists: Table = format!("list = {text}").parse().map_err(|_| wrong("no list of tables"))?;
-            lists["list"].clone()
-        }
-        Some(Value::Array(_)) => {
-            let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
-            Value::Array(items.map(|item| Value::String(item.into())).collect())
-        }
-        Some(_) => Value::String(text.into()),
-    };
-    let (last, sections) = key.split_last().ok_or_else(|| wrong("for no option"))?;
-    let mut at = table;
-    for section in sections {
-        let inner = at.entry(section.clone()).or_insert_with(|| Value::Table(Table::new()));
-        at = inner.as_table_mut().ok_or_else(|| ConfigError(format!("{section} must be a section")))?;
-    }
-    at.insert(last.clone(), value);
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
+    use super::keys::schema;
     use super::*;
     use crate::server::Place;
     use bytesize::ByteSize;
@@ -377,6 +318,34 @@ mod tests {
         assert_eq!(listen("admin.listen="), None);
     }
 
+    /// What they denied was denied to nobody, and nothing was said.
+    #[test]
+    fn rules_that_could_never_match_are_refused() {
+        let with = |pattern: &str, more: &str| {
+            let rule = format!("rule = [{{ allow = [\"**\"] }}, {{ deny = [\"{pattern}\"] }}]");
+            Config::from_toml(&format!("{more}\n[[server.listener]]\nlisten = \"127.0.0.1:1\"\n{rule}"))
+                .map_err(|error| error.to_string())
+        };
+        for (pattern, says) in [
+            ("docker.io/nginx", "Docker's own are \"docker.io/library/nginx\""),
+            ("docker.io/*", "Docker's own are \"docker.io/library/*\""),
+            ("registry-1.docker.io/**", "whose upstream is called docker.io in rules"),
+            ("index.docker.io/library/app", "whose upstream is called docker.io in rules"),
+            ("GHCR.io/**", "whose upstream is called ghcr.io in rules"),
+            ("library/app", "and library is no upstream"),
+            ("docker.io", "which is no repository; all of docker.io are \"docker.io/**\""),
+        ] {
+            let error = with(pattern, "").unwrap_err();
+            assert!(error.contains(says) && error.contains(&format!("a rule has \"{pattern}\"")), "{error}");
+        }
+        for pattern in
+            ["docker.io/library/nginx", "docker.io/**", "docker.io/org/*", "**/secret", "*/library/app", "quay.io/app", "**"]
+        {
+            with(pattern, "").unwrap();
+        }
+        assert!(with("registry.example/**", "").is_err() && with("registry.example/**", "mirror.any_public = true").is_ok());
+    }
+
     #[test]
     fn what_is_wrong_is_said_in_one_line_that_says_what_to_do() {
         let error = |text: &str| Config::from_toml(text).unwrap_err().to_string();
@@ -405,6 +374,8 @@ mod tests {
         );
         assert!(error("[mirror]\ndefault_upstream = \"x\"").contains("is no upstream"));
         assert!(error("[server\n").starts_with("line 1: "));
+        let twice = "[server]\nlisten = \"[::]:5000\"\n[[server.listener]]\nlisten = \"[::]:5000\"";
+        assert!(error(twice).starts_with("server.listener: two are at [::]:5000; "));
         assert!(error("[upstream.\"a\\nb\"]\nurl = 1").starts_with("upstream.a\\nb.url: "));
         for (variables, settings) in [
             (&[("LARDER_SERVER_LISTN", "x")][..], &[][..]),

@@ -1,4 +1,5 @@
-//! Addresses that nobody else can take, and that let nobody in yet.
+//! Addresses of larder's own that let nobody in yet. What another may still come to have is found out when they do: two may be bound to
+//! one address, of which one listens, and a socket in the file system is made when all else stands.
 
 use std::io;
 use std::net::SocketAddr;
@@ -6,7 +7,7 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, chmod, unlink};
-use tokio::net::{TcpListener, TcpSocket, UnixSocket, UnixStream};
+use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixSocket, UnixStream};
 
 use crate::server::{Listener, Place};
 
@@ -19,13 +20,12 @@ pub(super) struct Bound {
     /// Where it is: with the port that the kernel has chosen, the path that systemd has.
     pub(super) place: Place,
     socket: Socket,
-    /// What lies at the path of a Unix socket that larder has made.
-    made: Option<Made>,
 }
 
 pub(super) enum Socket {
     Tcp(TcpSocket),
-    Unix(UnixSocket),
+    /// To be made at this path.
+    Unix(PathBuf),
     /// It listens already; who comes waits.
     Listens(Listener),
 }
@@ -48,39 +48,35 @@ impl Bound {
     pub(super) async fn to(option: &'static str, place: &Place) -> Result<Vec<Self>, StartError> {
         let bound = match place {
             Place::Tcp(address) => tcp(*address).map(|socket| vec![socket]),
-            Place::Unix(path) => unix(path).await.map(|socket| vec![socket]),
+            Place::Unix(path) => is_free(path).await.map(|_| vec![Socket::Unix(path.clone())]),
             Place::Systemd(name) => inherited::take(name.as_deref()),
         };
         let failed = |error| StartError::Listen { option, place: place.clone(), error };
         let sockets = bound.map_err(failed)?.into_iter();
-        sockets.map(|socket| Self::of(option, socket, place).map_err(failed)).collect()
+        sockets.map(|socket| Self::of(option, socket).map_err(failed)).collect()
     }
 
-    fn of(option: &'static str, socket: Socket, place: &Place) -> io::Result<Self> {
-        let (place, made) = match &socket {
-            Socket::Tcp(socket) => (Place::Tcp(socket.local_addr()?), None),
-            Socket::Listens(Listener::Tcp(listener)) => (Place::Tcp(listener.local_addr()?), None),
+    fn of(option: &'static str, socket: Socket) -> io::Result<Self> {
+        let place = match &socket {
+            Socket::Tcp(socket) => Place::Tcp(socket.local_addr()?),
+            Socket::Listens(Listener::Tcp(listener)) => Place::Tcp(listener.local_addr()?),
             Socket::Listens(Listener::Unix(listener)) => {
-                let address = listener.local_addr()?;
-                (Place::Unix(address.as_pathname().unwrap_or(Path::new("")).to_owned()), None)
+                Place::Unix(listener.local_addr()?.as_pathname().unwrap_or(Path::new("")).to_owned())
             }
-            Socket::Unix(_) => {
-                let Place::Unix(path) = place else { return Err(io::ErrorKind::InvalidInput.into()) };
-                (place.clone(), Some(Made { path: path.clone(), file: file(path)? }))
-            }
+            Socket::Unix(path) => Place::Unix(path.clone()),
         };
-        Ok(Self { option, place, socket, made })
+        Ok(Self { option, place, socket })
     }
 
     /// Lets clients in. What is returned besides is to be kept as long as it listens.
-    pub(super) fn listen(self) -> Result<(Listener, Option<Made>), StartError> {
-        let Self { option, place, socket, made } = self;
-        let listener = match socket {
-            Socket::Tcp(socket) => socket.listen(BACKLOG).map(Listener::Tcp),
-            Socket::Unix(socket) => socket.listen(BACKLOG).map(Listener::Unix),
-            Socket::Listens(listener) => Ok(listener),
+    pub(super) async fn listen(self) -> Result<(Listener, Option<Made>), StartError> {
+        let Self { option, place, socket } = self;
+        let listening = match socket {
+            Socket::Tcp(socket) => socket.listen(BACKLOG).map(|listener| (Listener::Tcp(listener), None)),
+            Socket::Unix(path) => unix(path).await.map(|(listener, made)| (Listener::Unix(listener), Some(made))),
+            Socket::Listens(listener) => Ok((listener, None)),
         };
-        Ok((listener.map_err(|error| StartError::Listen { option, place, error })?, made))
+        listening.map_err(|error| StartError::Listen { option, place, error })
     }
 
     /// At an address of TCP.
@@ -109,18 +105,32 @@ fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
     Ok(socket)
 }
 
-async fn unix(path: &Path) -> io::Result<Socket> {
+/// Whether a socket may be made at a path; one that was left there is in the way.
+async fn is_free(path: &Path) -> io::Result<bool> {
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+        Ok(found) if found.file_type().is_socket() => {}
+        Ok(_) => return Err(io::ErrorKind::AddrInUse.into()),
+        Err(error) => return Err(error),
+    }
     // A larder that was killed leaves its socket, to which nobody answers.
-    if std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
-        match UnixStream::connect(path).await {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => unlink(path)?,
-            Ok(_) | Err(_) => return Err(io::ErrorKind::AddrInUse.into()),
-        }
+    match UnixStream::connect(path).await {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(false),
+        Ok(_) | Err(_) => Err(io::ErrorKind::AddrInUse.into()),
+    }
+}
+
+/// Made in one go, once the cache is this larder's: a socket that does not listen yet looks like one that was left, and another larder
+/// that starts beside would take it away.
+async fn unix(path: PathBuf) -> io::Result<(UnixListener, Made)> {
+    if !is_free(&path).await? {
+        unlink(&path)?;
     }
     let socket = UnixSocket::new_stream()?;
-    socket.bind(path)?;
-    chmod(path, SOCKET_MODE)?;
-    Ok(Socket::Unix(socket))
+    socket.bind(&path)?;
+    let made = Made { file: file(&path)?, path };
+    chmod(&made.path, SOCKET_MODE)?;
+    Ok((socket.listen(BACKLOG)?, made))
 }
 
 /// Which file it is that lies there.

@@ -36,6 +36,13 @@ pub(super) fn take(name: Option<&str>) -> io::Result<Vec<Socket>> {
     taken.into_iter().map(|(_, socket)| listener(socket).map(Socket::Listens)).collect()
 }
 
+/// Closes those that no listener is for: whoever came there would wait for ever.
+pub(super) fn close_rest() {
+    for (name, _socket) in INHERITED.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+        tracing::warn!(name, "a socket that systemd has handed over is closed, as no listener is systemd:NAME for it");
+    }
+}
+
 fn listener(socket: OwnedFd) -> io::Result<Listener> {
     let about = SockRef::from(&socket);
     if about.r#type()? != Type::STREAM || !about.is_listener()? {

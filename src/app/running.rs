@@ -15,10 +15,18 @@ use super::{access, registries};
 pub struct Running {
     /// What holds now.
     pub(super) config: Mutex<Config>,
-    /// Of each listener.
+    /// Of each listener, as `server::Options::listeners` has them.
     pub(super) terms: Vec<Arc<Terms>>,
     pub(super) shares: Shares,
     pub(super) mirror: Mirror,
+}
+
+/// What a reload has not done, and what it has that may not have been meant.
+pub struct Reloaded {
+    /// The options that wait for the next start.
+    pub waits: Vec<String>,
+    /// Those that bounded something, and do so no more.
+    pub lifted: Vec<String>,
 }
 
 // === impl Running ===
@@ -26,15 +34,16 @@ pub struct Running {
 impl Running {
     /// Takes up what has changed and can change now: rules, what may be had of upstreams, TTLs of tags, what clients may take and
     /// what may come from upstreams. Files of listeners are looked at at once. Connections, answers and fills under way go on.
-    /// Returns the options that wait for the next start.
     ///
-    /// May wait for the disk.
+    /// May wait for the disk, and for another reload: what is loaded later holds in the end.
     ///
     /// # Errors
     /// With this configuration larder would not start; says why in one line. Nothing has been changed.
-    pub fn reload(&self, new: &Config) -> Result<Vec<String>, String> {
-        try_out(new)?;
+    pub fn reload(&self, load: impl FnOnce() -> Result<Config, String>) -> Result<Reloaded, String> {
         let mut config = self.config.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = &load()?;
+        try_out(new)?;
+        let before = config.clone();
         config.take_up(new);
         self.shares.set(&config.server);
         for (terms, options) in self.terms.iter().zip(config.server.listeners()) {
@@ -47,7 +56,7 @@ impl Running {
             registry.freshness.set(Freshness::of(&config.mirror, options));
             registry.upstream.set_max_rates(options.max_rate.as_u64(), config.mirror.max_rate.as_u64());
         }
-        Ok(config.differences(new))
+        Ok(Reloaded { waits: config.differences(new), lifted: before.lifted_by(&config) })
     }
 }
 

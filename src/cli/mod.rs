@@ -25,7 +25,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
-use crate::config::Config;
+use crate::config::{self, Config};
 
 /// A pull-through caching mirror for container registries.
 #[derive(Parser)]
@@ -108,5 +108,17 @@ impl Configured {
         let environment =
             std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
         Config::load(self.config.as_deref(), environment, &self.set).map_err(|error| error.to_string())
+    }
+
+    /// The same for a larder that runs by it. A file that says nothing any more is one that is being written, or for which the disk
+    /// had no room, and would lift all limits.
+    fn load_anew(&self) -> Result<Config, String> {
+        let config = self.load()?;
+        match &self.config {
+            Some(file) if config::says_nothing(file).map_err(|error| error.to_string())? => {
+                Err(format!("{} has no option in it", file.display()))
+            }
+            _ => Ok(config),
+        }
     }
 }

@@ -9,7 +9,7 @@ use clap::Args;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
 
-use crate::app::{App, Drained, Running};
+use crate::app::{App, Drained, Reloaded, Running};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::metrics;
@@ -95,15 +95,24 @@ async fn serve(config: Config, wanted_connections: usize, configured: &Configure
 
 /// Reads the configuration anew and takes it up.
 fn reload(running: &Running, configured: &Configured) {
-    let reloaded = configured.load().and_then(|mut config| {
+    let reloaded = running.reload(|| {
+        let mut config = configured.load_anew()?;
         allow_many_files(&mut config);
-        running.reload(&config)
+        Ok(config)
     });
     match reloaded {
-        Ok(waits) if waits.is_empty() => tracing::info!("the configuration has been read anew"),
-        Ok(waits) => {
-            let waits = waits.join(", ");
-            tracing::warn!("the configuration has been read anew; what has changed in these waits for the next start: {waits}");
+        Ok(Reloaded { waits, lifted }) => {
+            if !lifted.is_empty() {
+                tracing::warn!("these bounded something, and do so no more: {}", lifted.join(", "));
+            }
+            if waits.is_empty() {
+                tracing::info!("the configuration has been read anew");
+            } else {
+                let waits = waits.join(", ");
+                tracing::warn!(
+                    "the configuration has been read anew; what has changed in these waits for the next start: {waits}"
+                );
+            }
         }
         Err(why) => tracing::error!("the configuration cannot be used, and what it was stays: {why}"),
     }

@@ -19,6 +19,8 @@ enum Part {
     Char(char),
     /// One character of a component.
     One,
+    /// One character.
+    Any,
     /// Any number of characters of a component.
     Some,
     /// Any number of characters.
@@ -44,10 +46,11 @@ impl Pattern {
             for at in 0..=text.len() {
                 let here = text.get(at);
                 match part {
-                    Part::Char(_) | Part::One if !reached[at] => {}
+                    Part::Char(_) | Part::One | Part::Any if !reached[at] => {}
                     Part::Char(c) if here == Some(c) => next[at + 1] = true,
                     Part::One if here.is_some_and(|c| *c != '/') => next[at + 1] = true,
-                    Part::Char(_) | Part::One => {}
+                    Part::Any if here.is_some() => next[at + 1] = true,
+                    Part::Char(_) | Part::One | Part::Any => {}
                     Part::Some | Part::All => {
                         let passable = |c: char| *part == Part::All || c != '/';
                         next[at] |= reached[at] || at > 0 && next[at - 1] && passable(text[at - 1]);
@@ -59,10 +62,25 @@ impl Pattern {
         reached[text.len()]
     }
 
+    /// The same for texts that are no paths, though there may be `/` in them: `*` stands for any text at all, `?` for any character.
+    #[must_use]
+    pub fn across(mut self) -> Self {
+        self.parts.iter_mut().filter(|part| **part == Part::Some).for_each(|part| *part = Part::All);
+        self.parts.iter_mut().filter(|part| **part == Part::One).for_each(|part| *part = Part::Any);
+        self
+    }
+
+    /// The pattern up to its first `/`, if that is the same text for whatever it matches.
+    #[must_use]
+    pub fn first_component(&self) -> Option<&str> {
+        let first = self.text.split('/').next().unwrap_or_default();
+        (!first.contains(['*', '?'])).then_some(first)
+    }
+
     /// How much it pins down, in characters: of several patterns that match, the one with most is meant.
     #[must_use]
     pub fn weight(&self) -> usize {
-        self.parts.iter().filter(|part| matches!(part, Part::Char(_) | Part::One)).count()
+        self.parts.iter().filter(|part| matches!(part, Part::Char(_) | Part::One | Part::Any)).count()
     }
 }
 
@@ -141,6 +159,14 @@ mod tests {
         ] {
             assert!(!matches(pattern, text), "{pattern} {text}");
         }
+    }
+
+    #[test]
+    fn of_a_name_that_is_no_path_a_star_is_any_part() {
+        for (pattern, text) in [("*", "host/web1"), ("team/*", "team/a/b"), ("a?b", "a/b"), ("build-*", "build-7")] {
+            assert!(pattern.parse::<Pattern>().unwrap().across().matches(text), "{pattern} {text}");
+        }
+        assert!(!"build-*".parse::<Pattern>().unwrap().across().matches("host/build-7"));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::mirror::{Refusal, Shown};
 use super::forwarded::{self, Network};
 use super::fresh::Look;
 use super::login::shown;
-use super::options::ListenerOptions;
+use super::options::{ClientCert, ListenerOptions};
 use super::proxy;
 use super::rules::{Identity, Rule, Rules};
 use super::tls::Tls;
@@ -37,10 +37,8 @@ pub enum Listener {
 pub struct Terms {
     pub(super) tls: Option<Tls>,
     users: Option<Arc<Users>>,
-    /// Users need not say who they are if their certificate does.
-    certificate_suffices: bool,
-    /// Nobody is heard without one.
-    certificate_required: bool,
+    /// Whether clients must show a certificate. `None`: they are not asked for one.
+    certificates: Option<ClientCert>,
     pub(super) rules: Rules,
     /// Who is believed to speak for others.
     proxies: Vec<Network>,
@@ -101,8 +99,7 @@ impl Terms {
             Ok(Self {
                 tls: options.has_tls().then(|| Tls::of(options)).transpose()?,
                 users: (!no_users).then(|| Users::new(&options.listen.to_string(), users.0, users.1)).transpose()?.map(Arc::new),
-                certificate_suffices: no_users || !options.requires_certificates(),
-                certificate_required: options.requires_certificates(),
+                certificates: options.certificates(),
                 rules: Rules::new(options.rule.clone()),
                 proxies: options.proxies.clone(),
                 proxy_protocol: options.proxy_protocol,
@@ -151,10 +148,11 @@ impl Terms {
         now: Timestamp,
     ) -> Result<Identity, Refusal> {
         let certificate = client.certificate.clone();
-        if certificate.is_none() && self.certificate_required && !self.rules.are_none() {
+        if certificate.is_none() && self.certificates == Some(ClientCert::Required) && !self.rules.are_none() {
             return Err(Refusal::NotAllowed("the certificate has no common name by which rules could know its owner".into()));
         }
-        if let Some(name) = certificate.clone().filter(|_| self.certificate_suffices) {
+        let suffices = self.users.is_none() || self.certificates == Some(ClientCert::Optional);
+        if let Some(name) = certificate.clone().filter(|_| suffices) {
             return Ok(Identity { groups: self.groups(&name), user: Some(name), certificate });
         }
         let Some(users) = &self.users else { return Ok(Identity::default()) };
@@ -170,6 +168,11 @@ impl Terms {
         self.users.as_ref().map(|users| users.groups(user)).unwrap_or_default()
     }
 
+    /// Whether what one client gets another may not.
+    pub(super) fn are_for_some(&self) -> bool {
+        self.users.is_some() || self.certificates.is_some() || !self.rules.are_none()
+    }
+
     #[must_use]
     pub fn has_tls(&self) -> bool {
         self.tls.is_some()
@@ -180,8 +183,7 @@ impl Terms {
         Self {
             tls: None,
             users: None,
-            certificate_suffices: true,
-            certificate_required: false,
+            certificates: None,
             rules: Rules::new(Vec::new()),
             proxies: Vec::new(),
             proxy_protocol: false,

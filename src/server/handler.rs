@@ -113,7 +113,7 @@ impl Handler {
             Route::Invalid(code, message) => respond::invalid(code, &message),
             Route::NotFound => respond::not_found(),
         };
-        if self.mirror.registries().gate(asked.host()).is_some() {
+        if self.mirror.registries().gate(asked.host()).is_some() || asked.client.terms.are_for_some() {
             respond::keep_private(&mut response);
         }
         response

@@ -104,7 +104,14 @@ impl Options {
         if self.listen.is_none() && self.listener.is_empty() {
             return Err("server.listen is empty and there is no server.listener: nobody could ask for anything".into());
         }
-        self.listener.iter().try_for_each(ListenerOptions::check)
+        self.listener.iter().try_for_each(ListenerOptions::check)?;
+        let mut places: Vec<Place> = self.listeners().into_iter().map(|listener| listener.listen).collect();
+        while let Some(place) = places.pop() {
+            if !place.is_of_the_kernels_choice() && places.contains(&place) {
+                return Err(format!("server.listener: two are at {place}; who comes there cannot meet both"));
+            }
+        }
+        Ok(())
     }
 
     /// Takes from `new` what can change while larder serves.
@@ -188,9 +195,9 @@ impl ListenerOptions {
         given(&self.client_ca_file)
     }
 
-    /// Whether nobody is heard without a certificate.
-    pub(super) fn requires_certificates(&self) -> bool {
-        self.asks_for_certificates() && self.client_cert != Some(ClientCert::Optional)
+    /// Whether clients must show a certificate. `None`: they are not asked for one.
+    pub(super) fn certificates(&self) -> Option<ClientCert> {
+        self.asks_for_certificates().then(|| self.client_cert.unwrap_or(ClientCert::Required))
     }
 
     /// Whether not everyone gets everything here.
@@ -259,8 +266,7 @@ impl ListenerOptions {
 
     /// Clients say with the same header who they are to larder and to an upstream with `auth = "passthrough"`.
     fn check_passthrough(&self, upstream: &str) -> Result<(), String> {
-        let certificate_will_do = self.asks_for_certificates() && !self.requires_certificates();
-        let by_password_alone = given(&self.users_file) && !certificate_will_do;
+        let by_password_alone = given(&self.users_file) && self.certificates() != Some(ClientCert::Optional);
         if by_password_alone && !self.rule.iter().any(|rule| rule.shuts_out(upstream)) {
             return Err(format!(
                 "server.listener at {}: users_file asks for one password, and upstream.\"{upstream}\" with auth = \"passthrough\" for \

@@ -26,6 +26,11 @@ pub struct InvalidPlace(String);
 // === impl Place ===
 
 impl Place {
+    /// Whether it is another place each time.
+    pub(super) fn is_of_the_kernels_choice(&self) -> bool {
+        matches!(self, Self::Tcp(address) if address.port() == 0)
+    }
+
     /// Whether nobody reaches it over the network, as far as larder can tell.
     pub(super) fn is_local(&self) -> bool {
         match self {

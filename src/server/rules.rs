@@ -99,6 +99,10 @@ impl Rule {
         self.who.is_empty() || self.who.iter().any(|who| who.is(identity))
     }
 
+    pub(crate) fn patterns(&self) -> impl Iterator<Item = &Pattern> {
+        self.allow.iter().chain(&self.deny)
+    }
+
     /// Whether nobody may have anything of this upstream, whatever else may be allowed.
     pub(super) fn shuts_out(&self, upstream: &str) -> bool {
         self.who.is_empty() && self.deny.iter().any(|pattern| pattern.to_string().strip_suffix("/**") == Some(upstream))
@@ -136,7 +140,7 @@ impl FromStr for Who {
     type Err = InvalidWho;
 
     fn from_str(text: &str) -> Result<Self, InvalidWho> {
-        let parts = text.split_once(':').and_then(|(kind, name)| Some((kind, name.parse().ok()?)));
+        let parts = text.split_once(':').and_then(|(kind, name)| Some((kind, name.parse::<Pattern>().ok()?.across())));
         match parts {
             Some(("user", name)) => Ok(Self::User(name)),
             Some(("group", name)) => Ok(Self::Group(name)),
@@ -193,7 +197,7 @@ mod tests {
             rule(&["user:alice", "cert:build-*"], &["ghcr.io/**"], &[]),
             rule(&["group:ops"], &["**"], &["docker.io/library/old"]),
             rule(&["user:dave"], &[], &["docker.io/library/old"]),
-            rule(&["cert:contractor-*"], &[], &["docker.io/library/new"]),
+            rule(&["cert:contractor-*", "cert:host?web*", "user:guest*"], &[], &["docker.io/library/new"]),
         ]);
         let may = |who: &Identity, upstream: &str, name: &str| {
             rules.check(who, &Repository { upstream: upstream.into(), name: name.parse().unwrap() }).is_ok()
@@ -214,6 +218,8 @@ mod tests {
         let contractors = identity("dave", "contractor-3", &[]);
         assert!(!may(&contractors, "docker.io", "library/new"), "also who has logged in has shown its certificate");
         assert!(may(&identity("dave", "build-7", &[]), "ghcr.io", "org/app"));
+        assert!(!may(&identity("dave", "host/web1/x", &[]), "docker.io", "library/new"), "a name is no path");
+        assert!(!may(&identity("guest/of/dave", "", &[]), "docker.io", "library/new"));
         assert!(
             Rules::new(Vec::new()).check(&anybody, &Repository { upstream: "x".into(), name: "a/b".parse().unwrap() }).is_ok()
         );

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::upstream::pem;
 
 use super::fresh::{Fresh, Look};
-use super::options::ListenerOptions;
+use super::options::{ClientCert, ListenerOptions};
 
 /// The TLS of one listener.
 #[derive(Clone)]
@@ -97,7 +97,8 @@ fn verifier(options: &ListenerOptions, provider: Arc<CryptoProvider>) -> Result<
         roots.add(authority).map_err(|error| format!("client_ca_file: {error}"))?;
     }
     let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider);
-    let verifier = if options.requires_certificates() { verifier } else { verifier.allow_unauthenticated() };
+    let optional = options.certificates() == Some(ClientCert::Optional);
+    let verifier = if optional { verifier.allow_unauthenticated() } else { verifier };
     verifier.build().map_err(|error| format!("client_ca_file: {error}"))
 }
 

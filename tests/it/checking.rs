@@ -67,3 +67,28 @@ async fn what_is_wrong_is_said_with_what_to_do_and_by_the_exit_code() {
     assert!(checked.log.contains("unknown key server.lsten"), "{}", checked.log);
     assert!(!dir.path().join("cache").exists(), "nothing was made");
 }
+
+#[tokio::test]
+async fn what_an_operator_may_not_have_meant_is_said_and_is_no_fault() {
+    let (upstream, dir) = (registry().await, tempfile::tempdir().unwrap());
+    let settings = settings(&upstream);
+    let users = dir.path().join("users");
+    fs::write(&users, format!("alice:{}\n", bcrypt::hash(BOBS, 4).unwrap())).unwrap();
+    let listener = |options: &str| format!("server.listener=[{{ listen = \"0.0.0.0:0\", {options} }}]");
+    let with_users = format!("users_file = {users:?}");
+    for (open, options, doubts) in [
+        ("server.listen=0.0.0.0:0", with_users.clone(), &["whoever reaches it is asked nothing", "in cleartext"][..]),
+        ("server.listen=", with_users.clone(), &["in cleartext"]),
+        ("server.listen=127.0.0.1:0", format!("{with_users}, proxies = [\"10.0.0.5\"]"), &[]),
+        ("server.listen=127.0.0.1:0", "proxies = [\"10.0.0.0/8\"]".into(), &["whoever is in 10.0.0.0/8 of proxies"]),
+        ("server.listen=0.0.0.0:0", "proxies = [\"127.0.0.0/8\", \"unix\", \"10.0.0.0/24\"]".into(), &[]),
+    ] {
+        let settings = with(&settings, &[open, &listener(&options)]).iter().map(ToString::to_string).collect::<Vec<_>>();
+        let checked = Process::order(dir.path(), &["check"], &with(&settings, &["upstream.\"docker.io\".username=bob"])).await;
+        let told: Vec<&str> = checked.stdout.lines().filter(|line| line.starts_with("doubt ")).collect();
+        assert_eq!(told.len(), doubts.len(), "{open} {options}: {}{}", checked.stdout, checked.log);
+        assert!(told.iter().zip(doubts).all(|(told, doubt)| told.contains(doubt)), "{told:?}");
+    }
+    let larder = Process::start(dir.path(), &with(&settings, &[&listener(&with_users)]), &[]);
+    larder.log_when("it says so at its start as well", |log| log.contains("WARN") && log.contains("in cleartext")).await;
+}

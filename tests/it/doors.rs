@@ -4,12 +4,16 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::Path;
+use std::time::Duration;
 
+use larder::app::{Alone, App};
+use larder::clock::Clock;
+use larder::config::Config;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use crate::support::{Authority, Client, PATIENCE, Process, Registry, TestMirror, get, noise};
+use crate::support::{Authority, Client, PATIENCE, Process, Registry, TestMirror, get, noise, until};
 
 const MIB: usize = 1 << 20;
 
@@ -89,6 +93,48 @@ async fn a_unix_socket_is_for_larders_user_and_group_and_goes_when_larder_goes()
     let (why, _mirror) = mirror.try_start().await.err().unwrap();
     assert!(why.contains("in use"), "{why}");
     assert_eq!(fs::read_to_string(&socket).unwrap(), "a file");
+}
+
+/// The second found the socket of the first, which did not listen yet, took it for one that was left, and took it away.
+#[tokio::test]
+async fn of_two_that_start_at_once_the_one_that_stays_keeps_its_socket() {
+    for _ in 0..3 {
+        let dir = tempfile::tempdir().unwrap();
+        let (socket, cache) = (dir.path().join("larder.sock"), dir.path().join("cache"));
+        let config = format!("server.listen = 'unix:{}'\nadmin.listen = ''\ncache.dir = '{}'", socket.display(), cache.display());
+        let config = Config::from_toml(&format!("{config}\ncache.max_size = '1GiB'\ncache.min_free = '0%'")).unwrap();
+        let held = Alone::open(config.clone(), Clock::system()).await.ok().unwrap();
+        let [first, second] = [0, 1].map(|_| {
+            let config = config.clone();
+            async { App::start(config, Clock::system()).await }
+        });
+        let first = tokio::spawn(first);
+        // If it is made before the cache can be had, it is there soon.
+        let _ = timeout(Duration::from_millis(300), until("there is a socket", || socket.exists())).await;
+        let second = tokio::spawn(second);
+        tokio::join!(held.close(), async {
+            let _ = timeout(Duration::from_millis(300), until("one has given up", || second.is_finished())).await;
+        });
+        let started = [first.await.unwrap(), second.await.unwrap()];
+        let [stays] = started.into_iter().filter_map(Result::ok).collect::<Vec<_>>().try_into().ok().expect("one has the cache");
+        assert_eq!(get_by(&socket, "/v2/").await, b"{}");
+        stays.stop().await;
+        assert!(!socket.exists());
+    }
+}
+
+/// Who came by it was taken by the kernel, and waited for ever.
+#[tokio::test]
+async fn a_socket_of_systemds_that_no_listener_is_for_is_closed() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    let larder = Process::start_activated(dir.path(), socket.into(), "larder-web");
+    let log = larder.log_when("it tells", |log| log.contains("a socket that systemd has handed over is closed")).await;
+    assert!(log.contains("WARN") && log.contains("larder-web"), "{log}");
+    let refused = std::net::TcpStream::connect(address).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    get(larder.url("/v2/")).await.expect(200);
 }
 
 #[tokio::test]

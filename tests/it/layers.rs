@@ -18,7 +18,7 @@ const MAY_USE: [(&str, &[&str]); 16] = [
     ("mirror", &["oci", "clock", "brake", "current", "sync", "flight", "metrics", "store", "upstream"]),
     ("orders", &["oci", "clock", "metrics", "store", "upstream", "mirror"]),
     ("server", &["oci", "clock", "current", "flight", "metrics", "allowance", "brake", "upstream", "mirror", "orders"]),
-    ("config", &["server", "mirror", "store", "upstream", "app"]),
+    ("config", &["oci", "server", "mirror", "store", "upstream", "app"]),
     ("app", &["oci", "clock", "current", "metrics", "store", "upstream", "mirror", "orders", "server", "config"]),
     ("cli", &["oci", "clock", "metrics", "store", "orders", "config", "app"]),
 ];

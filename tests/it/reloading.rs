@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{Authority, Client, Image, PATIENCE, Process, Registry, basic, noise};
+use crate::support::{Authority, Client, Image, PATIENCE, Process, Registry, TestMirror, basic, noise};
 
 const MIB: usize = 1 << 20;
 const ALICES: &str = "canary-of-alice";
@@ -77,6 +77,57 @@ async fn a_reload_under_load_of_200_connections_loses_none() {
     assert!(rests.iter().all(|rest| rest.complete && rest.body.len() + 1000 >= blob.len()));
     let again = join_all(clients.iter().map(|client| client.head(&url))).await;
     assert!(again.iter().all(|answer| answer.status == 200));
+}
+
+/// The one that had read its file first could be the last to take it up, and what was to be closed stayed open.
+#[tokio::test]
+async fn of_two_reloads_at_once_the_later_file_holds() {
+    let upstream = Registry::start().await;
+    let image = Image::new(1).layers(&[10]).put(&upstream, "library/secret", "latest");
+    let mirror = TestMirror::of(&upstream).await;
+    let (older, newer) = (mirror.config_with(""), mirror.config_with("upstream.\"docker.io\".deny = [\"library/secret\"]"));
+    let ((reads, is_read), (has_read, may_go_on)) = (std::sync::mpsc::channel(), std::sync::mpsc::channel());
+    let (running, beside) = (mirror.running(), mirror.running());
+    let first = std::thread::spawn(move || {
+        let read = || {
+            reads.send(()).unwrap();
+            may_go_on.recv().unwrap();
+            Ok(older)
+        };
+        running.reload(read).is_ok()
+    });
+    is_read.recv().unwrap();
+    let second = std::thread::spawn(move || beside.reload(|| Ok(newer)).is_ok());
+    // It has every chance to be done with first.
+    let done = async {
+        while !second.is_finished() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let _ = timeout(Duration::from_millis(300), done).await;
+    has_read.send(()).unwrap();
+    assert!(first.join().unwrap() && second.join().unwrap());
+    mirror.get(&image.tag_path("latest")).await.expect(403);
+}
+
+/// An editor, or a full disk, leaves a file in which nothing is, which would be all defaults.
+#[tokio::test]
+async fn a_file_that_says_nothing_changes_nothing_and_what_is_lifted_is_told() {
+    let upstream = Registry::start().await;
+    let bounds =
+        "server.client_requests = 10000\nmirror.max_rate = \"1GiB\"\nupstream.\"docker.io\".deny = [\"library/secret\"]\n";
+    let served = serve(&upstream, bounds);
+    let before = served.larder.log().len();
+    for nothing in ["", "\n# all is gone\n"] {
+        fs::write(served.dir.path().join("larder.toml"), nothing).unwrap();
+        served.larder.hang_up();
+    }
+    let log = served.larder.log_when("it has refused both", |log| log[before..].matches("has no option in it").count() == 2);
+    assert!(!log.await[before..].contains("read anew"));
+    let log = served.told("server.client_requests = 20000\nmirror.max_rate = \"1GiB\"\n", "has been read anew").await;
+    assert!(log.contains("WARN") && log.contains("do so no more: upstream.\"docker.io\".deny\n"), "{log}");
+    let log = served.told("", "has been read anew").await;
+    assert!(log.contains("do so no more: mirror.max_rate, server.client_requests\n"), "{log}");
 }
 
 /// Under way are new connections, handshakes and logins.

@@ -351,6 +351,22 @@ async fn a_storm_of_wrong_logins_slows_nobody_else_down() {
     assert!(during < before * 5 + Duration::from_millis(100), "{during:?}, {before:?} before");
 }
 
+/// A cache before larder kept what one had logged in for, by the digest and for a year, and gave it to the next.
+#[tokio::test]
+async fn no_cache_on_the_way_may_keep_what_not_everyone_may_have() {
+    let world = before("", COST, |mirror| mirror.listener("rule = [{ allow = ['docker.io/library/**'] }]")).await;
+    let blob = world.image.blob_path(&world.image.layers[0]);
+    let (tag, by_rules) = (world.image.tag_path("latest"), world.mirror.listening()[2].to_string());
+    let caching = |answer: &Answer| answer.header("cache-control").unwrap().to_owned();
+    assert_ne!(by_rules, world.url);
+    for path in [&blob, &tag] {
+        let open = caching(&world.mirror.get(path).await.expect(200));
+        assert!(!open.contains("private"), "{open}");
+        assert_eq!(caching(&world.as_user(path, "alice", ALICES).await.expect(200)), format!("private, {open}"));
+        assert_eq!(caching(&get(format!("{by_rules}{path}")).await.expect(200)), format!("private, {open}"));
+    }
+}
+
 // === rules ===
 
 #[tokio::test]

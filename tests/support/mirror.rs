@@ -4,11 +4,12 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use larder::{
-    app::{App, Drained, Listening},
+    app::{App, Drained, Listening, Running},
     clock::{Clock, Timestamp},
     config::Config,
     mirror::Warmed,
@@ -103,6 +104,18 @@ impl TestMirror {
 
     pub async fn stream(&self, path: &str) -> Streaming {
         self.client.stream(self.url(path)).await
+    }
+
+    /// What a changed configuration is given to.
+    pub fn running(&self) -> Arc<Running> {
+        self.app.running()
+    }
+
+    /// Its configuration, with these lines besides.
+    pub fn config_with(&self, lines: &str) -> Config {
+        let mut config = self.stopped.config.clone();
+        merge(&mut config, lines.parse::<Table>().expect("lines of TOML"));
+        Config::from_toml(&config.to_string()).expect("a configuration")
     }
 
     /// The clock by which this larder judges what is fresh; `clock().advance(…)` lets time pass.

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -44,6 +45,18 @@ impl Process {
         let mut command = command(&[], dir, settings, &[]);
         command.stderr(Stdio::piped());
         Self::run(command, dir)
+    }
+
+    /// The same as systemd does that has opened this socket for it.
+    pub fn start_activated(dir: &Path, socket: OwnedFd, name: &str) -> Self {
+        let larder = command(&[], dir, &[], &[("LISTEN_FDS", "1"), ("LISTEN_FDNAMES", name)]);
+        let mut shell = Command::new("/bin/sh");
+        // The variables name the process that is to have it, and descriptors that are handed over begin at 3.
+        shell.args(["-c", "LISTEN_PID=$$ exec \"$0\" \"$@\" 3<&0 </dev/null"]).arg(larder.get_program()).args(larder.get_args());
+        let environment = larder.get_envs().filter_map(|(name, value)| Some((name, value?)));
+        shell.env_clear().envs(environment).current_dir(dir).stdin(socket).stdout(Stdio::piped());
+        shell.stderr(File::create(dir.join("log")).expect("a log"));
+        Self::run(shell, dir)
     }
 
     fn run(mut command: Command, dir: &Path) -> Self {

@@ -3,6 +3,7 @@
 mod bound;
 mod check;
 mod inherited;
+mod registries;
 mod running;
 
 use std::fmt;
@@ -11,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::net::{TcpListener, TcpSocket, UnixListener};
+use tokio::net::UnixListener;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -19,15 +20,15 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::current::Current;
 use crate::metrics::Metrics;
-use crate::mirror::{self, Access, Freshness, Mirror, Registries, Registry};
+use crate::mirror::{self, Mirror, Registries};
 use crate::orders::Orders;
-use crate::server::{self, Door, Place, Shares, Terms};
+use crate::server::{self, Place, Shares};
 use crate::store::{self, Store, Tally};
-use crate::upstream::{self, Hop, PublicUrl, Rate, Spent, Upstream};
+use crate::upstream::{Hop, Spent, Upstream};
 
-use bound::{Bound, Made};
+use bound::{bind, bind_for_operator, listen};
+use registries::registries;
 
 pub use check::{Finding, check};
 pub use running::{Reloaded, Running};
@@ -108,7 +109,6 @@ pub enum LogLevel {
     Trace,
 }
 
-const ADMIN_LISTEN: &str = "admin.listen";
 /// How often it is looked whether a command has let go of the cache.
 const HELD_IN_PASSING: Duration = Duration::from_millis(200);
 const UNTIL_SAID: Duration = Duration::from_millis(500);
@@ -134,7 +134,7 @@ impl App {
         let (hop, metrics, told) = (Hop::unique(), Metrics::new(), config.clone());
         let registries = registries(&config, &hop, &clock, &metrics).map_err(StartError::Upstream)?;
         let clients = bind(&config.server).await?;
-        let operator = config.admin.listen.map(|address| Bound::to_address(ADMIN_LISTEN, address)).transpose()?;
+        let operator = config.admin.listen.map(bind_for_operator).transpose()?;
         inherited::close_rest();
         let (store, mirror) = open(config.cache, config.mirror, registries, &clock, metrics).await?;
         for (name, _) in config.upstream.iter().filter(|(_, options)| options.has_credentials() && options.allow.is_empty()) {
@@ -281,34 +281,6 @@ impl fmt::Display for Listening {
     }
 }
 
-/// Binds all that clients may come by, listener by listener.
-async fn bind(options: &server::Options) -> Result<Vec<(Arc<Terms>, Vec<Bound>)>, StartError> {
-    let mut bound = Vec::new();
-    for listener in options.listeners() {
-        let terms = Arc::new(Terms::of(&listener).map_err(StartError::Listener)?);
-        let option = if Some(&listener.listen) == options.listen.as_ref() { "server.listen" } else { "server.listener.listen" };
-        bound.push((terms, Bound::to(option, &listener.listen).await?));
-    }
-    Ok(bound)
-}
-
-/// Lets clients and the operator in. What lies in the file system for it is to be kept as long.
-async fn listen(
-    clients: Vec<(Arc<Terms>, Vec<Bound>)>,
-    operator: Option<(TcpSocket, SocketAddr)>,
-) -> Result<(Vec<Door>, Vec<Made>, Option<TcpListener>), StartError> {
-    let admin = operator.map(|bound| bound::listen(ADMIN_LISTEN, bound)).transpose()?;
-    let (mut doors, mut made) = (Vec::new(), Vec::new());
-    for (terms, sockets) in clients {
-        for bound in sockets {
-            let (listener, file) = bound.listen().await?;
-            doors.push(Door::new(listener, Arc::clone(&terms)));
-            made.extend(file);
-        }
-    }
-    Ok((doors, made, admin))
-}
-
 /// The cache, and what stands before it.
 async fn open(
     cache: store::Options,
@@ -417,55 +389,4 @@ fn note_spent(mirror: &Mirror, store: &Store) {
 
 fn tally_name(upstream: &Upstream) -> String {
     format!("bytes-from-{}", upstream.name())
-}
-
-fn registries(config: &Config, hop: &Hop, clock: &Clock, metrics: &Metrics) -> Result<Registries, String> {
-    let rate = upstream::rate(config.mirror.max_rate.as_u64());
-    let mut all = Vec::new();
-    for (name, options) in &config.upstream {
-        let registry = registry(name, options, &config.mirror, &rate, hop, clock, metrics)?;
-        all.push((name, options, Arc::new(registry)));
-    }
-    let default = all.iter().find(|(name, ..)| **name == config.mirror.default_upstream);
-    let (.., default) = default.ok_or("mirror.default_upstream is no upstream")?;
-    let mut registries = Registries::new(Arc::clone(default));
-    for (name, options, registry) in &all {
-        for name in std::iter::once(*name).chain(&options.aliases) {
-            registries.add_name(name, registry)?;
-        }
-        let public_url = registry.public_url.iter().map(PublicUrl::authority);
-        options.hosts.iter().map(String::as_str).chain(public_url).try_for_each(|host| registries.add_host(host, registry))?;
-    }
-    if config.mirror.any_public {
-        let (mirror, hop, clock, metrics) = (config.mirror.clone(), hop.clone(), clock.clone(), metrics.clone());
-        registries.open_to_public(Box::new(move |name| {
-            let options = upstream::Options::of_public(name);
-            registry(name, &options, &mirror, &rate, &hop, &clock, &metrics).ok()
-        }));
-    }
-    for image in &config.mirror.keep {
-        registries.resolve(image).map_err(|refusal| format!("mirror.keep: {image}: {refusal}"))?;
-    }
-    Ok(registries)
-}
-
-fn registry(
-    name: &str,
-    options: &upstream::Options,
-    mirror: &mirror::Options,
-    rate: &Arc<Rate>,
-    hop: &Hop,
-    clock: &Clock,
-    metrics: &Metrics,
-) -> Result<Registry, String> {
-    let public_url = options.passthrough().map_err(|what| format!("upstream.\"{name}\".{what}"))?;
-    // Also a sealed larder says what is wrong with its configuration.
-    let upstream = Upstream::new(name, options, hop.clone(), clock.clone(), metrics.clone())?.within(rate);
-    let upstream = if mirror.offline { Upstream::offline(name, clock.clone()) } else { upstream };
-    let (access, freshness) = (Current::new(access(options)), Current::new(Freshness::of(mirror, options)));
-    Ok(Registry { upstream, public_url, access, freshness, anyones: options.public_only })
-}
-
-fn access(options: &upstream::Options) -> Access {
-    Access { allow: options.allow.clone(), deny: options.deny.clone() }
 }

@@ -5,11 +5,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{Mode, chmod, unlink};
 use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixSocket, UnixStream};
 
-use crate::server::{Listener, Place};
+use crate::server::{Door, Listener, Options, Place, Terms};
 
 use super::StartError;
 use super::inherited;
@@ -36,6 +37,7 @@ pub(super) struct Made {
     file: (u64, u64),
 }
 
+const ADMIN_LISTEN: &str = "admin.listen";
 /// So many connections may wait to be accepted.
 const BACKLOG: u32 = 1024;
 /// For larder's user and group; whom else it lets in is for the directory to say.
@@ -47,7 +49,7 @@ impl Bound {
     /// The sockets of a place: one, but for those of systemd.
     pub(super) async fn to(option: &'static str, place: &Place) -> Result<Vec<Self>, StartError> {
         let bound = match place {
-            Place::Tcp(address) => tcp(*address).map(|socket| vec![socket]),
+            Place::Tcp(address) => socket_at(*address).map(|socket| vec![Socket::Tcp(socket)]),
             Place::Unix(path) => is_free(path).await.map(|_| vec![Socket::Unix(path.clone())]),
             Place::Systemd(name) => inherited::take(name.as_deref()),
         };
@@ -78,26 +80,47 @@ impl Bound {
         };
         listening.map_err(|error| StartError::Listen { option, place, error })
     }
+}
 
-    /// At an address of TCP.
-    pub(super) fn to_address(option: &'static str, address: SocketAddr) -> Result<(TcpSocket, SocketAddr), StartError> {
-        let bound = bind(address).and_then(|socket| Ok((socket.local_addr()?, socket)));
-        match bound {
-            Ok((address, socket)) => Ok((socket, address)),
-            Err(error) => Err(StartError::Listen { option, place: Place::Tcp(address), error }),
-        }
+/// Binds all that clients may come by, listener by listener.
+pub(super) async fn bind(options: &Options) -> Result<Vec<(Arc<Terms>, Vec<Bound>)>, StartError> {
+    let mut bound = Vec::new();
+    for listener in options.listeners() {
+        let terms = Arc::new(Terms::of(&listener).map_err(StartError::Listener)?);
+        let option = if Some(&listener.listen) == options.listen.as_ref() { "server.listen" } else { "server.listener.listen" };
+        bound.push((terms, Bound::to(option, &listener.listen).await?));
+    }
+    Ok(bound)
+}
+
+/// Binds the address at which the operator comes.
+pub(super) fn bind_for_operator(address: SocketAddr) -> Result<(TcpSocket, SocketAddr), StartError> {
+    let bound = socket_at(address).and_then(|socket| Ok((socket.local_addr()?, socket)));
+    match bound {
+        Ok((address, socket)) => Ok((socket, address)),
+        Err(error) => Err(StartError::Listen { option: ADMIN_LISTEN, place: Place::Tcp(address), error }),
     }
 }
 
-pub(super) fn listen(option: &'static str, (socket, address): (TcpSocket, SocketAddr)) -> Result<TcpListener, StartError> {
-    socket.listen(BACKLOG).map_err(|error| StartError::Listen { option, place: Place::Tcp(address), error })
+/// Lets clients and the operator in. What lies in the file system for it is to be kept as long.
+pub(super) async fn listen(
+    clients: Vec<(Arc<Terms>, Vec<Bound>)>,
+    operator: Option<(TcpSocket, SocketAddr)>,
+) -> Result<(Vec<Door>, Vec<Made>, Option<TcpListener>), StartError> {
+    let failed = |address, error| StartError::Listen { option: ADMIN_LISTEN, place: Place::Tcp(address), error };
+    let admin = operator.map(|(socket, address)| socket.listen(BACKLOG).map_err(|error| failed(address, error))).transpose()?;
+    let (mut doors, mut made) = (Vec::new(), Vec::new());
+    for (terms, sockets) in clients {
+        for bound in sockets {
+            let (listener, file) = bound.listen().await?;
+            doors.push(Door::new(listener, Arc::clone(&terms)));
+            made.extend(file);
+        }
+    }
+    Ok((doors, made, admin))
 }
 
-fn tcp(address: SocketAddr) -> io::Result<Socket> {
-    bind(address).map(Socket::Tcp)
-}
-
-fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
+fn socket_at(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     // Of a larder that has just ended, connections may linger at the address.
     socket.set_reuseaddr(true)?;

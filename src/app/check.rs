@@ -12,7 +12,7 @@ use crate::server::Terms;
 use crate::store;
 use crate::upstream::{Error, Hop, Ping};
 
-use super::registries;
+use super::registries::registries;
 
 /// One thing that was looked at, and what was found: in a line each.
 pub struct Finding {

@@ -9,7 +9,7 @@ use crate::mirror::{Freshness, Mirror};
 use crate::server::{Shares, Terms};
 use crate::upstream::Hop;
 
-use super::{access, registries};
+use super::registries::{access, registries};
 
 /// The parts that a changed configuration reaches.
 pub struct Running {

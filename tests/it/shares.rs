@@ -155,6 +155,6 @@ async fn all_answers_of_one_client_share_what_it_may_take_and_others_take_what_t
         let (least, most) = (four.iter().min().unwrap(), four.iter().max().unwrap());
         assert!((Duration::from_millis(1900)..Duration::from_secs(8)).contains(most), "{four:?}");
         assert!(*least * 2 > *most, "all go on alike: {four:?}");
-        assert!(other * 2 < *least, "{other:?}, {four:?}");
+        assert!(other < *least, "{other:?}, {four:?}");
     }
 }

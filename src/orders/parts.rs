@@ -96,10 +96,15 @@ impl Orders {
     async fn read_manifest(&self, digest: &Digest, media_type: Option<&str>) -> Result<Manifest, String> {
         let bytes = self.store.peek(digest, MAX_MANIFEST).await.map_err(|error| error.to_string())?;
         let bytes = bytes.ok_or("it is too large for a manifest, or has just left the cache")?;
-        if !digest.matches(&bytes) {
-            return Err("it is damaged; `larder verify --repair` fetches it anew".into());
-        }
-        Manifest::parse(media_type, &bytes).map_err(|bad| bad.to_string())
+        let (digest, media_type) = (digest.clone(), media_type.map(str::to_owned));
+        // A large one would keep a thread that serves for a while.
+        let read = tokio::task::spawn_blocking(move || {
+            if !digest.matches(&bytes) {
+                return Err("it is damaged; `larder verify --repair` fetches it anew".into());
+            }
+            Manifest::parse(media_type.as_deref(), &bytes).map_err(|bad| bad.to_string())
+        });
+        read.await.map_err(|error| error.to_string())?
     }
 }
 

@@ -8,7 +8,7 @@ use crate::store::{self, Kind};
 use super::{Orders, Report, Reports, absent};
 
 /// A manifest by one of its names.
-struct Known {
+struct Called {
     repository: Repository,
     tag: Option<Tag>,
     digest: Digest,
@@ -45,7 +45,7 @@ impl Orders {
         }
         going.iter().for_each(|tag| self.store.remove_tag(&repository, tag));
         let freed = if staying.is_empty() && pinned.is_empty() {
-            let needed = |known: &&Known| known.repository != repository || known.tag.is_some() && known.digest != digest;
+            let needed = |known: &&Called| known.repository != repository || known.tag.is_some() && known.digest != digest;
             let needed = known.iter().filter(needed).map(|known| known.digest.clone()).collect();
             self.remove_parts(&repository, &digest, &needed).await?
         } else {
@@ -56,14 +56,14 @@ impl Orders {
     }
 
     /// By which names all manifests are known.
-    fn manifests(&self) -> Vec<Known> {
+    fn manifests(&self) -> Vec<Called> {
         let mut manifests = Vec::new();
         self.store.each_known(|known| match known {
             store::Known::Tag(repository, tag, record) => {
-                manifests.push(Known { repository, tag: Some(tag), digest: record.digest });
+                manifests.push(Called { repository, tag: Some(tag), digest: record.digest });
             }
             store::Known::Proof(repository, digest, proof) if proof.media_type.is_some() => {
-                manifests.push(Known { repository, tag: None, digest });
+                manifests.push(Called { repository, tag: None, digest });
             }
             store::Known::Proof(..) => {}
         });

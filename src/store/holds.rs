@@ -62,7 +62,10 @@ impl Holds {
         move || {
             // The store closes when that is done.
             let _going = going;
-            for digest in held.keys() {
+            // An image is to go before its layers: what is let go first is older.
+            let mut order: Vec<_> = held.keys().map(|digest| (lock(&store.books).lru.depth(digest), digest)).collect();
+            order.sort_unstable();
+            for (_, digest) in order {
                 lock(&store.books).lru.let_go(digest);
             }
             for (digest, _) in held.into_iter().filter(|(_, brought)| *brought) {

@@ -1,6 +1,6 @@
 //! The index: sizes and order of use, so that a start need not look at every file. Disposable.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 use std::sync::{Arc, Weak};
 
@@ -13,17 +13,19 @@ use super::quarantine::Damage;
 use super::{Shared, lock};
 
 pub(super) const NAME: &str = "index";
-const HEADER: &str = "larder index 2\n";
+const HEADER: &str = "larder index 3\n";
 /// In bytes: the books can add and multiply sizes without a thought.
 const LARGEST_DISK: u64 = 1 << 60;
 
 /// One line an entry, those that go first in front:
-/// `<digest> <size> <first used, ms> <used, ms> <1 if used again> <verified, ms; 0 if that is not known> <named digest>…`
+/// `<digest> <size> <first used, ms> <used, ms> <1 if used again, - if it is absent> <verified, ms; 0 if that is not known>
+/// <named digest>…`
 fn write(text: &mut String, entry: Snapshot) {
-    let Snapshot { digest, size, first_used, used, verified, again, names } = entry;
+    let Snapshot { digest, size, first_used, used, verified, again, absent, names } = entry;
     let [first_used, used, verified] = [first_used, used, verified].map(Timestamp::unix_millis);
     // Writing to a string does not fail.
-    let _ = write!(text, "{digest} {size} {first_used} {used} {} {verified}", u8::from(again));
+    let place = if absent { "-" } else { ["0", "1"][usize::from(again)] };
+    let _ = write!(text, "{digest} {size} {first_used} {used} {place} {verified}");
     names.into_iter().for_each(|name| _ = write!(text, " {name}"));
     text.push('\n');
 }
@@ -37,12 +39,17 @@ pub(super) fn read(text: &str) -> Option<Vec<Snapshot>> {
 
 fn read_line(line: &str) -> Option<Snapshot> {
     let mut words = line.split(' ');
+    let (digest, size) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+    let first_used = Timestamp::from_unix_millis(words.next()?.parse().ok()?);
+    let used = Timestamp::from_unix_millis(words.next()?.parse().ok()?);
+    let place = words.next()?;
     Some(Snapshot {
-        digest: words.next()?.parse().ok()?,
-        size: words.next()?.parse().ok()?,
-        first_used: Timestamp::from_unix_millis(words.next()?.parse().ok()?),
-        used: Timestamp::from_unix_millis(words.next()?.parse().ok()?),
-        again: words.next()? == "1",
+        digest,
+        size,
+        first_used,
+        used,
+        again: place == "1",
+        absent: place == "-",
         verified: Timestamp::from_unix_millis(words.next()?.parse().ok()?),
         names: words.map(str::parse).collect::<Result<_, _>>().ok()?,
     })
@@ -92,7 +99,7 @@ impl Shared {
                     if entry.size != found.size {
                         damaged.push((found.digest, Damage::Size(found.size)));
                     }
-                    Snapshot { used: entry.used.max(modified), verified: Timestamp::default(), ..entry }
+                    Snapshot { used: entry.used.max(modified), verified: Timestamp::default(), absent: false, ..entry }
                 }
                 None => Snapshot {
                     digest: found.digest,
@@ -101,10 +108,12 @@ impl Shared {
                     used: modified,
                     verified: Timestamp::default(),
                     again: false,
+                    absent: false,
                     names: Vec::new(),
                 },
             });
         }
+        entries.extend(index.into_values().filter(|entry| entry.absent));
         entries.sort_by_key(|entry| entry.used);
         let now = self.clock.now();
         let entries: Vec<Snapshot> = entries.into_iter().map(|entry| entry.before(now)).collect();
@@ -122,17 +131,39 @@ impl Shared {
     /// Finds out what an image is made of where the index did not know: from its manifest.
     fn link_unknown(&self, entries: Vec<Snapshot>) {
         let unknown = entries.into_iter().filter(|entry| entry.names.is_empty()).map(|entry| entry.digest);
-        let manifests: std::collections::HashSet<Digest> = self.records.manifests().into_iter().collect();
-        for digest in unknown.filter(|digest| manifests.contains(digest)) {
+        let manifests: HashSet<Digest> = self.records.manifests().into_iter().collect();
+        self.link_all(unknown.filter(|digest| manifests.contains(digest)).collect());
+    }
+
+    fn link_all(&self, manifests: Vec<Digest>) {
+        let mut unread = Vec::new();
+        for digest in manifests {
             let names = self.disk.open_blob(&digest).and_then(|file| {
                 let mut bytes = vec![0; usize::try_from(file.length()?).unwrap_or(0).min(MAX_MANIFEST)];
                 let n = file.read_at(0, &mut bytes)?;
                 bytes.truncate(n);
                 Ok(Manifest::parse(None, &bytes).map(|manifest| manifest.names).unwrap_or_default())
             });
-            if let Ok(names) = names {
-                self.link(&digest, &names);
+            match names {
+                Ok(names) => self.link(&digest, &names),
+                Err(error) => {
+                    tracing::error!(%digest, %error, "what a manifest names cannot be told");
+                    unread.push(digest);
+                }
             }
+        }
+        let books = lock(&self.books);
+        // By now it is known which of them are a part of what is pinned.
+        unread.retain(|digest| books.lru.is_pinned(digest));
+        drop(books);
+        *lock(&self.unlinked) = unread;
+    }
+
+    /// Tries again to find out what those manifests name. Due every few seconds.
+    pub(super) fn link_unlinked(&self) {
+        let unlinked = lock(&self.unlinked).clone();
+        if !unlinked.is_empty() {
+            self.link_all(unlinked);
         }
     }
 
@@ -158,7 +189,7 @@ mod tests {
     use super::*;
 
     /// When this changes, so must the version in the header: an older index would be misread.
-    const GOLDEN: &str = "larder index 2\n\
+    const GOLDEN: &str = "larder index 3\n\
         sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855 0 1 2 0 0\n\
         sha256:4bf5122f344554c53bde2ebb8cd2b7e3d1600ad631c385a5d7cce23c7785459a 1 3 4 1 5 \
         sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\n";
@@ -195,6 +226,6 @@ mod tests {
             let at_line_end = whole_lines.into_iter().any(|at| at == end || at - 1 == end);
             assert!(at_line_end || read(torn).is_none() || read(torn).unwrap() != read(GOLDEN).unwrap(), "{end}");
         }
-        assert_eq!(read(&GOLDEN.replace("index 2", "index 1")), None, "it did not tell when a file was verified");
+        assert_eq!(read(&GOLDEN.replace("index 3", "index 2")), None, "it did not tell of what is pinned and absent");
     }
 }

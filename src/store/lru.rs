@@ -59,6 +59,8 @@ pub(super) struct Snapshot {
     pub(super) used: Timestamp,
     pub(super) verified: Timestamp,
     pub(super) again: bool,
+    /// It is pinned and not in the cache: what it names stays until it is fetched anew.
+    pub(super) absent: bool,
     pub(super) names: Vec<Digest>,
 }
 
@@ -143,20 +145,20 @@ impl Lru {
     /// Says what a manifest of the cache names, so that using it uses them. They need not be in the cache. Returns how many are
     /// left out, as they are too many.
     pub(super) fn link(&mut self, manifest: &Digest, names: &[Digest]) -> usize {
-        // It may have been evicted meanwhile.
-        let Some(slot) = self.entries.find(manifest).filter(|slot| self.entries.at(*slot).place != Place::Absent) else {
-            return 0;
-        };
-        if !self.entries.at(slot).names.is_empty() {
+        let Some(slot) = self.entries.find(manifest) else { return 0 };
+        let entry = self.entries.at(slot);
+        let (pinned, known) = (entry.pins > 0, entry.names.to_vec());
+        // It may have been evicted meanwhile. Where too much was remembered, a part may have been left out; of what is pinned none is.
+        if !pinned && (entry.place == Place::Absent || !known.is_empty()) {
             return 0;
         }
-        let pinned = self.entries.at(slot).pins > 0;
         // What is pinned must be known, whatever else is remembered.
         let room = if pinned { MOST_NAMES } else { MOST_NAMES.min(MOST_LINKS.saturating_sub(self.links)) };
         let others = names.iter().filter(|name| *name != manifest);
         let mut named: Vec<u32> = others.take(room).map(|name| self.entries.slot(name)).collect();
         named.sort_unstable();
         named.dedup();
+        named.retain(|name| known.binary_search(name).is_err());
         for &name in &named {
             self.entries.at_mut(name).named_by.push(slot);
         }
@@ -164,6 +166,8 @@ impl Lru {
         if pinned {
             self.pin_slots(named.clone());
         }
+        named.extend(known);
+        named.sort_unstable();
         self.entries.at_mut(slot).names = named.into();
         names.len().saturating_sub(room)
     }
@@ -249,26 +253,36 @@ impl Lru {
 
     /// The entries in these slots by their rank. `None` where there are no slots any more.
     pub(super) fn ranks(&self, slots: Range<usize>) -> Option<Vec<(Rank, u32)>> {
-        let held = self.entries.held(slots)?;
-        Some(held.map(|(slot, entry)| ((entry.place == Place::Again, entry.turn), slot)).collect())
+        let entries = self.entries.within(slots)?;
+        Some(entries.map(|(slot, entry)| ((entry.place == Place::Again, entry.turn), slot)).collect())
     }
 
-    /// The entry in a slot, if it is in the cache.
+    /// The entry in a slot, if it is in the cache, or what it names is to stay.
     pub(super) fn snapshot(&self, slot: u32) -> Option<Snapshot> {
         let entry = self.entries.at(slot);
-        (entry.place != Place::Absent).then(|| Snapshot {
+        let absent = entry.place == Place::Absent;
+        // What is not there has no size, and is used by nobody.
+        let [first_used, used, verified] =
+            [entry.first_used, entry.used, entry.verified].map(|date| if absent { Timestamp::default() } else { date });
+        (!absent || entry.pins > 0 && !entry.names.is_empty()).then(|| Snapshot {
             digest: entry.digest.clone(),
-            size: entry.size,
-            first_used: entry.first_used,
-            used: entry.used,
-            verified: entry.verified,
+            size: if absent { 0 } else { entry.size },
+            first_used,
+            used,
+            verified,
             again: entry.place == Place::Again,
+            absent,
             names: entry.names.iter().map(|name| self.entries.at(*name).digest.clone()).collect(),
         })
     }
 
     /// Adds an entry of a snapshot as the newest of its segment.
     pub(super) fn restore(&mut self, snapshot: &Snapshot) {
+        if snapshot.absent {
+            // Unpinned since, it is none.
+            self.link(&snapshot.digest, &snapshot.names);
+            return;
+        }
         let slot = self.entries.slot(&snapshot.digest);
         if self.entries.at(slot).place == Place::Absent {
             let entry = self.entries.at_mut(slot);
@@ -423,6 +437,40 @@ mod tests {
         assert_eq!(lru.link(&digest(2), &names[..5]), 0, "there is room again");
         (1..=2).for_each(|n| _ = lru.remove(&digest(n)));
         assert_eq!((lru.links, lru.entries.slots.len()), (others - 2, 0));
+    }
+
+    #[test]
+    fn what_an_absent_manifest_names_that_is_pinned_stays_pinned_over_a_restart() {
+        let (manifest, layer) = (digest(1), digest(2));
+        let mut lru = Lru::default();
+        [&manifest, &layer].iter().for_each(|digest| lru.insert(digest, BLOCK, at(1)));
+        lru.link(&manifest, std::slice::from_ref(&layer));
+        lru.pin(&manifest);
+        lru.remove(&manifest);
+        let entries = snapshot(&lru);
+        assert_eq!(entries.iter().map(|entry| entry.absent).collect::<Vec<_>>(), [true, false]);
+        let mut restored = Lru::default();
+        restored.pin(&manifest);
+        entries.iter().for_each(|entry| restored.restore(entry));
+        assert_eq!((snapshot(&restored), pop_all(&mut restored).len()), (entries.clone(), 0));
+        let mut unpinned = Lru::default();
+        entries.iter().for_each(|entry| unpinned.restore(entry));
+        assert_eq!((pop_all(&mut unpinned), unpinned.entries.slots.len()), (vec![layer], 0));
+    }
+
+    /// What too much was remembered for when it came is pinned all the same when it is pinned.
+    #[test]
+    fn what_was_linked_in_part_is_linked_whole_when_it_is_pinned() {
+        let mut lru = Lru::default();
+        (1..=3).for_each(|n| lru.insert(&digest(n), BLOCK, at(1)));
+        lru.links = MOST_LINKS - 1;
+        assert_eq!(lru.link(&digest(1), &[digest(2), digest(3)]), 1);
+        lru.pin(&digest(1));
+        assert_eq!(lru.link(&digest(1), &[digest(2), digest(3)]), 0);
+        assert!(pop_all(&mut lru).is_empty());
+        lru.links -= MOST_LINKS - 1;
+        lru.unpin(&digest(1));
+        assert_eq!((pop_all(&mut lru).len(), lru.links, lru.entries.slots.len()), (3, 0, 0));
     }
 
     #[test]

@@ -87,6 +87,8 @@ struct Shared {
     sealed: bool,
     /// Held for one command alone.
     passing: bool,
+    /// Pinned manifests of which nobody knows what they name, as they could not be read. Until they can be, nothing is evicted.
+    unlinked: Mutex<Vec<Digest>>,
     /// Held by the thread that writes the index.
     indexing: Mutex<()>,
     health: Health,
@@ -137,6 +139,7 @@ impl Store {
             pinning: Mutex::new(()),
             sealed: options.sealed,
             passing: options.passing,
+            unlinked: Mutex::default(),
             indexing,
             health: Health::default(),
             counting: AtomicBool::new(false),

@@ -148,7 +148,7 @@ impl Shared {
 
     /// Nothing that anyone could ask for is evicted.
     pub(super) fn is_sealed(&self) -> bool {
-        self.sealed || self.records.are_unread()
+        self.sealed || self.records.are_unread() || !lock(&self.unlinked).is_empty()
     }
 
     /// Takes out what no repository has proven to hold and nothing needs: what orders left that were killed, which nobody can ask

@@ -26,6 +26,10 @@ impl Store {
         if self.0.records.are_lost() {
             self.0.compact_records();
         }
+        if !lock(&self.0.unlinked).is_empty() {
+            let store = Arc::clone(&self.0);
+            let _ = self.0.writes.soon(move || store.link_unlinked()).await;
+        }
         if self.0.health.trouble().is_some() {
             let store = Arc::clone(&self.0);
             let _ = self.0.writes.soon(move || store.probe()).await;

@@ -140,8 +140,37 @@ async fn what_is_damaged_is_fetched_anew_and_pinned_again() {
     let shown = told(&mirror, &["ls"]).await;
     assert!(shown.contains("docker.io/library/app:v1") && shown.contains("1 missing"), "{shown}");
     crowd(&mirror, &upstream, 100).await;
+    // Also where it is not here when larder stops and starts.
+    let mirror = mirror.stop().await.start().await;
+    crowd(&mirror, &upstream, 150).await;
+    assert!(image.blobs().all(|blob| mirror.holds(&blob.digest)));
     mirror.pull(&image, "v1").await;
     crowd(&mirror, &upstream, 200).await;
+    assert!(is_whole(&mirror, &image));
+}
+
+/// Without an index it is read from the manifests what is pinned, and one could not be read just then.
+#[tokio::test]
+async fn what_a_pinned_manifest_names_stays_where_that_cannot_be_read_at_a_start() {
+    let upstream = Registry::start().await;
+    let image = Image::new(5).layers(&[3 * MIB]).put(&upstream, "library/app", "v1");
+    let mirror = small(&upstream).start().await;
+    mirror.pull(&image, "v1").await;
+    told(&mirror, &["pin", "app:v1"]).await;
+    let mirror = mirror.stop().await.into_killed();
+    std::fs::remove_file(mirror.cache_dir().join("index")).unwrap();
+    let hex = image.digest[7..].to_owned();
+    let of_manifest = move |operation: Operation, path: &Path| operation == Operation::Open && path.ends_with(&hex);
+    mirror.faults().each(of_manifest, Fault::Errno(Errno::IO.raw_os_error()));
+    let mirror = mirror.start().await;
+    for n in 0..10 {
+        let other = Image::new(500 + n).layers(&[2 * MIB]).put(&upstream, "library/other", &n.to_string());
+        mirror.get(&other.blob_path(&other.layers[0])).await.expect(200);
+    }
+    assert!(is_whole(&mirror, &image));
+    mirror.faults().heal();
+    mirror.probe().await;
+    crowd(&mirror, &upstream, 600).await;
     assert!(is_whole(&mirror, &image));
 }
 

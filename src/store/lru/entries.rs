@@ -76,11 +76,15 @@ impl Entries {
         self.find(&self.at(slot).digest) == Some(slot)
     }
 
-    /// Those in the cache that have these slots. `None` where there are no slots any more.
-    pub(super) fn held(&self, slots: Range<usize>) -> Option<impl Iterator<Item = (u32, &Entry)>> {
+    /// Those that have these slots. `None` where there are no slots any more.
+    pub(super) fn within(&self, slots: Range<usize>) -> Option<impl Iterator<Item = (u32, &Entry)>> {
         let entries = self.all.get(slots.start..slots.end.min(self.all.len())).filter(|entries| !entries.is_empty())?;
-        let numbered = (u32::try_from(slots.start).ok()?..).zip(entries);
-        Some(numbered.filter(|(_, entry)| entry.place != Place::Absent))
+        Some((u32::try_from(slots.start).ok()?..).zip(entries))
+    }
+
+    /// Likewise those in the cache.
+    pub(super) fn held(&self, slots: Range<usize>) -> Option<impl Iterator<Item = (u32, &Entry)>> {
+        Some(self.within(slots)?.filter(|(_, entry)| entry.place != Place::Absent))
     }
 
     /// The slot of `digest`, made as absent where there is none.

@@ -67,6 +67,14 @@ impl Lru {
         }
     }
 
+    /// How deep in an image it stands: what names others is not so deep as what does not.
+    pub(in crate::store) fn depth(&self, digest: &Digest) -> u8 {
+        match self.entries.find(digest) {
+            Some(slot) if !self.entries.at(slot).names.is_empty() => u8::from(self.is_named(digest)),
+            _ => 2,
+        }
+    }
+
     /// Moves an entry that is kept to those that are, and one that is not any more to those that are not.
     fn put_in_place(&mut self, slot: u32) {
         let entry = self.entries.at(slot);
@@ -254,6 +262,7 @@ mod tests {
         assert_eq!(pop_all(&mut lru), [digest(1), digest(3), digest(4), digest(5)]);
         lru.let_go(&digest(2));
         assert!(lru.is_kept(&digest(2)) && !lru.is_pinned(&digest(2)) && pop_all(&mut lru).is_empty());
+        assert_eq!([1, 2, 4].map(|n| images().depth(&digest(n))), [0, 1, 2]);
         lru.pin(&digest(2));
         lru.let_go(&digest(2));
         assert!(pop_all(&mut lru).is_empty());

@@ -189,6 +189,10 @@ async fn ask<F: FnMut(Report) -> Result<(), String>>(
                 taken += *length;
             }
             lines.drain(..taken);
+            if matches!(report, Report::Failed { .. }) && is_unread(&unread) {
+                // What the larder makes of it is not what is wrong.
+                return Err(failed("hears no more of it".into()));
+            }
             reader.take(report).map_err(Unheard::Why)?;
             if reader.ended {
                 return Ok(());
@@ -196,6 +200,10 @@ async fn ask<F: FnMut(Report) -> Result<(), String>>(
         }
     }
     Err(failed("has stopped in the middle of it; what is done is done, give the order again".into()))
+}
+
+fn is_unread(unread: &Mutex<Option<String>>) -> bool {
+    unread.lock().unwrap_or_else(PoisonError::into_inner).is_some()
 }
 
 /// Puts aside why the input cannot be read, as whoever sends it says no more than that it was not sent.

@@ -51,7 +51,8 @@ async fn begun(dir: &Path, bundle: &[u8], sent: usize, within: &str, more: &[&st
 }
 
 fn goes_on(mut import: Child, rest: &[u8]) -> bool {
-    import.stdin.take().unwrap().write_all(rest).unwrap();
+    // Where it is refused before its end, the rest is not read.
+    let _ = import.stdin.take().unwrap().write_all(rest);
     import.wait().unwrap().success()
 }
 

@@ -9,6 +9,7 @@ mod access;
 mod accounts;
 mod admin;
 mod attacks;
+mod beside;
 mod breaking;
 mod budget;
 mod bundles;

@@ -85,19 +85,6 @@ async fn segments_stay_within_the_limit_as_well() {
     assert!(upstream.count("GET", &large[0].0) > 2);
 }
 
-/// The first piece of each transfer came at once, whatever was owed.
-#[tokio::test]
-async fn many_small_blobs_stay_within_the_limit_as_a_large_one_does() {
-    let upstream = Registry::start().await;
-    let mirror = TestMirror::builder().upstream("docker.io", &upstream).set("upstream.\"docker.io\".max_rate = \"128KiB\"");
-    let mirror = mirror.start().await;
-    let begun = Instant::now();
-    for blob in blobs(&upstream, 0..60, 5_000) {
-        times(&mirror, "docker.io", &[blob]).await;
-    }
-    assert_held_back(&[begun.elapsed()], 1500);
-}
-
 /// They were told that the upstream had no room, where it was larder that let nothing come.
 #[tokio::test]
 async fn who_waits_for_those_that_are_held_back_is_not_refused() {

@@ -2,6 +2,7 @@
 
 mod lines;
 
+use std::cell::RefCell;
 use std::fmt::{self, Debug, Write as _};
 use std::io;
 use std::time::SystemTime;
@@ -22,11 +23,16 @@ use lines::{Ending, Lines};
 struct Line;
 
 /// What others have said must not end a line, or colour it.
-struct Escaped<'a, 'b>(&'a mut Writer<'b>);
+struct Escaped<'a>(&'a mut String);
 
 struct Fields<'a> {
-    writer: Writer<'a>,
+    text: &'a mut String,
     result: fmt::Result,
+}
+
+thread_local! {
+    /// The line that a thread is at. To put it together here is less work than to hand on each of its parts.
+    static LINE: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
 /// To stderr; levels of single parts may be given in `RUST_LOG`.
@@ -61,13 +67,25 @@ where
     N: for<'a> FormatFields<'a> + 'static,
 {
     fn format_event(&self, _: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        // What is shown in a line may itself log, and that line is another one.
+        let mut text = LINE.take();
+        text.clear();
+        let result = Self::of(event, &mut text).and_then(|()| writer.write_str(&text));
+        LINE.set(text);
+        result
+    }
+}
+
+impl Line {
+    fn of(event: &Event<'_>, text: &mut String) -> fmt::Result {
         let about = event.metadata();
         let now = humantime::format_rfc3339_micros(SystemTime::now());
-        write!(writer, "{now} {:>5} {}:", about.level().as_str(), about.target())?;
-        let mut fields = Fields { writer: writer.by_ref(), result: Ok(()) };
+        write!(text, "{now} {:>5} {}:", about.level().as_str(), about.target())?;
+        let mut fields = Fields { text, result: Ok(()) };
         event.record(&mut fields);
         fields.result?;
-        writer.write_char('\n')
+        text.push('\n');
+        Ok(())
     }
 }
 
@@ -75,28 +93,23 @@ where
 
 impl Fields<'_> {
     /// What cannot hold anything that must be escaped.
-    fn plain(&mut self, field: &Field, before: &str, value: &str, after: &str) {
-        self.begun(field, |writer| [before, value, after].iter().try_for_each(|part| writer.write_str(part)));
+    fn plain(&mut self, field: &Field, parts: &[&str]) {
+        self.begin(field);
+        parts.iter().for_each(|part| self.text.push_str(part));
     }
 
     fn escaped(&mut self, field: &Field, value: fmt::Arguments<'_>) {
-        self.begun(field, |writer| Escaped(writer).write_fmt(value));
+        self.begin(field);
+        self.result = self.result.and(Escaped(self.text).write_fmt(value));
     }
 
-    fn number(&mut self, field: &Field, value: fmt::Arguments<'_>) {
-        self.begun(field, |writer| writer.write_fmt(value));
-    }
-
-    /// The name, and what `value` writes.
-    fn begun(&mut self, field: &Field, value: impl FnOnce(&mut Writer<'_>) -> fmt::Result) {
-        self.result = self.result.and_then(|()| {
-            self.writer.write_str(" ")?;
-            if field.name() != "message" {
-                self.writer.write_str(field.name())?;
-                self.writer.write_str("=")?;
-            }
-            value(&mut self.writer)
-        });
+    /// Its name, and the value follows.
+    fn begin(&mut self, field: &Field) {
+        self.text.push(' ');
+        if field.name() != "message" {
+            self.text.push_str(field.name());
+            self.text.push('=');
+        }
     }
 }
 
@@ -105,13 +118,13 @@ impl Visit for Fields<'_> {
         let is_plain = value.bytes().all(|byte| (byte.is_ascii_graphic() || byte == b' ') && !matches!(byte, b'"' | b'\\'));
         match field.name() {
             "message" => self.escaped(field, format_args!("{value}")),
-            _ if is_plain => self.plain(field, "\"", value, "\""),
+            _ if is_plain => self.plain(field, &["\"", value, "\""]),
             _ => self.escaped(field, format_args!("{value:?}")),
         }
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.number(field, format_args!("{value}"));
+        self.plain(field, &[itoa::Buffer::new().format(value)]);
     }
 
     /// With its thousandths: nothing here is measured more closely.
@@ -120,9 +133,12 @@ impl Visit for Fields<'_> {
         if (0.0..1e15).contains(&thousandths) {
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it has just been looked at")]
             let thousandths = thousandths.round() as u64;
-            self.number(field, format_args!("{}.{:03}", thousandths / 1000, thousandths % 1000));
+            // A thousand more, so that there are four digits, and zeros among them.
+            let (mut whole, mut rest) = (itoa::Buffer::new(), itoa::Buffer::new());
+            let (whole, rest) = (whole.format(thousandths / 1000), rest.format(1000 + thousandths % 1000));
+            self.plain(field, &[whole, ".", &rest[1..]]);
         } else {
-            self.number(field, format_args!("{value}"));
+            self.escaped(field, format_args!("{value}"));
         }
     }
 
@@ -133,20 +149,16 @@ impl Visit for Fields<'_> {
 
 // === impl Escaped ===
 
-impl fmt::Write for Escaped<'_, '_> {
+impl fmt::Write for Escaped<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         if text.bytes().all(|byte| (b' '..0x7f).contains(&byte)) {
-            return self.0.write_str(text);
+            self.0.push_str(text);
+            return Ok(());
         }
-        let mut rest = text;
-        while let Some(at) = rest.find(char::is_control) {
-            let (plain, control) = rest.split_at(at);
-            let mut after = control.chars();
-            self.0.write_str(plain)?;
-            after.next().iter().try_for_each(|control| write!(self.0, "{}", control.escape_default()))?;
-            rest = after.as_str();
+        for shown in text.chars() {
+            if shown.is_control() { self.0.extend(shown.escape_default()) } else { self.0.push(shown) }
         }
-        self.0.write_str(rest)
+        Ok(())
     }
 }
 

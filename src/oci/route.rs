@@ -146,10 +146,15 @@ fn segments(path: &str) -> Result<Vec<Cow<'_, str>>, &'static str> {
         return Err("the path is longer than any name");
     }
     let path = path.strip_prefix('/').unwrap_or(path);
+    let is_encoded = path.as_bytes().contains(&b'%');
     let mut segments = Vec::with_capacity(8);
     let mut rest = path.split('/').peekable();
     while let Some(segment) = rest.next() {
-        let segment = percent_decode_str(segment).decode_utf8().map_err(|_| "the path is not UTF-8")?;
+        let segment = if is_encoded {
+            percent_decode_str(segment).decode_utf8().map_err(|_| "the path is not UTF-8")?
+        } else {
+            Cow::Borrowed(segment)
+        };
         if segment.is_empty() && rest.peek().is_some() {
             return Err("the path has an empty component");
         }

@@ -179,7 +179,7 @@ where
     {
         let (all, lasts) = (&self.connections, if certified.is_some() { CERTIFIED } else { FOR_EVER });
         let (name, renewed) = certified.map(|Certified { name, renewed }| (name, renewed)).unzip();
-        let client = Arc::new(Client { peer, certificate: name.flatten(), terms: Arc::clone(terms) });
+        let client = Arc::new(Client::new(peer, name.flatten(), Arc::clone(terms)));
         let (handle, connection, buffers) = (all.handle.clone(), Arc::clone(&self.connection), all.limits.buffers.clone());
         let on_line = Arc::clone(line);
         let service = service_fn(move |request| {

@@ -58,6 +58,8 @@ pub(super) enum Unknown {
 /// Who is at the other end of a connection, as far as the connection tells.
 pub(super) struct Client {
     pub(super) peer: Peer,
+    /// The same in text, made once for all that it asks.
+    shown: Arc<str>,
     /// The name in the certificate that it has shown.
     pub(super) certificate: Option<Arc<str>>,
     pub(super) terms: Arc<Terms>,
@@ -204,6 +206,19 @@ impl Terms {
     /// Reads files anew that have changed. May wait for the disk.
     pub fn renew(&self) {
         self.files().iter().for_each(|files| files.renew());
+    }
+}
+
+// === impl Client ===
+
+impl Client {
+    pub(super) fn new(peer: Peer, certificate: Option<Arc<str>>, terms: Arc<Terms>) -> Self {
+        Self { peer, shown: peer.to_string().into(), certificate, terms }
+    }
+
+    /// How one for whom it asks is told of.
+    pub(super) fn tells_of(&self, asks: Peer) -> Arc<str> {
+        if asks == self.peer { Arc::clone(&self.shown) } else { asks.to_string().into() }
     }
 }
 

@@ -12,7 +12,7 @@ use crate::oci::{Accept, Digest, Page, Reference, Route, Target, namespace};
 use crate::upstream::Hop;
 
 use super::body::Body;
-use super::door::Client;
+use super::door::{Client, Peer};
 use super::log::AccessLine;
 use super::login::shown;
 use super::passage::Buffers;
@@ -35,6 +35,8 @@ pub(super) struct Asked<'a> {
     /// The proxies that it has come through.
     via: Option<HeaderValue>,
     client: &'a Client,
+    /// Whence it comes, as far as that can be told.
+    pub(super) from: Peer,
     /// Who it is that asks.
     identity: Identity,
 }
@@ -46,11 +48,10 @@ impl Handler {
         let (head, body) = request.into_parts();
         #[cfg(all(debug_assertions, not(fuzzing)))]
         assert!(!head.headers.contains_key("x-larder-panic"), "a test has asked for it");
-        let mut line =
-            AccessLine::new(client.terms.who_asks(&client, &head.headers), &head.method, self.mirror.metrics().clone());
-        let from = line.client.ip();
-        let mut response = match self.shares.ask(from) {
-            Ok(()) => self.hear(&head, &client, &mut line).await,
+        let from = client.terms.who_asks(&client, &head.headers);
+        let mut line = AccessLine::new(client.tells_of(from), &head.method, self.mirror.metrics().clone());
+        let mut response = match self.shares.ask(from.ip()) {
+            Ok(()) => self.hear(&head, &client, from, &mut line).await,
             Err(wait) => {
                 self.mirror.metrics().shed("client_requests");
                 line.why = Some("its client asks more often than client_requests allows".into());
@@ -64,11 +65,11 @@ impl Handler {
         let ns = head.uri.query().and_then(namespace);
         response = respond::finish(response, &head.method, ns.as_deref());
         line.status = Some(response.status());
-        response.map(|body| body.shared(self.shares.of(from)).logged(line))
+        response.map(|body| body.shared(self.shares.of(from.ip())).logged(line))
     }
 
     /// A request that its client may make.
-    async fn hear(&self, head: &Parts, client: &Client, line: &mut AccessLine) -> Response<Body> {
+    async fn hear(&self, head: &Parts, client: &Client, from: Peer, line: &mut AccessLine) -> Response<Body> {
         let reads = matches!(head.method, Method::GET | Method::HEAD);
         match self.hop.received(&head.headers) {
             // Before anything else: each time round would be one more.
@@ -76,10 +77,10 @@ impl Handler {
                 line.why = Some(astray.to_string());
                 respond::astray(astray)
             }
-            Ok(via) if reads => match client.terms.identify(client, line.client, &head.headers, self.clock.now()).await {
+            Ok(via) if reads => match client.terms.identify(client, from, &head.headers, self.clock.now()).await {
                 Ok(identity) => {
                     line.user = identity.user.clone().or_else(|| identity.certificate.clone());
-                    self.answer(&Asked { head, via, client, identity }, line).await
+                    self.answer(&Asked { head, via, client, from, identity }, line).await
                 }
                 Err(refusal) => self.refuse(&refusal, Kind::Login, line),
             },
@@ -217,7 +218,7 @@ impl Handler {
         asked.client.terms.rules.check(&asked.identity, &origin.repository)?;
         if let Some(gate) = origin.gate() {
             let shown = shown(&asked.head.headers);
-            origin.behalf.client = Some(self.mirror.identify(&gate, &shown, Some(&target.path), line.client.ip()).await?);
+            origin.behalf.client = Some(self.mirror.identify(&gate, &shown, Some(&target.path), asked.from.ip()).await?);
             self.mirror.authorize(&origin, wanted, &target.path).await?;
         }
         Ok(origin)

@@ -8,12 +8,11 @@ use http::{Method, StatusCode};
 use crate::metrics::Metrics;
 use crate::mirror::Served;
 
-use super::door::Peer;
-
 /// What is told of a request once its answer has gone out. Names get here parsed, or quoted as in an error; no header, no
 /// query.
 pub(super) struct AccessLine {
-    pub(super) client: Peer,
+    /// Whence it came.
+    pub(super) client: Arc<str>,
     /// As whom it is known, where it has been asked.
     pub(super) user: Option<Arc<str>>,
     pub(super) method: Method,
@@ -52,7 +51,7 @@ pub(super) enum End {
 // === impl AccessLine ===
 
 impl AccessLine {
-    pub(super) fn new(client: Peer, method: &Method, metrics: Metrics) -> Self {
+    pub(super) fn new(client: Arc<str>, method: &Method, metrics: Metrics) -> Self {
         Self {
             client,
             user: None,

@@ -19,7 +19,7 @@ impl Handler {
     /// `/v2/`. Some clients learn only here that they have to log in.
     pub(super) async fn ping(&self, asked: &Asked<'_>, line: &mut AccessLine) -> Response<Body> {
         let Some(gate) = self.mirror.registries().gate(asked.host()) else { return respond::ping() };
-        match self.mirror.identify(&gate, &shown(&asked.head.headers), None, line.client.ip()).await {
+        match self.mirror.identify(&gate, &shown(&asked.head.headers), None, asked.from.ip()).await {
             Ok(_) => respond::ping(),
             Err(refusal) => self.refuse(&refusal, Kind::Login, line),
         }
@@ -30,8 +30,8 @@ impl Handler {
         let Some(gate) = self.mirror.registries().gate(asked.host()) else { return respond::not_found() };
         line.kind = "token";
         let token = match shown(&asked.head.headers) {
-            Shown::Login(client) => self.mirror.login(&gate, &client, line.client.ip()).await,
-            Shown::Nothing => self.mirror.login(&gate, &ClientCredential::nobody(), line.client.ip()).await,
+            Shown::Login(client) => self.mirror.login(&gate, &client, asked.from.ip()).await,
+            Shown::Nothing => self.mirror.login(&gate, &ClientCredential::nobody(), asked.from.ip()).await,
             Shown::Token(_) | Shown::Other => Err(Refusal::WrongLogin("it is no user name with a password".into())),
         };
         match token {

@@ -10,6 +10,7 @@ use crate::upstream;
 
 use super::body::{ByteStream, Reading};
 use super::fill::{Interest, Joined};
+use super::prefetch;
 use super::proofs::{By, Proven};
 use super::{Mirror, Origin, Refusal, Served, Thing};
 
@@ -24,6 +25,7 @@ pub struct Blob {
     /// Some of its bytes have gone out: those that follow must be of the same copy.
     pub(super) given: Arc<AtomicBool>,
     pub(super) detours: Detours,
+    pub(super) client: Option<prefetch::Client>,
 }
 
 /// How many ranges ahead of a fill may still be fetched apart from it, of all that one client has asked for at once.
@@ -62,9 +64,16 @@ impl Mirror {
     /// # Errors
     /// See [`Refusal`].
     pub async fn blob(&self, origin: &Origin, digest: &Digest) -> Result<Blob, Refusal> {
-        let blob = self.find_blob(origin, digest, false).await;
-        if let Err(Refusal::Upstream(upstream::Error::Offline)) = &blob {
-            self.lacks_blob(origin, digest);
+        let mut blob = self.find_blob(origin, digest, false).await;
+        match &mut blob {
+            Ok(blob) => {
+                if matches!(blob.served, Served::Miss(_) | Served::Joined(_)) {
+                    self.prefetch(origin, digest);
+                }
+                blob.client = (self.0.options.prefetch > 0).then(|| self.0.prefetches.read(digest));
+            }
+            Err(Refusal::Upstream(upstream::Error::Offline)) => self.lacks_blob(origin, digest),
+            Err(_) => {}
         }
         blob
     }
@@ -79,7 +88,7 @@ impl Mirror {
         let mut started_one = false;
         let blob = |served, source| {
             let (mirror, digest, origin) = (self.clone(), digest.clone(), origin.clone());
-            Blob { served, mirror, digest, origin, source, given: Arc::default(), detours: Detours::new() }
+            Blob { served, mirror, digest, origin, source, given: Arc::default(), detours: Detours::new(), client: None }
         };
         'find: loop {
             // The upstream has answered for it in this repository, which gives the right to it, here or in a fill of others.

@@ -16,6 +16,7 @@ use crate::store::{BlobReader, Cut, Damage, Held, OpenFile, Piece, Pieces, ReadE
 use crate::upstream::{self, Aside};
 
 use super::blob::{Blob, Detours, Source};
+use super::prefetch;
 use super::{Mirror, Origin};
 use fetch::{Fetch, Known, Lagged};
 
@@ -46,6 +47,7 @@ pub(super) struct Reading {
     /// Bytes of this copy of the blob have been sent, by this reading or another of the same answer.
     given: Arc<AtomicBool>,
     detours: Detours,
+    _client: Option<prefetch::Client>,
     /// Of many ranges most are read when the fill has come farther than it was when they were asked for.
     begun: bool,
 }
@@ -105,7 +107,7 @@ const ANEW: u8 = 2;
 impl Reading {
     /// Of `blob` from `at` to `end`.
     pub(super) fn new(blob: &Blob, at: u64, end: Option<u64>, pieces: &Pieces) -> Self {
-        let Blob { mirror, digest, origin, source, given, detours, .. } = blob;
+        let Blob { mirror, digest, origin, source, given, detours, client, .. } = blob;
         Self {
             mirror: mirror.clone(),
             origin: origin.clone(),
@@ -118,6 +120,7 @@ impl Reading {
             pieces: pieces.clone(),
             given: Arc::clone(given),
             detours: detours.clone(),
+            _client: client.clone(),
             begun: false,
         }
     }

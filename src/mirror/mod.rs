@@ -15,6 +15,7 @@ mod logins;
 mod manifest;
 mod names;
 mod options;
+mod prefetch;
 mod proofs;
 mod public;
 mod rights;
@@ -39,6 +40,7 @@ use crate::upstream::{self, CacheStatus};
 use fill::Fills;
 use held_off::HeldOff;
 use logins::Logins;
+use prefetch::Prefetches;
 use rights::{Asker, Rights};
 
 pub use access::Access;
@@ -70,6 +72,7 @@ struct Inner {
     clock: Clock,
     metrics: Metrics,
     fills: Fills,
+    prefetches: Prefetches,
     logins: Logins,
     rights: Rights,
     /// Manifests that are asked for often, as they were verified.
@@ -184,6 +187,7 @@ impl Mirror {
             .build();
         Self(Arc::new(Inner {
             fills: Fills::new(options.orphan_fills),
+            prefetches: Prefetches::default(),
             logins: Logins::default(),
             rights: Rights::default(),
             options,

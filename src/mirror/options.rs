@@ -39,6 +39,9 @@ pub struct Options {
     /// By how many connections at once a blob of more than 32 MiB is fetched where one alone is slow, as some registries limit
     /// each. Those beyond the first have at most 4 MiB each in memory.
     pub blob_connections: usize,
+    /// How many layers of an image are fetched at once ahead of a client that has begun to fetch its layers; 0: none. It has
+    /// effect where registries limit each connection, as clients ask for three or so at a time.
+    pub prefetch: usize,
     /// How many bytes of blobs may come from all upstreams together in a second, each transfer of which gets its share; `0B`: any
     /// number.
     pub max_rate: ByteSize,
@@ -83,6 +86,9 @@ impl Options {
         if !(1..=MOST_CONNECTIONS).contains(&self.blob_connections) {
             return Err(format!("mirror.blob_connections is {}; it must be from 1 to {MOST_CONNECTIONS}", self.blob_connections));
         }
+        if self.prefetch > MOST_CONNECTIONS {
+            return Err(format!("mirror.prefetch is {}; it must be at most {MOST_CONNECTIONS}", self.prefetch));
+        }
         if (1..LEAST_RATE).contains(&self.max_rate.as_u64()) {
             return Err(format!("mirror.max_rate is {}; it must be 0B or at least 64KiB", self.max_rate));
         }
@@ -115,7 +121,8 @@ impl Default for Options {
             proof_ttl: Duration::from_hours(24),
             revalidate_wait: Duration::from_secs(2),
             negative_ttl: Duration::from_secs(5),
-            blob_connections: 1,
+            blob_connections: 4,
+            prefetch: 4,
             max_rate: ByteSize::b(0),
             orphan_fills: 4,
             orphan_bytes: ByteSize::gib(2),

@@ -57,6 +57,12 @@ impl Store {
         lock(&self.0.books).lru.named_by(digest)
     }
 
+    /// Of the manifests of the cache that name a digest, which need not be in it, the one that was used last, and when.
+    #[must_use]
+    pub fn last_used_that_names(&self, digest: &Digest) -> Option<(Digest, Timestamp)> {
+        lock(&self.0.books).lru.last_used_that_names(digest)
+    }
+
     /// The repositories that have proven to hold a digest, and as what.
     #[must_use]
     pub fn held_by(&self, digest: &Digest) -> Vec<(Repository, Kind)> {

@@ -50,6 +50,7 @@ mod panics;
 mod passthrough;
 mod pins;
 mod places;
+mod prefetch;
 mod proofs;
 mod proxied;
 mod proxies;

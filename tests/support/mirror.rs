@@ -268,6 +268,9 @@ impl StoppedMirror {
             .set("cache.max_size = \"1GiB\"")
             .set("mirror.default_upstream = \"docker.io\"")
             .set("mirror.tag_ttl = \"1m\"")
+            // What clients ask for is what is fetched, and in one piece.
+            .set("mirror.prefetch = 0")
+            .set("mirror.blob_connections = 1")
     }
 
     /// Takes this registry for the upstream of that name.

@@ -160,6 +160,13 @@ impl Lru {
         self.entries.find(digest).is_some_and(|slot| self.entries.at(slot).is_kept())
     }
 
+    /// Of the manifests of the cache that name a digest, the one that was used last, and when.
+    pub(in crate::store) fn last_used_that_names(&self, digest: &Digest) -> Option<(Digest, Timestamp)> {
+        let named_by = self.entries.at(self.entries.find(digest)?).named_by.iter().map(|by| self.entries.at(*by));
+        let last = named_by.filter(|by| by.place != Place::Absent).max_by_key(|by| by.used)?;
+        Some((last.digest.clone(), last.used))
+    }
+
     pub(in crate::store) fn entry(&self, digest: &Digest) -> Option<Entry> {
         let entry = self.entries.at(self.entries.find(digest)?);
         (entry.place != Place::Absent).then(|| Entry {

@@ -225,7 +225,7 @@ impl Client {
                 sent.remove(header::AUTHORIZATION);
             }
             let response = self.send(method.clone(), &at, own, sent, None).await?;
-            let Some(next) = redirect(&at, &response)? else { return Ok(Followed { response, own }) };
+            let Some(next) = redirect(&at, &response)? else { return Ok(Followed { response, own, at }) };
             at = next;
         }
         Err(Error::unavailable("it redirects too often"))
@@ -237,6 +237,8 @@ pub(super) struct Followed {
     pub(super) response: Response,
     /// It came from the upstream itself, and not by way of another.
     pub(super) own: bool,
+    /// Where it ended.
+    pub(super) at: Url,
 }
 
 fn redirect(at: &Url, response: &Response) -> Result<Option<Url>, Error> {

@@ -71,6 +71,7 @@ pub use places::Aside;
 pub use public_url::PublicUrl;
 pub use quota::Spent;
 pub use request::{Asking, BlobAnswer, Body, Found, ManifestAnswer, ReferrersAnswer, Source, Span, TagsAnswer};
+pub use send::Shortcut;
 
 /// A registry. Offline is a kind of upstream: it is there and answers nothing.
 pub struct Upstream {

@@ -22,7 +22,7 @@ use super::in_turn::Answered;
 use super::pace::Pace;
 use super::places::Place;
 use super::quota::Quota;
-use super::send::Question;
+use super::send::{Question, Shortcut};
 use super::{Behalf, Upstream};
 
 /// A repository of an upstream, asked on behalf of someone.
@@ -202,7 +202,7 @@ impl Asking<'_> {
     /// # Errors
     /// See [`Error`].
     pub async fn first_byte(&self, digest: &Digest) -> Result<Found, Error> {
-        let BlobAnswer { size, cache_status, .. } = match self.part(digest, Some(Span { start: 0, end: Some(1) })).await {
+        let BlobAnswer { size, cache_status, .. } = match self.part(digest, Some(Span { start: 0, end: Some(1) }), None).await {
             // Another part is no answer, and does not say that there is nothing.
             Err(Error::Unsupported(206)) => return Err(Error::unavailable("it sends another part than was asked for")),
             first => first?,
@@ -216,10 +216,19 @@ impl Asking<'_> {
     /// See [`Error`]. With 206 and 416 it says that it does not have that span.
     pub async fn blob(&self, digest: &Digest, span: Option<Span>) -> Result<BlobAnswer, Error> {
         self.upstream.quota.admit(self.upstream.clock.now())?;
-        self.part(digest, span).await
+        self.part(digest, span, None).await
     }
 
-    async fn part(&self, digest: &Digest, span: Option<Span>) -> Result<BlobAnswer, Error> {
+    /// Likewise for one of many parts, by the way that those before it were sent.
+    ///
+    /// # Errors
+    /// As [`blob`](Self::blob).
+    pub async fn part_of_blob(&self, digest: &Digest, span: Span, shortcut: &Shortcut) -> Result<BlobAnswer, Error> {
+        self.upstream.quota.admit(self.upstream.clock.now())?;
+        self.part(digest, Some(span), Some(shortcut)).await
+    }
+
+    async fn part(&self, digest: &Digest, span: Option<Span>, shortcut: Option<&Shortcut>) -> Result<BlobAnswer, Error> {
         let path = format!("{}/blobs/{digest}", self.repository);
         let mut headers = HeaderMap::new();
         if let Some(Span { start, end }) = span {
@@ -229,7 +238,7 @@ impl Asking<'_> {
             };
             headers.insert(header::RANGE, HeaderValue::try_from(range).map_err(|error| Error::unavailable(error.to_string()))?);
         }
-        let question = Question { blob: Some(digest), ..self.question(Purpose::Blob, Method::GET, path, headers) };
+        let question = Question { blob: Some(digest), shortcut, ..self.question(Purpose::Blob, Method::GET, path, headers) };
         let Answered { response, endpoint, place, .. } = self.upstream.send(question).await?;
         // Bytes that were compressed on the way are not those that the digest is over.
         if encoding(&response).is_some() {
@@ -339,9 +348,9 @@ impl Asking<'_> {
         self.upstream.send(Question { whole: Some(limit), ..question }).await
     }
 
-    fn question(&self, purpose: Purpose, method: Method, path: String, headers: HeaderMap) -> Question<'_> {
+    fn question<'a>(&'a self, purpose: Purpose, method: Method, path: String, headers: HeaderMap) -> Question<'a> {
         let (repository, behalf, sent) = (self.repository, self.behalf, AtomicU32::new(0));
-        Question { method, repository, behalf, path, headers, purpose, blob: None, whole: None, sent }
+        Question { method, repository, behalf, path, headers, purpose, blob: None, whole: None, shortcut: None, sent }
     }
 }
 

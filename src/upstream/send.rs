@@ -1,6 +1,7 @@
 //! Sending a request to an address: as the first account that may ask, with the proof that is wanted.
 
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use http::{HeaderMap, Method, StatusCode, header};
 use reqwest::{Response, Url};
@@ -29,9 +30,15 @@ pub(super) struct Question<'a> {
     pub(super) blob: Option<&'a Digest>,
     /// The body is to be read to its end if it is no longer than this, in bytes.
     pub(super) whole: Option<usize>,
+    /// Where earlier questions for parts of the blob were sent on to.
+    pub(super) shortcut: Option<&'a Shortcut>,
     /// How often it has been sent.
     pub(super) sent: AtomicU32,
 }
+
+/// Where a registry sends on who asks for a blob: for its next part it need not be asked again, as long as the way is open.
+#[derive(Default)]
+pub struct Shortcut(Mutex<Option<(String, Url)>>);
 
 /// As whom to ask.
 enum Who<'a> {
@@ -114,9 +121,21 @@ impl Upstream {
                 None => headers.remove(header::AUTHORIZATION),
             };
             question.sent.fetch_add(1, Ordering::Relaxed);
-            let followed = endpoint.client.follow(method, url.clone(), &headers).await;
+            let short = question.shortcut.and_then(|shortcut| shortcut.of(endpoint));
+            let from = short.as_ref().unwrap_or(&url).clone();
+            let followed = endpoint.client.follow(method, from, &headers).await;
             self.counts.asked(*purpose, followed.as_ref().map(|followed| followed.response.status()));
-            let Followed { response, own } = followed?;
+            let came = followed.as_ref().is_ok_and(|followed| followed.response.status().is_success());
+            if let Some(short) = short.filter(|_| !came) {
+                // Its signature may have expired: the registry makes a new one.
+                question.shortcut.iter().for_each(|shortcut| shortcut.forget(&short));
+                self.counts.redirect_refreshed();
+                continue;
+            }
+            let Followed { response, own, at } = followed?;
+            if let Some(shortcut) = question.shortcut.filter(|_| came && !own) {
+                shortcut.set(endpoint, at);
+            }
             if own {
                 let now = self.clock.now();
                 endpoint
@@ -164,6 +183,27 @@ impl Upstream {
             508 => Err(Error::Loop),
             status => Err(Error::unavailable(format!("it answers {status}"))),
         }
+    }
+}
+
+// === impl Shortcut ===
+
+impl Shortcut {
+    fn of(&self, endpoint: &Endpoint) -> Option<Url> {
+        let host = endpoint.client.host();
+        self.lock().as_ref().filter(|(from, _)| *from == host).map(|(_, url)| url.clone())
+    }
+
+    fn set(&self, endpoint: &Endpoint, url: Url) {
+        *self.lock() = Some((endpoint.client.host(), url));
+    }
+
+    fn forget(&self, url: &Url) {
+        self.lock().take_if(|(_, known)| known == url);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<(String, Url)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::support::{Fault, Match, Registry, TestMirror, get, noise};
+use crate::support::{Blobs, Fault, Listener, Match, Registry, Setup, TestMirror, get, noise};
 
 const MIB: usize = 1 << 20;
 const SIZE: usize = 48 * MIB + 12_345;
@@ -41,6 +41,33 @@ async fn a_large_blob_of_a_slow_upstream_comes_by_several_connections_each_byte_
     assert!(upstream.bytes_sent() < (SIZE + 6 * MIB) as u64, "{}", upstream.bytes_sent());
     assert!(mirror.get(&path).await.expect(200).body == blob);
     assert_eq!(upstream.count("GET", &digest), parts);
+}
+
+/// For each segment a registry would have to be asked, and to sign another way to its storage.
+#[tokio::test]
+async fn where_a_registry_sends_for_one_segment_is_where_the_next_are_asked_for_and_again_when_that_way_is_closed() {
+    for expires in [false, true] {
+        let upstream = Registry::with(Setup { blobs: Blobs::REDIRECTED, ..Setup::default() }).await;
+        let blob = noise(1, SIZE);
+        let digest = upstream.put_blob("library/alpine", blob.clone());
+        upstream.on(Match::storage(&digest), Fault::Bandwidth(16 << 20));
+        let mirror = by_four(&upstream).await;
+        let mut answer = mirror.stream(&format!("/v2/library/alpine/blobs/{digest}")).await;
+        let begin = answer.take(24 * MIB).await;
+        if expires {
+            upstream.expire_signatures();
+        }
+        let rest = answer.rest().await;
+        assert!(rest.complete && [begin, rest.body].concat() == blob);
+        mirror.kept(&digest).await;
+        let parts = upstream.count_at(Listener::Storage, "GET", &digest);
+        let asked = upstream.count_at(Listener::Front, "GET", &digest);
+        let renewed = mirror.metric("larder_redirect_refreshes_total{upstream=\"docker.io\"}");
+        assert!(parts > 8, "{parts}");
+        // The whole, and what was asked for before there was an answer; each connection finds out for itself.
+        assert!(asked <= if expires { 8 } else { 4 }, "{asked} of {parts}");
+        assert_eq!(renewed > 0, expires, "{renewed}");
+    }
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::upstream::{Aside, Body, Error, Source, Span};
+use crate::upstream::{Aside, Body, Error, Shortcut, Source, Span};
 
 use super::running::Fill;
 
@@ -26,6 +26,7 @@ pub(super) struct Segments {
     most: usize,
     begun: Begun,
     sources: Sources,
+    shortcut: Arc<Shortcut>,
 }
 
 enum Front {
@@ -69,6 +70,7 @@ impl Segments {
             fill: Arc::clone(fill),
             at,
             sources: Arc::new(Mutex::new(vec![body.source()])),
+            shortcut: Arc::default(),
             front: Front::Body(Box::new(body), None),
             ahead: VecDeque::new(),
             most,
@@ -169,7 +171,7 @@ impl Segments {
                 return;
             }
             let Some(aside) = self.fill.origin.upstream().aside() else { return };
-            self.ahead.push_back(Segment::begin(&self.fill, start..size.min(start + SEGMENT), aside, &self.sources));
+            self.ahead.push_back(self.segment(start..size.min(start + SEGMENT), aside));
         }
     }
 
@@ -184,37 +186,36 @@ impl Segments {
         self.ahead.clear();
         self.most = 1;
     }
-}
 
-// === impl Segment ===
-
-impl Segment {
-    fn begin(fill: &Arc<Fill>, span: Range<u64>, aside: Aside, sources: &Sources) -> Self {
+    fn segment(&self, span: Range<u64>, aside: Aside) -> Segment {
         let (send, bytes) = mpsc::unbounded_channel();
-        let (fill, sources, asked) = (Arc::clone(fill), Arc::clone(sources), span.clone());
+        let (fill, sources, shortcut) = (Arc::clone(&self.fill), Arc::clone(&self.sources), Arc::clone(&self.shortcut));
+        let asked = Span { start: span.start, end: Some(span.end) };
         let task = tokio::spawn(async move {
-            if let Err(error) = bring(&fill, asked, &sources, &send).await {
+            if let Err(error) = bring(&fill, asked, &shortcut, &sources, &send).await {
                 // Nobody may be there any more.
                 let _ = send.send(Err(error));
             }
         });
-        Self { span, bytes, _aside: aside, _task: AbortOnDropHandle::new(task) }
+        Segment { span, bytes, _aside: aside, _task: AbortOnDropHandle::new(task) }
     }
 }
 
 async fn bring(
     fill: &Fill,
-    span: Range<u64>,
+    span: Span,
+    shortcut: &Shortcut,
     sources: &Mutex<Vec<Source>>,
     send: &mpsc::UnboundedSender<Result<Bytes, Error>>,
 ) -> Result<(), Error> {
-    let answer = fill.ask(Some(Span { start: span.start, end: Some(span.end) })).await?;
+    let length = span.end.unwrap_or(span.start) - span.start;
+    let answer = fill.origin.ask().part_of_blob(&fill.digest, span, shortcut).await?;
     if answer.offset != span.start {
         return Err(Error::Unsupported(200));
     }
     let mut body = answer.body;
     sources.lock().unwrap_or_else(PoisonError::into_inner).push(body.source());
-    let mut missing = usize::try_from(span.end - span.start).unwrap_or(usize::MAX);
+    let mut missing = usize::try_from(length).unwrap_or(usize::MAX);
     while missing > 0 {
         let mut bytes = body.chunk().await?.ok_or_else(Error::ended_early)?;
         bytes.truncate(missing);

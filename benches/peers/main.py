@@ -39,7 +39,7 @@ def main(work, wanted):
     for workload in known:
         if wanted and workload.name not in wanted:
             continue
-        asked = peers + ([upstream] if workload.upstream_too else [])
+        asked = [peer for peer in peers if peer.tls_port or not workload.by_tls] + ([upstream] if workload.upstream_too else [])
         for number in range(rounds + 1 if rounds > 2 else rounds):
             say(f"{workload.name}, turn {number}")
             for peer in asked:
@@ -73,10 +73,13 @@ def table(known, turns, names):
     """As Markdown: the figure of each peer, and how many times better larder is."""
     print(f"\n| workload | unit | {' | '.join(names)} |\n|---|---|{'---|' * len(names)}")
     for workload in known:
-        values = {name: medians(turns[workload.name, name])["value"] for name in names}
+        values = {name: medians(turns[workload.name, name])["value"] for name in names if (workload.name, name) in turns}
         cells = []
-        for name, value in values.items():
-            ratio = ""
+        for name in names:
+            if name not in values:
+                cells.append("–")
+                continue
+            value, ratio = values[name], ""
             if name != "larder" and "larder" in values and value and values["larder"]:
                 better = value / values["larder"] if workload.lower_is_better else values["larder"] / value
                 ratio = f" ({better:.2f}×)"

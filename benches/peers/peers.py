@@ -42,6 +42,8 @@ class Process:
 class Peer:
     name = ""
     port = 0
+    # Where it speaks TLS, if it does.
+    tls_port = None
 
     def __init__(self, work):
         self.work = work
@@ -101,7 +103,7 @@ class Peer:
 
 
 class Larder(Peer):
-    name, port = "larder", 5000
+    name, port, tls_port = "larder", 5000, 5043
 
     def launch(self):
         config = self.write(
@@ -109,6 +111,7 @@ class Larder(Peer):
             f"""
             server.listen = "127.0.0.1:{self.port}"
             admin.listen = ""
+            server.listener = [{{ listen = "127.0.0.1:{self.tls_port}", cert_file = "{self.work}/tls.crt", key_file = "{self.work}/tls.key" }}]
             cache.dir = "{self.dir}/cache"
             cache.max_size = "40GiB"
             cache.min_free = "1%"
@@ -121,7 +124,7 @@ class Larder(Peer):
 
 
 class Nginx(Peer):
-    name, port = "nginx", 5010
+    name, port, tls_port = "nginx", 5010, 5053
 
     def launch(self):
         self.run_nginx(
@@ -130,6 +133,10 @@ class Nginx(Peer):
                 upstream registry {{ server 127.0.0.1:{UPSTREAM_PORT}; keepalive 32; }}
                 server {{
                     listen 127.0.0.1:{self.port} backlog=4096;
+                    listen 127.0.0.1:{self.tls_port} ssl http2 backlog=4096;
+                    ssl_certificate {self.work}/tls.crt;
+                    ssl_certificate_key {self.work}/tls.key;
+                    ssl_protocols TLSv1.2 TLSv1.3;
                     location /v2/ {{
                         proxy_pass http://registry;
                         proxy_http_version 1.1;

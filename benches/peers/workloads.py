@@ -31,6 +31,7 @@ class Workload:
     turn: object
     lower_is_better: bool = False
     upstream_too: bool = False
+    by_tls: bool = False
     prepare: object = None
 
 
@@ -128,6 +129,13 @@ def workloads(bench):
 
         return turn
 
+    def by_tls(path, connections, protocol, figures):
+        def turn(peer, _):
+            bench.warm(peer, path)
+            return figures(bench.measured(peer, lambda: h2load(peer, bench, path, connections, protocol)))
+
+        return turn
+
     def manifests(path, connections, *options):
         def turn(peer, _):
             bench.warm(peer, path)
@@ -191,6 +199,15 @@ def workloads(bench):
             for kind, path in (("digest", bench.manifest), ("tag", bench.tag))
             for n in (1, 32, 256)
         ],
+        *[
+            Workload(f"tls-{name}-{short}", f"{what}, TLS, {protocol}", unit, by_tls(path, n, short, figures), by_tls=True)
+            for name, what, path, n, unit, figures in (
+                ("256m-8", "hit, 256 MiB, 8 connections", bench.large, 8, "GiB/s", throughput),
+                ("1m-32", "hit, 1 MiB, 32 connections", bench.small, 32, "GiB/s", throughput),
+                ("tag-32", "manifest by tag, 32 connections", bench.tag, 32, "requests/s", requests),
+            )
+            for short, protocol in (("h1", "HTTP/1.1"), ("h2", "HTTP/2"))
+        ],
         Workload("connect", "manifest, a connection each, 32 at once", "requests/s", manifests(bench.manifest, 32, "-1")),
         Workload("range-4k", "4 KiB ranges of 256 MiB, 32 connections", "requests/s", ranges),
         Workload("cold-256m", "cold, 256 MiB, 1 client", "ms", cold(bench.cold, 1), True, True),
@@ -200,6 +217,32 @@ def workloads(bench):
         Workload("uncached", "32 hits from the disk: p99 of manifests", "ms", not_in_memory, True),
         Workload("idle-10000", "an idle connection of 10,000: anonymous memory", "KiB", idle, True),
     ]
+
+
+def h2load(peer, bench, path, connections, protocol):
+    """A client that decrypts what it receives, by HTTP/1.1 or HTTP/2."""
+    log = f"{bench.work}/h2load.log"
+    if os.path.exists(log):
+        os.remove(log)
+    options = ["--h1"] if protocol == "h1" else ["-w", "24", "-W", "24"]
+    url = f"https://127.0.0.1:{peer.tls_port}{path}"
+    command = ["h2load", *options, "-t", "1", "-c", str(connections), "-D", str(max(1, round(bench.seconds))), "--log-file", log, "-H", ACCEPT, url]
+    begun = time.monotonic()
+    said = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+    seconds = time.monotonic() - begun
+    with open(log) as file:
+        lines = [line.split() for line in file]
+    took = sorted(int(line[2]) / 1000 for line in lines if line[1] == "200") or [0.0]
+    received = re.search(r"traffic: \S+ \((\d+)\) total, .* \((\d+)\) data", said)
+    failed = re.search(r"(\d+) failed, (\d+) errored, (\d+) timeout", said)
+    return {
+        "requests": len(took),
+        "bytes": int(received[2]),
+        "seconds": seconds,
+        "last_ms": [took[len(took) // 2], took[len(took) * 99 // 100]],
+        "errors": int(failed[2]) + int(failed[3]),
+        "refused": sum(line[1] != "200" for line in lines),
+    }
 
 
 def wrk(peer, path, connections, seconds):

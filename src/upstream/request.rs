@@ -348,7 +348,7 @@ impl Asking<'_> {
         self.upstream.send(Question { whole: Some(limit), ..question }).await
     }
 
-    fn question<'a>(&'a self, purpose: Purpose, method: Method, path: String, headers: HeaderMap) -> Question<'a> {
+    fn question(&self, purpose: Purpose, method: Method, path: String, headers: HeaderMap) -> Question<'_> {
         let (repository, behalf, sent) = (self.repository, self.behalf, AtomicU32::new(0));
         Question { method, repository, behalf, path, headers, purpose, blob: None, whole: None, shortcut: None, sent }
     }

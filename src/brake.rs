@@ -19,8 +19,9 @@ type Network = (IpAddr, u8);
 const PRICE: Duration = Duration::from_secs(2);
 const CREDIT: Duration = Duration::from_mins(1);
 /// One network of IPv6 is given to one client, but who gets larger ones has any number of those: such a network has several times the
-/// credit, all that is in it together.
-const LARGER: [(u8, u32); 3] = [(64, 1), (56, 8), (48, 64)];
+/// credit, all that is in it together. The largest is asked first: who is refused there leaves no trace of the smaller ones, with which
+/// it could make the larger be forgotten.
+const LARGER: [(u8, u32); 3] = [(48, 64), (56, 8), (64, 1)];
 /// How many networks are remembered.
 const REMEMBERED: u64 = 30_000;
 

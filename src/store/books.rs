@@ -179,6 +179,11 @@ impl Books {
         self.writing.insert(digest.clone()).then(claim)
     }
 
+    /// Whether someone writes what is to become this blob.
+    pub(super) fn is_written(&self, digest: &Digest) -> bool {
+        self.writing.contains(digest)
+    }
+
     // --- partial files ---
 
     pub(super) fn add_partial(&mut self, digest: Digest, partial: Partial) {

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::oci::Digest;
 use crate::sync::Mutex;
@@ -14,6 +16,8 @@ pub struct Holds {
     /// Whether it was brought for this order, and nothing has named it yet.
     held: Mutex<HashMap<Digest, bool>>,
 }
+
+const AGAIN: Duration = Duration::from_millis(2);
 
 // === impl Store ===
 
@@ -69,12 +73,29 @@ impl Holds {
                 lock(&store.books).lru.let_go(digest);
             }
             for (digest, _) in held.into_iter().filter(|(_, brought)| *brought) {
+                store.until_written(&digest);
                 if store.records.held_by(&digest).is_empty()
                     && let Err(error) = store.remove(&digest, None)
                 {
                     tracing::warn!(%digest, %error, "what was brought for nothing could not be removed");
                 }
             }
+        }
+    }
+}
+
+impl Shared {
+    /// Waits until nobody makes a blob of this digest, as who was told to stop may just be at that; but not for a disk that hangs, nor
+    /// for others who need it.
+    #[expect(clippy::disallowed_methods, reason = "a thread of the pool waits for another that is about to end")]
+    fn until_written(&self, digest: &Digest) {
+        let since = Instant::now();
+        let is_coming = || {
+            let books = lock(&self.books);
+            books.is_written(digest) && !books.lru.is_kept(digest)
+        };
+        while since.elapsed() < self.writes.patience() && is_coming() {
+            thread::sleep(AGAIN);
         }
     }
 }

@@ -44,7 +44,7 @@ fn in_archive(size: usize) -> usize {
 
 /// An import that has read so much of its archive, up to the middle of this blob.
 async fn begun(dir: &Path, bundle: &[u8], sent: usize, within: &str, more: &[&str]) -> Child {
-    let mut import = larder(dir, &[&["import", "-", "--no-pin"], more].concat()).spawn().unwrap();
+    let mut import = larder(dir, &[&["import", "-", "--no-pin"], more].concat()).stderr(Stdio::piped()).spawn().unwrap();
     import.stdin.as_mut().unwrap().write_all(&bundle[..sent]).unwrap();
     coming(&dir.join("cache"), within, MIB as u64).await;
     import
@@ -54,6 +54,15 @@ fn goes_on(mut import: Child, rest: &[u8]) -> bool {
     // Where it is refused before its end, the rest is not read.
     let _ = import.stdin.take().unwrap().write_all(rest);
     import.wait().unwrap().success()
+}
+
+/// How a command ended that had not come to the end of its input, and what it said.
+fn ended(mut import: Child) -> (Option<i32>, String) {
+    // To wait for it would close that.
+    let stdin = import.stdin.take();
+    let ended = import.wait_with_output().unwrap();
+    drop(stdin);
+    (ended.status.code(), String::from_utf8(ended.stderr).unwrap())
 }
 
 fn has(dir: &Path, digest: &str) -> bool {
@@ -145,21 +154,21 @@ async fn an_import_that_is_taken_back_leaves_nothing_in_a_sealed_larder() {
     let blobs = dir.path().join("cache/blobs");
     let larder = sealed(dir.path());
     for signal in [rustix::process::Signal::INT, rustix::process::Signal::KILL] {
-        let mut import = begun(dir.path(), &bundle, sent, &image.layers[1].digest, &[]).await;
+        let import = begun(dir.path(), &bundle, sent, &image.layers[1].digest, &[]).await;
         assert!(has(dir.path(), &image.layers[0].digest));
         rustix::process::kill_process(rustix::process::Pid::from_child(&import), signal).unwrap();
-        import.wait().unwrap();
+        ended(import);
         until("what came is gone", || files(&blobs).is_empty()).await;
     }
     // As when it stops itself.
-    let mut import = begun(dir.path(), &bundle, sent, &image.layers[1].digest, &[]).await;
+    let import = begun(dir.path(), &bundle, sent, &image.layers[1].digest, &[]).await;
     assert!(larder.terminate().status.success());
-    import.wait().unwrap();
+    ended(import);
     assert_eq!(files(&blobs).len(), 0);
     // And without one.
-    let mut import = begun(dir.path(), &bundle, sent, &image.layers[1].digest, &[]).await;
+    let import = begun(dir.path(), &bundle, sent, &image.layers[1].digest, &[]).await;
     rustix::process::kill_process(rustix::process::Pid::from_child(&import), rustix::process::Signal::INT).unwrap();
-    assert_eq!(import.wait().unwrap().code(), Some(130));
+    assert_eq!(ended(import), (Some(130), String::new()));
     assert_eq!(files(&blobs).len(), 0);
 }
 

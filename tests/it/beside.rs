@@ -37,7 +37,7 @@ async fn an_archive_that_cannot_be_read_is_what_is_said_to_be_wrong() {
     let said = refused(dir.path(), &["import", "torn.tar.gz"]).await;
     assert!(said.starts_with("the archive ") && said.contains("cannot be read: "), "{said}");
     assert!(!said.contains("the larder that serves"), "{said}");
-    drop(larder);
+    assert!(larder.terminate().status.success());
     for n in [0, 2] {
         fs::write(dir.path().join(format!("split.tar.{n:03}")), &bundle[n * 1000..n * 1000 + 1000]).unwrap();
     }

@@ -25,6 +25,7 @@ saved() {
         same "it has the layers that it had" "$layers" "$(podman_layers "$name")"
     done
     stop podman || true
+    check "larder ends" stop larder
     check "the upstream is back" start_registry
 }
 

@@ -52,8 +52,14 @@ pub fn blob_path(digest: &str) -> String {
 
 /// A command on the cache in `dir`, that reads from a pipe and whose words nobody hears.
 pub fn larder(dir: &Path, arguments: &[&str]) -> Command {
-    let mut larder = Command::new(env!("CARGO_BIN_EXE_larder"));
-    larder.args(arguments).args(["--set", &format!("cache.dir={}", dir.join("cache").display())]).env_clear().current_dir(dir);
+    // Who runs the tests in the background has them ignore Ctrl-C, and so would what they start.
+    let mut larder = Command::new("/usr/bin/env");
+    larder
+        .args(["--default-signal=INT", env!("CARGO_BIN_EXE_larder")])
+        .args(arguments)
+        .args(["--set", &format!("cache.dir={}", dir.join("cache").display())])
+        .env_clear()
+        .current_dir(dir);
     larder.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
     larder
 }

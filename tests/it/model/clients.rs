@@ -142,7 +142,10 @@ impl World {
             let range = format!("bytes {start}-{}/{}", end - 1, bytes.len());
             assert_eq!(answer.header("content-range"), Some(range.as_str()));
         }
-        self.judge(repository, &digest, must, answer, &bytes[start..end]);
+        // Where nobody says how large a blob is, and there is no room to wait for its end, the range is passed over.
+        let passed_over = answer.as_ref().is_some_and(|answer| answer.status == 200);
+        assert!(!passed_over || self.disk_fails, "a range is passed over");
+        self.judge(repository, &digest, must, answer, if passed_over { &bytes } else { &bytes[start..end] });
     }
 
     pub(super) async fn head(&mut self, repository: usize, blob: usize) {

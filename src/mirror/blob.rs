@@ -84,8 +84,8 @@ impl Mirror {
     /// where what was joined came to an end that says nothing of this request: the blob has just come in or was found damaged,
     /// or the fill failed for another repository or client.
     pub(super) async fn find_blob(&self, origin: &Origin, digest: &Digest, mut unreadable: bool) -> Result<Blob, Refusal> {
-        // This request has started a fill that was over before it could be read; it may start one more.
-        let mut started_one = false;
+        // A fill has already come to nothing for this request; it may have one more.
+        let mut in_vain = false;
         let blob = |served, source| {
             let (mirror, digest, origin) = (self.clone(), digest.clone(), origin.clone());
             Blob { served, mirror, digest, origin, source, given: Arc::default(), detours: Detours::new(), client: None }
@@ -139,7 +139,10 @@ impl Mirror {
                         match interest.begun_anew(&begun.growth).await {
                             Some(anew) => begun = anew,
                             // What was fetched in place of wrong bytes may be here by now.
-                            None if self.0.store.size(digest).is_some() => continue 'find,
+                            None if !in_vain && self.0.store.size(digest).is_some() => {
+                                (unreadable, in_vain) = (false, true);
+                                continue 'find;
+                            }
                             None => return Err(incomplete()),
                         }
                     }
@@ -154,10 +157,10 @@ impl Mirror {
                 Ok(None) if started => {
                     interest.landed().await;
                     // One request starts one fill, or two if the cache cannot be read.
-                    if started_one || self.0.store.size(digest).is_none() {
+                    if in_vain || self.0.store.size(digest).is_none() {
                         return Err(incomplete());
                     }
-                    (unreadable, started_one) = (false, true);
+                    (unreadable, in_vain) = (false, true);
                 }
                 // It is over; or it failed for another repository or client, and now it is for ours.
                 Ok(None) | Err(_) => interest.landed().await,

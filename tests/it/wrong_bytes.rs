@@ -127,3 +127,31 @@ async fn where_all_addresses_send_wrong_bytes_each_is_asked_once_and_nothing_is_
     mirror.clock().advance(Duration::from_mins(1));
     assert_eq!(mirror.get(&url).await.expect(200).body, blob);
 }
+
+/// It asked for ever, as what it asked for lay in the cache all the while.
+#[tokio::test]
+async fn a_small_blob_that_is_here_and_comes_wrong_for_another_repository_is_refused_there_and_stays_right() {
+    for (size, ends_early) in [(0, false), (10_000, false), (0, true), (10_000, true)] {
+        let upstream = Registry::start().await;
+        let blob = noise(7, size);
+        let digest = upstream.put_blob(REPOSITORY, blob.clone());
+        upstream.put_blob_under("library/liar", &digest, noise(8, 10_001));
+        if ends_early {
+            upstream.on(Match::get("library/liar"), Fault::Cut { after: 5000 });
+        }
+        let mirror = TestMirror::of(&upstream).await;
+        assert_eq!(mirror.get(&path(&digest)).await.expect(200).body, blob);
+        mirror.kept(&digest).await;
+        upstream.forget_requests();
+        let url = format!("/v2/library/liar/blobs/{digest}");
+        let answers = join_all((0..5).map(|_| mirror.get(&url))).await;
+        for answer in answers {
+            assert_eq!(answer.status, 502, "{}", answer.text());
+        }
+        let asked = upstream.count("GET", &digest);
+        assert!((1..=30).contains(&asked), "{asked} requests for five clients");
+        upstream.forget_requests();
+        assert_eq!(mirror.get(&path(&digest)).await.expect(200).body, blob);
+        assert_eq!(upstream.requests().len(), 0);
+    }
+}

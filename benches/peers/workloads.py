@@ -45,6 +45,7 @@ class Bench:
         self.tag, self.manifest = content.image("latest", [(large, 256 * MIB), (small, MIB)])
         self.cold = [content.blob(256 * MIB) for _ in range(COLD_TURNS)]
         self.herd = [content.blob(64 * MIB) for _ in range(COLD_TURNS * 2)]
+        self.growing = [content.blob(256 * MIB) for _ in range(COLD_TURNS)]
         self.shelf = [content.blob(64 * MIB) for _ in range(32)]
 
     def blast(self, peer, *arguments):
@@ -170,6 +171,18 @@ def workloads(bench):
         notes = [f"{result['errors']} readers broke"] if result["errors"] else []
         return Turn({"value": peak.mib, "manifest_p99_ms": meanwhile["last_ms"][1]}, notes)
 
+    def growing(peer, n):
+        bench.warm(peer, bench.manifest)
+        with Peak(peer) as peak:
+            readers = bench.begin_blast(peer, "-c", 200, "-d", 8, "-r", 32768, bench.growing[n])
+            time.sleep(0.2)
+            meanwhile = bench.begin_blast(peer, "-c", 4, "-d", 4, bench.manifest)
+            fast = bench.blast(peer, "-c", 1, "-n", 1, "-d", 60, bench.growing[n])
+            manifests, slow = meanwhile(), readers()
+        notes = [f"{slow['errors']} readers broke"] if slow["errors"] else []
+        figures = {"value": fast["last_ms"][2], "manifest_p99_ms": manifests["last_ms"][1], "anonymous_mib": peak.mib}
+        return Turn(figures, notes)
+
     def not_in_memory(peer, _):
         bench.settled(peer, [*bench.shelf, bench.manifest])
         forget(peer)
@@ -214,6 +227,7 @@ def workloads(bench):
         Workload("herd-50", "cold, 64 MiB, 50 clients: the last is done", "ms", cold(bench.herd[:COLD_TURNS], 50), True),
         Workload("herd-500", "cold, 64 MiB, 500 clients: the last is done", "ms", cold(bench.herd[COLD_TURNS:], 500), True),
         Workload("slow-1000", "1,000 slow readers: anonymous memory", "MiB", slow_readers, True),
+        Workload("growing-200", "cold, 256 MiB, 1 client beside 200 slow readers", "ms", growing, True),
         Workload("uncached", "32 hits from the disk: p99 of manifests", "ms", not_in_memory, True),
         Workload("idle-10000", "an idle connection of 10,000: anonymous memory", "KiB", idle, True),
     ]

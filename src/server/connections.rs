@@ -55,8 +55,8 @@ pub(super) struct Connections<H> {
     open: Mutex<HashMap<u64, Arc<Connection>>>,
     next: AtomicU64,
     tasks: TaskTracker,
-    /// No new requests.
-    stopping: CancellationToken,
+    /// No new requests, but for those who have just come.
+    pub(super) stopping: CancellationToken,
     /// No more of those under way either.
     pub(super) cut: CancellationToken,
 }
@@ -93,7 +93,7 @@ const H2_STREAMS: u32 = 128;
 const PENDING_RESETS: usize = 20;
 /// and so many may it make larder reset by breaking the rules (CVE-2025-8671). Then the connection is closed.
 const OWN_RESETS: usize = 128;
-/// For so long a new connection is not closed for another.
+/// For so long a new connection is not closed for another, nor when larder stops.
 const FIRST_WORDS: Duration = Duration::from_secs(1);
 /// After a failed accept, for want of descriptors for one, trying again at once would only burn the processor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -308,9 +308,14 @@ impl Connection {
         self.busy.load(Ordering::Relaxed) > 0
     }
 
+    /// Until then who has just come is about to ask something.
+    pub(super) fn first_words(&self) -> Instant {
+        self.since + FIRST_WORDS
+    }
+
     /// Nothing is under way. Who has just come is about to ask something.
     fn is_idle(&self) -> bool {
-        let about_to_ask = !self.is_asked() && self.since.elapsed() < FIRST_WORDS;
+        let about_to_ask = !self.is_asked() && Instant::now() < self.first_words();
         !self.is_busy() && !about_to_ask
     }
 }

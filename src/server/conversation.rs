@@ -15,7 +15,7 @@ use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::server::TlsStream;
 
 use super::body::Body;
@@ -139,7 +139,16 @@ where
     async fn within<P: Future>(&self, limit: Duration, phase: P) -> Result<P::Output, Cut> {
         tokio::select! {
             outcome = timeout(limit, phase) => outcome.map_err(|_| Cut::Late),
-            () = self.connection.leave.cancelled() => Err(Cut::Told),
+            () = self.told_to_leave() => Err(Cut::Told),
+        }
+    }
+
+    /// Waits until it is to leave. When larder stops, who has just come is heard first: the next larder does not know them, and where
+    /// systemd keeps the socket open nobody is to notice a restart.
+    async fn told_to_leave(&self) {
+        self.connection.leave.cancelled().await;
+        if self.connections.stopping.is_cancelled() && !self.connection.is_asked() {
+            sleep_until(self.connection.first_words()).await;
         }
     }
 
@@ -200,7 +209,7 @@ where
         tokio::pin!(http, deadline);
         let to_leave = async {
             tokio::select! {
-                () = self.connection.leave.cancelled() => {}
+                () = self.told_to_leave() => {}
                 () = renewal(renewed) => {}
             }
         };

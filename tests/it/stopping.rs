@@ -6,7 +6,7 @@ use larder::store::faults::Fault as DiskFault;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::{
-    Client, Fault, Image, Match, PATIENCE, Process, Raw, Registry, StoppedMirror, TestMirror, get, noise, stream,
+    Client, Closed, Fault, Image, Match, PATIENCE, Process, Raw, Registry, StoppedMirror, TestMirror, get, noise, stream,
 };
 
 const MIB: usize = 1 << 20;
@@ -52,6 +52,26 @@ async fn after_the_grace_it_ends_says_what_was_left_and_goes_on_there_the_next_t
         requests.iter().filter(|request| request.path.contains(&digest)).map(|request| request.range()).collect();
     assert_eq!(ranges.len(), 2, "{requests:#?}");
     assert!(ranges[1].is_some_and(|range| range.starts_with("bytes=") && range != "bytes=0-"), "{ranges:?}");
+}
+
+/// Of those who came by new connections during restarts, one in a hundred was cut off before it had asked.
+#[tokio::test]
+async fn who_has_just_come_is_answered_and_who_asks_nothing_is_not_waited_for() {
+    let upstream = Registry::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let larder = Process::start(dir.path(), &[&to(&upstream)], &[]);
+    let mut asks_later = Raw::connect(larder.address()).await;
+    let mut asks_nothing = Raw::connect(larder.address()).await;
+    larder.until("larder_connections", |open| open == 2).await;
+    let begun = Instant::now();
+    larder.tell_to_stop();
+    said(&larder, "stopping").await;
+    asks_later.send("GET /v2/ HTTP/1.1\r\nhost: mirror\r\n\r\n").await;
+    let answer = asks_later.head().await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert_eq!(asks_nothing.rest().await, (Vec::new(), Closed::Fin));
+    let ended = tokio::task::spawn_blocking(move || larder.wait()).await.unwrap();
+    assert!(ended.status.success() && begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
 }
 
 #[tokio::test]

@@ -137,12 +137,7 @@ impl App {
         let operator = config.admin.listen.map(bind_for_operator).transpose()?;
         inherited::close_rest();
         let (store, mirror) = open(config.cache, config.mirror, registries, &clock, metrics).await?;
-        for (name, _) in config.upstream.iter().filter(|(_, options)| options.has_credentials() && options.allow.is_empty()) {
-            tracing::warn!(
-                "upstream.{name:?} has credentials and no allow-list: whoever reaches larder can read all that they can; \
-                 say in upstream.{name:?}.allow what may be read"
-            );
-        }
+        running::warn_of_credentials_for_all(&told, &Config::default());
         config.server.doubts().iter().for_each(|doubt| tracing::warn!("{doubt}"));
         let listening = clients
             .iter()

@@ -83,6 +83,7 @@ impl Config {
     pub fn take_up(&mut self, new: &Self) {
         self.server.take_up(&new.server);
         self.mirror.take_up(&new.mirror);
+        self.log.level = new.log.level;
         for (name, options) in &mut self.upstream {
             new.upstream.get(name).into_iter().for_each(|new| options.take_up(new));
         }

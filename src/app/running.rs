@@ -5,10 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::metrics::Metrics;
-use crate::mirror::{Freshness, Mirror};
+use crate::mirror::{Freshness, Mirror, Registry};
 use crate::server::{Shares, Terms};
-use crate::upstream::Hop;
+use crate::upstream::{self, Accounts, Hop};
 
+use super::LogLevel;
 use super::registries::{access, registries};
 
 /// The parts that a changed configuration reaches.
@@ -23,6 +24,8 @@ pub struct Running {
 
 /// What a reload has not done, and what it has that may not have been meant.
 pub struct Reloaded {
+    /// What is to be logged from now on.
+    pub level: LogLevel,
     /// The options that wait for the next start.
     pub waits: Vec<String>,
     /// Those that bounded something, and do so no more.
@@ -32,8 +35,9 @@ pub struct Reloaded {
 // === impl Running ===
 
 impl Running {
-    /// Takes up what has changed and can change now: rules, what may be had of upstreams, TTLs of tags, what clients may take and
-    /// what may come from upstreams. Files of listeners are looked at at once. Connections, answers and fills under way go on.
+    /// Takes up what has changed and can change now: rules, what may be had of upstreams and as whom they are asked, TTLs of tags, what
+    /// clients may take and what may come from upstreams. Files of listeners are looked at at once. Connections, answers and fills under
+    /// way go on.
     ///
     /// May wait for the disk, and for another reload: what is loaded later holds in the end.
     ///
@@ -44,19 +48,45 @@ impl Running {
         let new = &load()?;
         try_out(new)?;
         let before = config.clone();
-        config.take_up(new);
+        let mut taken = before.clone();
+        taken.take_up(new);
+        let accounts = self.accounts(&taken)?;
+        *config = taken;
         self.shares.set(&config.server);
         for (terms, options) in self.terms.iter().zip(config.server.listeners()) {
             terms.set_rules(options.rule);
             terms.renew();
         }
+        for (registry, accounts) in accounts {
+            registry.upstream.set_accounts(accounts);
+        }
+        warn_of_credentials_for_all(&config, &before);
         for (name, options) in &config.upstream {
             let Some(registry) = self.mirror.registries().configured(name) else { continue };
             registry.access.set(access(options));
             registry.freshness.set(Freshness::of(&config.mirror, options));
             registry.upstream.set_max_rates(options.max_rate.as_u64(), config.mirror.max_rate.as_u64());
         }
-        Ok(Reloaded { waits: config.differences(new), lifted: before.lifted_by(&config) })
+        Ok(Reloaded { level: config.log.level, waits: config.differences(new), lifted: before.lifted_by(&config) })
+    }
+
+    /// As whom each upstream is to be asked.
+    fn accounts(&self, config: &Config) -> Result<Vec<(Arc<Registry>, Accounts)>, String> {
+        let registries =
+            config.upstream.iter().filter_map(|(name, options)| Some((self.mirror.registries().configured(name)?, options)));
+        registries.map(|(registry, options)| Ok((Arc::clone(registry), registry.upstream.accounts_of(options)?))).collect()
+    }
+}
+
+/// `before`: the configuration of which that was said.
+pub(super) fn warn_of_credentials_for_all(config: &Config, before: &Config) {
+    let for_all = |options: &upstream::Options| options.has_credentials() && options.allow.is_empty();
+    for (name, _) in config.upstream.iter().filter(|(name, now)| for_all(now) && !before.upstream.get(*name).is_some_and(for_all))
+    {
+        tracing::warn!(
+            "upstream.{name:?} has credentials and no allow-list: whoever reaches larder can read all that they can; \
+             say in upstream.{name:?}.allow what may be read"
+        );
     }
 }
 

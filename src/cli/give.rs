@@ -64,7 +64,7 @@ pub(super) fn give_with(
 ) -> Result<ExitCode, String> {
     let mut config = configured.load()?;
     config.log.level = LogLevel::Warn;
-    let _log = log::begin(&config.log)?;
+    let (_, _log) = log::begin(&config.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| error.to_string())?;
     let outcome = runtime.block_on(carried_out(config, order, input, Reader { show, failed: false, ended: false }));
     // A hung disk or a resolver that does not answer must not hold the process.

@@ -9,10 +9,12 @@ use std::time::SystemTime;
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use crate::app::{LogFormat, LogLevel, LogOptions};
 
@@ -25,6 +27,9 @@ struct Line;
 /// What others have said must not end a line, or colour it.
 struct Escaped<'a>(&'a mut String);
 
+/// The level of the log, which changes while it is written; `None`: it does not.
+pub(super) struct Level(Option<reload::Handle<EnvFilter, Registry>>);
+
 struct Fields<'a> {
     text: &'a mut String,
     result: fmt::Result,
@@ -35,12 +40,26 @@ thread_local! {
     static LINE: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
-/// To stderr; levels of single parts may be given in `RUST_LOG`.
+/// To stderr; levels of single parts may be given in `RUST_LOG`. With the log comes how its level is changed.
 ///
 /// # Errors
 /// When there is no thread for it.
-pub(super) fn begin(options: &LogOptions) -> Result<Ending, String> {
-    let level = match options.level {
+pub(super) fn begin(options: &LogOptions) -> Result<(Level, Ending), String> {
+    let told = EnvFilter::try_from_default_env().ok();
+    let changes = told.is_none();
+    let (filter, handle) = reload::Layer::new(told.unwrap_or_else(|| filter(options.level)));
+    let (lines, ending) = Lines::to(io::stderr()).map_err(|error| format!("there is no thread for the log: {error}"))?;
+    let layer = tracing_subscriber::fmt::layer().with_writer(lines);
+    let registry = tracing_subscriber::registry().with(filter);
+    match options.format {
+        LogFormat::Text => registry.with(layer.event_format(Line)).init(),
+        LogFormat::Json => registry.with(layer.json().flatten_event(true)).init(),
+    }
+    Ok((Level(changes.then_some(handle)), ending))
+}
+
+fn filter(level: LogLevel) -> EnvFilter {
+    let level = match level {
         LogLevel::Error => "error",
         LogLevel::Warn => "warn",
         LogLevel::Info => "info",
@@ -48,15 +67,17 @@ pub(super) fn begin(options: &LogOptions) -> Result<Ending, String> {
         LogLevel::Trace => "trace",
     };
     // At debug and below, libraries tell of all that they do, which helps nobody here.
-    let filter =
-        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(format!("warn,larder={level},access={level}")));
-    let (lines, ending) = Lines::to(io::stderr()).map_err(|error| format!("there is no thread for the log: {error}"))?;
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(lines);
-    match options.format {
-        LogFormat::Text => lines.event_format(Line).init(),
-        LogFormat::Json => lines.json().flatten_event(true).init(),
+    EnvFilter::new(format!("warn,larder={level},access={level}"))
+}
+
+// === impl Level ===
+
+impl Level {
+    /// Logs from now on what is at least so bad; where the environment says what is logged, that stays.
+    pub(super) fn set(&self, level: LogLevel) {
+        // It fails where nobody logs any more.
+        let _ = self.0.as_ref().map(|handle| handle.reload(filter(level)));
     }
-    Ok(ending)
 }
 
 // === impl Line ===

@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
@@ -28,7 +29,7 @@ pub(super) struct Serve {
 impl Serve {
     pub(super) fn run(self) -> Result<ExitCode, String> {
         let mut config = self.configured.load()?;
-        let _log = log::begin(&config.log)?;
+        let (level, _log) = log::begin(&config.log)?;
         tell_of_panics();
         let wanted = config.server.max_connections;
         allow_many_files(&mut config);
@@ -37,14 +38,20 @@ impl Serve {
         let runtime = runtime.build().map_err(|error| error.to_string())?;
         // One to resolve names with is there also when later there are no threads to be had.
         runtime.spawn_blocking(|| {});
-        let outcome = runtime.block_on(serve(config, wanted, &self.configured));
+        let outcome = runtime.block_on(serve(config, wanted, &self.configured, level));
         // A hung disk or a resolver that does not answer must not hold the process.
         runtime.shutdown_background();
         outcome
     }
 }
 
-async fn serve(config: Config, wanted_connections: usize, configured: &Configured) -> Result<ExitCode, String> {
+async fn serve(
+    config: Config,
+    wanted_connections: usize,
+    configured: &Configured,
+    level: log::Level,
+) -> Result<ExitCode, String> {
+    let level = Arc::new(level);
     let failed = |error: std::io::Error| error.to_string();
     let mut stop = Stop {
         terminate: signal(SignalKind::terminate()).map_err(failed)?,
@@ -74,9 +81,9 @@ async fn serve(config: Config, wanted_connections: usize, configured: &Configure
         tokio::select! {
             () = stop.told() => break,
             _ = hangup.recv() => {
-                let (running, configured) = (app.running(), configured.clone());
+                let (running, configured, level) = (app.running(), configured.clone(), Arc::clone(&level));
                 // Whatever disk it waits for, a stop does not.
-                tokio::task::spawn_blocking(move || reload(&running, &configured));
+                tokio::task::spawn_blocking(move || reload(&running, &configured, &level));
             }
         }
     }
@@ -94,14 +101,15 @@ async fn serve(config: Config, wanted_connections: usize, configured: &Configure
 }
 
 /// Reads the configuration anew and takes it up.
-fn reload(running: &Running, configured: &Configured) {
+fn reload(running: &Running, configured: &Configured, level: &log::Level) {
     let reloaded = running.reload(|| {
         let mut config = configured.load_anew()?;
         allow_many_files(&mut config);
         Ok(config)
     });
     match reloaded {
-        Ok(Reloaded { waits, lifted }) => {
+        Ok(Reloaded { level: now, waits, lifted }) => {
+            level.set(now);
             if !lifted.is_empty() {
                 tracing::warn!("these bounded something, and do so no more: {}", lifted.join(", "));
             }

@@ -1,5 +1,7 @@
 //! larder's own accounts at an upstream: which one is used for which repository.
 
+use std::sync::Arc;
+
 use reqwest::Url;
 
 use crate::clock::Clock;
@@ -8,11 +10,21 @@ use crate::oci::{Pattern, RepositoryName};
 use super::auth::{Login, LoginKey};
 use super::credentials::{AccountOptions, Credential, Credentials};
 use super::error::Error;
+use super::options::Options;
 
 #[derive(Default)]
-pub(super) struct Accounts(Vec<Account>);
+pub struct Accounts {
+    all: Vec<Arc<Account>>,
+    /// One of them is somebody, or larder shows a certificate.
+    pub(super) have_credentials: bool,
+    /// The number of the next new one.
+    next: usize,
+}
 
 pub(super) struct Account {
+    /// Tells it apart from all others that this upstream has had.
+    pub(super) number: usize,
+    options: AccountOptions,
     /// The repositories it is for.
     patterns: Vec<Pattern>,
     /// `None`: nobody.
@@ -22,32 +34,37 @@ pub(super) struct Account {
 // === impl Accounts ===
 
 impl Accounts {
-    /// The accounts in the order of their options.
+    /// The accounts in the order of their options. Those that were there `before` stay who they are: with what is known of their
+    /// passwords, tokens and budgets.
     ///
     /// # Errors
     /// One line that says which option is wrong.
-    pub(super) fn new(options: &[AccountOptions], name: &str, url: &Url, clock: &Clock) -> Result<Self, String> {
-        let account = |options: &AccountOptions| {
-            let patterns = options.repositories.clone();
-            Ok(Account { patterns, credentials: Credentials::new(options, name, url, clock.clone())? })
-        };
-        options.iter().map(account).collect::<Result<_, String>>().map(Self)
+    pub(super) fn of_options(before: &Self, options: &Options, name: &str, url: &Url, clock: &Clock) -> Result<Self, String> {
+        let mut known = before.all.clone();
+        let mut accounts = Self { all: Vec::new(), have_credentials: options.has_credentials(), next: before.next };
+        for options in options.accounts() {
+            let account = if let Some(at) = known.iter().position(|account| account.options == options) {
+                known.remove(at)
+            } else {
+                let credentials = Credentials::new(&options, name, url, clock.clone())?;
+                let (number, patterns) = (accounts.next, options.repositories.clone());
+                accounts.next += 1;
+                Arc::new(Account { number, options, patterns, credentials })
+            };
+            accounts.all.push(account);
+        }
+        Ok(accounts)
     }
 
     /// Those for `repository`, in the order in which they are to be used: they are the ones whose pattern says most about it.
-    pub(super) fn of(&self, repository: &RepositoryName) -> Vec<(usize, &Account)> {
-        let weighed =
-            || self.0.iter().enumerate().filter_map(|(index, account)| Some((account.weight(repository)?, index, account)));
-        let most = weighed().map(|(weight, ..)| weight).max();
-        weighed().filter(|(weight, ..)| Some(*weight) == most).map(|(_, index, account)| (index, account)).collect()
+    pub(super) fn of(&self, repository: &RepositoryName) -> Vec<Arc<Account>> {
+        let weighed = || self.all.iter().filter_map(|account| Some((account.weight(repository)?, account)));
+        let most = weighed().map(|(weight, _)| weight).max();
+        weighed().filter(|(weight, _)| Some(*weight) == most).map(|(_, account)| Arc::clone(account)).collect()
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Account> {
-        self.0.iter()
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.0.len()
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Account>> {
+        self.all.iter()
     }
 }
 
@@ -67,12 +84,16 @@ impl Account {
         self.credentials.as_ref().map_or_else(|| "anonymous".into(), |credentials| credentials.label().to_owned())
     }
 
-    pub(super) async fn login(&self, index: usize) -> Result<Login, Error> {
+    pub(super) fn key(&self) -> LoginKey {
+        LoginKey::Account(self.number)
+    }
+
+    pub(super) async fn login(&self) -> Result<Login, Error> {
         let credential = match &self.credentials {
             Some(credentials) => credentials.get().await?,
             None => None,
         };
-        Ok(Login { key: LoginKey::Account(index), credential })
+        Ok(Login { key: self.key(), credential })
     }
 
     /// The registry has refused this credential: another one, if by now there is another.

@@ -44,7 +44,7 @@ pub(super) struct Login {
 /// Tells logins apart, whatever their password is today.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum LoginKey {
-    /// One of larder's own accounts.
+    /// One of larder's own accounts, by its number.
     Account(usize),
     Client(CredentialKey),
 }

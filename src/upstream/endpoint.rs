@@ -1,13 +1,16 @@
 //! One address of an upstream: connections, tokens, and how it fares.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use reqwest::Url;
 
 use crate::clock::{Clock, Timestamp};
+use crate::current::Current;
 use crate::oci::Digest;
 
+use super::accounts::{Account, Accounts};
 use super::auth::{Auth, LoginKey};
 use super::breaker::{self, Breaker, Failure, Seldom};
 use super::budget::{Budget, Purpose};
@@ -31,8 +34,8 @@ pub(super) struct Endpoint {
     /// Blobs of which it has given wrong bytes, and until when others are asked for them first.
     wrong: moka::sync::Cache<Digest, Timestamp>,
     warned: Seldom,
-    /// By account.
-    budgets: Vec<Mutex<Budget>>,
+    /// By the numbers of accounts.
+    budgets: Current<BTreeMap<usize, Arc<Mutex<Budget>>>>,
     /// Of clients who come with credentials of their own.
     clients: moka::sync::Cache<LoginKey, Arc<Mutex<Budget>>>,
     clock: Clock,
@@ -50,18 +53,27 @@ impl Endpoint {
         url: Url,
         options: &Options,
         trust: &Arc<Trust>,
-        accounts: usize,
+        accounts: &Accounts,
         clock: Clock,
         counts: Counts,
     ) -> Result<Self, String> {
         let trusted = trust.permits(&url);
         let client = Arc::new(Client::new(url, options, trusted, clock.clone(), counts)?);
         let auth = Auth::new(Arc::clone(&client), Arc::clone(trust), clock.clone());
-        let budgets = (0..accounts).map(|_| Mutex::default()).collect();
         // As long as can be, as a transfer waits before it is taken up again.
         let [bodies, starts] = [(); 2].map(|()| Breaker::new(breaker::LONGEST));
         let (wrong, clients) = (moka::sync::Cache::new(REMEMBERED), moka::sync::Cache::new(REMEMBERED));
-        Ok(Self { client, auth, trusted, bodies, starts, wrong, warned: Seldom::default(), budgets, clients, clock })
+        let (warned, budgets) = (Seldom::default(), Current::default());
+        let endpoint = Self { client, auth, trusted, bodies, starts, wrong, warned, budgets, clients, clock };
+        endpoint.set_accounts(accounts);
+        Ok(endpoint)
+    }
+
+    /// Counts for these accounts from now on; those that it knows go on with what they have left.
+    pub(super) fn set_accounts(&self, accounts: &Accounts) {
+        let before = self.budgets.get();
+        let budget = |account: &Arc<Account>| (account.number, before.get(&account.number).cloned().unwrap_or_default());
+        self.budgets.set(accounts.iter().map(budget).collect());
     }
 
     /// Whether others are to be asked before it: for the bytes of this blob, or for anything else.
@@ -107,14 +119,16 @@ impl Endpoint {
 
     /// For how long it is left alone after `now`: as it does not answer, or lets no account ask.
     pub(super) fn cool_down(&self, now: Timestamp) -> Duration {
-        let limited = self.budgets.iter().map(|budget| lock(budget).admit(Purpose::Blob, now).err().unwrap_or_default());
+        let budgets = self.budgets.get();
+        let limited = budgets.values().map(|budget| lock(budget).admit(Purpose::Blob, now).err().unwrap_or_default());
         limited.min().unwrap_or_default().max(self.client.left_alone_until()).since(now)
     }
 
     /// Looks at, or changes, the budget of a login.
     pub(super) fn budget<T>(&self, login: LoginKey, look: impl FnOnce(&mut Budget) -> T) -> T {
         match login {
-            LoginKey::Account(index) => look(&mut lock(&self.budgets[index])),
+            // One that is gone may still be asking.
+            LoginKey::Account(number) => look(&mut lock(&self.budgets.get().get(&number).cloned().unwrap_or_default())),
             LoginKey::Client(_) => look(&mut lock(&self.clients.get_with(login, Arc::default))),
         }
     }

@@ -43,10 +43,11 @@ use std::time::Duration;
 use reqwest::Url;
 
 use crate::clock::Clock;
+use crate::current::Current;
 use crate::metrics::Metrics;
 use crate::oci::RepositoryName;
 
-use accounts::Accounts;
+use accounts::Account;
 use auth::{Login, LoginKey};
 use counts::Counts;
 use endpoint::Endpoint;
@@ -56,6 +57,7 @@ use quota::Quota;
 use trust::Trust;
 
 pub use crate::allowance::Rate;
+pub use accounts::Accounts;
 pub use behalf::{Behalf, ClientCredential, CredentialKey};
 pub use budget::BudgetReport;
 pub use cache_status::CacheStatus;
@@ -80,8 +82,7 @@ pub struct Upstream {
     hop: Option<Hop>,
     /// In the order in which they are asked; none if it is offline.
     endpoints: Vec<Arc<Endpoint>>,
-    accounts: Accounts,
-    has_credentials: bool,
+    accounts: Current<Accounts>,
     quota: Arc<Quota>,
     /// Its own, and that of all upstreams together.
     rates: [Arc<Rate>; 2],
@@ -111,11 +112,11 @@ impl Upstream {
         for fallback in &options.fallbacks {
             urls.push(parse("fallbacks", fallback).map_err(wrong)?);
         }
-        let accounts = Accounts::new(&options.accounts(), name, &url, &clock).map_err(wrong)?;
+        let accounts = Accounts::of_options(&Accounts::default(), options, name, &url, &clock).map_err(wrong)?;
         let trust = Arc::new(Trust::new(url, options.token_hosts.clone()));
         let name: Arc<str> = name.into();
         let counts = Counts::new(metrics, Arc::clone(&name));
-        let endpoint = |url| Endpoint::new(url, options, &trust, accounts.len(), clock.clone(), counts.clone()).map(Arc::new);
+        let endpoint = |url| Endpoint::new(url, options, &trust, &accounts, clock.clone(), counts.clone()).map(Arc::new);
         let endpoints = urls.into_iter().map(endpoint).collect::<Result<Vec<_>, _>>().map_err(wrong)?;
         let quota = Arc::new(Quota::new(options.byte_quota.as_u64(), options.byte_quota_window));
         if options.max_transfers == 0 {
@@ -128,8 +129,7 @@ impl Upstream {
             name,
             hop: Some(hop),
             endpoints,
-            accounts,
-            has_credentials: options.has_credentials(),
+            accounts: Current::new(accounts),
             quota,
             rates: [rate(options.max_rate.as_u64()), rate(0)],
             refuses_blob_head: AtomicBool::new(false),
@@ -148,8 +148,7 @@ impl Upstream {
             name: name.into(),
             hop: None,
             endpoints: Vec::new(),
-            accounts: Accounts::default(),
-            has_credentials: false,
+            accounts: Current::default(),
             quota: Arc::new(Quota::new(0, Duration::ZERO)),
             rates: [rate(0), rate(0)],
             refuses_blob_head: AtomicBool::new(false),
@@ -193,7 +192,23 @@ impl Upstream {
     /// larder shows credentials of its own there, so that what it can read is perhaps not for everyone.
     #[must_use]
     pub fn has_credentials(&self) -> bool {
-        self.has_credentials
+        self.accounts.get().have_credentials
+    }
+
+    /// The accounts that `options` name, for [`Upstream::set_accounts`].
+    ///
+    /// # Errors
+    /// One line that says which option is wrong.
+    pub fn accounts_of(&self, options: &Options) -> Result<Accounts, String> {
+        let accounts = parse("url", &options.url)
+            .and_then(|url| Accounts::of_options(&self.accounts.get(), options, &self.name, &url, &self.clock));
+        accounts.map_err(|what| format!("upstream.\"{}\".{what}", self.name))
+    }
+
+    /// From now on it is asked as these. What is under way ends as whom it began.
+    pub fn set_accounts(&self, accounts: Accounts) {
+        self.endpoints.iter().for_each(|endpoint| endpoint.set_accounts(&accounts));
+        self.accounts.set(accounts);
     }
 
     /// Whether a client's credential is known there, whatever it may read.
@@ -225,9 +240,9 @@ impl Upstream {
     pub fn budget_share(&self, repository: &RepositoryName) -> Option<f64> {
         let endpoint = self.endpoints.first()?;
         let now = self.clock.now();
-        let share = |(index, _)| endpoint.budget(LoginKey::Account(index), |budget| budget.share(now));
+        let share = |account: Arc<Account>| endpoint.budget(account.key(), |budget| budget.share(now));
         // One account that is not counted is enough for everything.
-        let shares: Option<Vec<f64>> = self.accounts.of(repository).into_iter().map(share).collect();
+        let shares: Option<Vec<f64>> = self.accounts.get().of(repository).into_iter().map(share).collect();
         shares?.into_iter().reduce(f64::max)
     }
 
@@ -236,11 +251,9 @@ impl Upstream {
     pub fn budgets(&self) -> Vec<BudgetReport> {
         let now = self.clock.now();
         let report = |endpoint: &Arc<Endpoint>| {
-            let accounts = self.accounts.iter().enumerate();
-            let reports = accounts.filter_map(|(index, account)| {
-                endpoint.budget(LoginKey::Account(index), |budget| budget.report(account.label(), now))
-            });
-            reports.collect::<Vec<_>>()
+            let accounts = self.accounts.get();
+            let report = |account: &Arc<Account>| endpoint.budget(account.key(), |budget| budget.report(account.label(), now));
+            accounts.iter().filter_map(report).collect::<Vec<_>>()
         };
         self.endpoints.first().map(report).unwrap_or_default()
     }

@@ -224,6 +224,13 @@ impl Options {
             tag_ttl: new.tag_ttl,
             tag_ttls: new.tag_ttls.clone(),
             max_rate: new.max_rate,
+            username: new.username.clone(),
+            password_file: new.password_file.clone(),
+            password_env: new.password_env.clone(),
+            docker_config: new.docker_config.clone(),
+            credential_helper: new.credential_helper.clone(),
+            repositories: new.repositories.clone(),
+            account: new.account.clone(),
             ..self.clone()
         };
         if taken == *new {

@@ -32,10 +32,10 @@ impl Upstream {
         for endpoint in &self.endpoints {
             let date = date(endpoint).await;
             let host = endpoint.client.host();
-            let accounts = self.accounts.iter().enumerate().filter(|_| endpoint.trusted);
-            for (index, account) in accounts {
+            let accounts = self.accounts.get();
+            for account in accounts.iter().filter(|_| endpoint.trusted) {
                 let begun = Instant::now();
-                let outcome = match account.login(index).await {
+                let outcome = match account.login().await {
                     Ok(login) => endpoint.auth.check(&login).await,
                     Err(error) => Err(error),
                 };

@@ -1,7 +1,7 @@
 //! Sending a request to an address: as the first account that may ask, with the proof that is wanted.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use http::{HeaderMap, Method, StatusCode, header};
 use reqwest::{Response, Url};
@@ -41,8 +41,8 @@ pub(super) struct Question<'a> {
 pub struct Shortcut(Mutex<Option<(String, Url)>>);
 
 /// As whom to ask.
-enum Who<'a> {
-    Account(usize, &'a Account),
+enum Who {
+    Account(Arc<Account>),
     Client(Login),
 }
 
@@ -77,30 +77,27 @@ impl Upstream {
         Err(limited.map(|until| Error::RateLimited { until }).or(shut_out).unwrap_or(Error::Offline))
     }
 
-    fn who<'a>(&'a self, question: &Question<'_>) -> Vec<Who<'a>> {
+    fn who(&self, question: &Question<'_>) -> Vec<Who> {
         if let Some(client) = &question.behalf.client {
             return vec![Who::Client(Login::of(client))];
         }
-        let accounts = self.accounts.of(question.repository).into_iter();
-        accounts.map(|(index, account)| Who::Account(index, account)).collect()
+        self.accounts.get().of(question.repository).into_iter().map(Who::Account).collect()
     }
 
     /// Asks as this account; once more where it has a new password.
-    async fn send_as(&self, endpoint: &Endpoint, who: &Who<'_>, question: &Question<'_>) -> Result<Response, Error> {
+    async fn send_as(&self, endpoint: &Endpoint, who: &Who, question: &Question<'_>) -> Result<Response, Error> {
         let mut login = who.login().await?;
         if !endpoint.trusted {
             login.credential = None;
         }
         match (self.send_with(endpoint, &login, question).await, who, &login.credential) {
-            (Err(Error::Credentials(why)), Who::Account(_, account), Some(credential)) => {
-                match account.renew(credential).await? {
-                    Some(renewed) => {
-                        let login = Login { credential: Some(renewed), ..login };
-                        self.send_with(endpoint, &login, question).await
-                    }
-                    None => Err(Error::Credentials(why)),
+            (Err(Error::Credentials(why)), Who::Account(account), Some(credential)) => match account.renew(credential).await? {
+                Some(renewed) => {
+                    let login = Login { credential: Some(renewed), ..login };
+                    self.send_with(endpoint, &login, question).await
                 }
-            }
+                None => Err(Error::Credentials(why)),
+            },
             // They are not larder's; it is the client who may not.
             (Err(Error::Credentials(_)), Who::Client(_), _) => Err(Error::Denied),
             (outcome, ..) => outcome,
@@ -209,17 +206,17 @@ impl Shortcut {
 
 // === impl Who ===
 
-impl Who<'_> {
+impl Who {
     fn key(&self) -> LoginKey {
         match self {
-            Self::Account(index, _) => LoginKey::Account(*index),
+            Self::Account(account) => account.key(),
             Self::Client(login) => login.key,
         }
     }
 
     async fn login(&self) -> Result<Login, Error> {
         match self {
-            Self::Account(index, account) => account.login(*index).await,
+            Self::Account(account) => account.login().await,
             Self::Client(login) => Ok(login.clone()),
         }
     }

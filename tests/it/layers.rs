@@ -14,7 +14,7 @@ const MAY_USE: [(&str, &[&str]); 16] = [
     ("flight", &["sync"]),
     ("metrics", &[]),
     ("store", &["oci", "clock", "sync", "flight", "metrics"]),
-    ("upstream", &["oci", "clock", "sync", "flight", "metrics", "allowance"]),
+    ("upstream", &["oci", "clock", "current", "sync", "flight", "metrics", "allowance"]),
     ("mirror", &["oci", "clock", "brake", "current", "sync", "flight", "metrics", "store", "upstream"]),
     ("orders", &["oci", "clock", "metrics", "store", "upstream", "mirror"]),
     ("server", &["oci", "clock", "current", "flight", "metrics", "allowance", "brake", "upstream", "mirror", "orders"]),

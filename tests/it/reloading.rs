@@ -1,5 +1,6 @@
 //! A changed configuration that a running larder takes up, under load, and what it says of the rest.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,7 +11,9 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{Authority, Client, Image, PATIENCE, Process, Registry, TestMirror, basic, noise};
+use crate::support::{
+    ANONYMOUS, Auth, Authority, Client, Image, PATIENCE, Process, Registry, Setup, TestMirror, TokenService, basic, get, noise,
+};
 
 const MIB: usize = 1 << 20;
 const ALICES: &str = "canary-of-alice";
@@ -54,6 +57,13 @@ impl Served {
     }
 }
 
+/// The options of an upstream to which larder is this user.
+fn account(dir: &Path, user: &str) -> String {
+    let file = dir.join(format!("password-of-{user}"));
+    fs::write(&file, format!("canary-of-{user}")).unwrap();
+    format!("upstream.\"docker.io\".username = {user:?}\nupstream.\"docker.io\".password_file = \"{}\"\n", file.display())
+}
+
 #[tokio::test]
 async fn a_reload_under_load_of_200_connections_loses_none() {
     let upstream = Registry::start().await;
@@ -69,7 +79,9 @@ async fn a_reload_under_load_of_200_connections_loses_none() {
     }
     served.larder.until("larder_connections", |open| open == 200).await;
     for n in 0..5 {
-        served.told(&format!("mirror.tag_ttl = \"{n}m\"\nserver.client_requests = {}\n", 1000 + n), "has been read anew").await;
+        let log = ["info", "debug"][n % 2];
+        let more = format!("mirror.tag_ttl = \"{n}m\"\nserver.client_requests = {}\nlog.level = {log:?}\n", 1000 + n);
+        served.told(&format!("{more}{}", account(served.dir.path(), &format!("user-{n}"))), "has been read anew").await;
         served.told("nonsense", "what it was stays").await;
     }
     assert_eq!(served.larder.metric("larder_connections").await, 200);
@@ -238,4 +250,56 @@ async fn rules_and_users_change_together_with_what_they_belong_to() {
     fs::write(users.path(), format!("bob:{}\n", bcrypt::hash("canary-of-bob", 4).unwrap())).unwrap();
     served.told(&listener(&with_users), "has been read anew").await;
     assert_eq!(ask().await, 401);
+}
+
+#[tokio::test]
+async fn another_account_is_who_the_upstream_is_asked_as_from_then_on() {
+    let setup = Setup { auth: Auth::Tokens(TokenService::default()), ..Setup::default() };
+    let upstream = Registry::with(setup.login("ann", "canary-of-ann").login("bob", "canary-of-bob")).await;
+    let images: Vec<_> = (0..4).map(|n| Image::new(n).layers(&[10]).put(&upstream, &format!("team/app-{n}"), "latest")).collect();
+    let trusted = format!("upstream.\"docker.io\".token_hosts = [{:?}]\n", upstream.token_url().replace("http://", ""));
+    let served = serve(&upstream, &trusted);
+    let [ann, bob] = ["ann", "bob"].map(|user| trusted.clone() + &account(served.dir.path(), user));
+    let asked_as = async |n: usize| {
+        let before = upstream.requests().len();
+        get(served.larder.url(&images[n].tag_path("latest"))).await.expect(200);
+        let requests = upstream.requests()[before..].to_vec();
+        let accounts = requests.into_iter().filter(|request| request.authorization().is_some()).map(|request| request.account);
+        accounts.collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>()
+    };
+    assert_eq!(asked_as(0).await, [ANONYMOUS]);
+    for (n, more, user) in [(1, &ann, "ann"), (2, &bob, "bob"), (3, &trusted, ANONYMOUS)] {
+        let log = served.told(more, "has been read anew").await;
+        assert!(!log.contains("waits"), "{log}");
+        assert_eq!(log.contains("has credentials and no allow-list"), n == 1, "{log}");
+        assert_eq!(asked_as(n).await, [user]);
+    }
+    // What cannot be read is not taken up, nor is anything beside it.
+    let broken = "mirror.tag_ttl = \"7m\"\nupstream.\"docker.io\".username = \"ann\"\nupstream.\"docker.io\".password_file = \"/nowhere\"\n";
+    served.told(&(trusted.clone() + broken), "what it was stays").await;
+    // An account that goes on where it was keeps what is known of it: no password is sent once more.
+    served.told(&ann, "has been read anew").await;
+    let tokens = upstream.token_requests();
+    served.told(&(ann.clone() + "mirror.tag_ttl = \"0s\"\n"), "has been read anew").await;
+    get(served.larder.url(&images[1].tag_path("latest"))).await.expect(200);
+    let of_ann = upstream.token_requests();
+    served.told(&(ann + "mirror.tag_ttl = \"0s\"\nlog.level = \"debug\"\n"), "has been read anew").await;
+    get(served.larder.url(&images[1].tag_path("latest"))).await.expect(200);
+    assert_eq!((of_ann, upstream.token_requests()), (tokens + 1, of_ann));
+}
+
+#[tokio::test]
+async fn what_is_logged_changes_at_once() {
+    let upstream = Registry::start().await;
+    let served = serve(&upstream, "log.level = \"warn\"\n");
+    let shown = |log: &str| log.matches("access:").count();
+    get(served.larder.url("/v2/")).await.expect(200);
+    let log = served.told("log.level = \"info\"\n", "has been read anew").await;
+    assert!(!log.contains("waits") && shown(&served.larder.log()) == 0, "{log}");
+    get(served.larder.url("/v2/")).await.expect(200);
+    served.larder.log_when("requests are shown", |log| shown(log) == 1).await;
+    served.told("log.level = \"warn\"\ncache.max_size = \"2GiB\"\n", "waits for the next start").await;
+    get(served.larder.url("/v2/")).await.expect(200);
+    served.told("log.level = \"debug\"\n", "has been read anew").await;
+    assert_eq!(shown(&served.larder.log()), 1);
 }

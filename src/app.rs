@@ -3,6 +3,7 @@
 mod bound;
 mod check;
 mod inherited;
+mod offer;
 mod registries;
 mod running;
 
@@ -31,6 +32,7 @@ use bound::{bind, bind_for_operator, listen};
 use registries::registries;
 
 pub use check::{Finding, check};
+pub use offer::Offer;
 pub use running::{Reloaded, Running};
 
 /// A running larder. To be ended with [`App::stop`]; dropped, its tasks go on.

@@ -14,6 +14,7 @@ mod pull;
 mod refresh;
 mod said;
 mod serve;
+mod setup;
 mod split;
 mod table;
 mod usage;
@@ -40,6 +41,7 @@ enum Command {
     Serve(serve::Serve),
     Check(check::Check),
     Health(health::Health),
+    Setup(setup::Setup),
     Refresh(refresh::Refresh),
     Ls(images::Ls),
     Pin(images::Pin),
@@ -78,6 +80,7 @@ pub fn run() -> ExitCode {
         Command::Serve(serve) => serve.run(),
         Command::Check(check) => check.run(),
         Command::Health(health) => health.run(),
+        Command::Setup(setup) => setup.run(),
         Command::Refresh(refresh) => refresh.run(),
         Command::Ls(ls) => ls.run(),
         Command::Pin(pin) => pin.run(),

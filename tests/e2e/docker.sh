@@ -4,7 +4,7 @@
 docker_start() {
     local home=$work/docker
     echo "{\"registry-mirrors\": [\"http://$larder\"]}" >"$home/daemon.json"
-    start docker dockerd --config-file "$home/daemon.json" --data-root "$home/data" --exec-root "$home/exec" \
+    start docker dockerd --config-file "${docker_config:-$home/daemon.json}" --data-root "$home/data" --exec-root "$home/exec" \
         --pidfile "$home/pid" --host "unix://$home/socket" --log-level warn --storage-driver vfs \
         --bridge none --iptables=false --ip6tables=false
     ready docker docker_tool version

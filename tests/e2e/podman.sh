@@ -17,7 +17,8 @@ podman_start() {
 
 podman_tool() {
     local home=$work/podman
-    CONTAINERS_REGISTRIES_CONF=$home/registries.conf bounded podman --root "$home/root" --runroot "$home/run" \
+    local registries=${podman_registries-$home/registries.conf}
+    bounded env ${registries:+"CONTAINERS_REGISTRIES_CONF=$registries"} podman --root "$home/root" --runroot "$home/run" \
         --tmpdir "$home/tmp" --storage-driver vfs --cgroup-manager cgroupfs --events-backend none "$@"
 }
 

@@ -73,6 +73,7 @@ mod secrets;
 mod segments;
 mod sending;
 mod serving;
+mod setup;
 mod shares;
 mod sizes;
 mod slow;

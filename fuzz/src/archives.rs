@@ -29,7 +29,9 @@ pub(crate) fn archive(bytes: &[u8]) {
     let whole = files.len().saturating_sub(usize::from(end.is_err()));
     assert_eq!(files[..whole], in_pieces[..whole]);
     for (entry, content) in &files {
-        assert!(!entry.path.starts_with('/') && entry.path.split('/').all(|part| part != ".."), "{entry:?}");
+        for path in [&entry.path].into_iter().chain(&entry.link) {
+            assert!(!path.starts_with('/') && path.split('/').all(|part| part != ".."), "{entry:?}");
+        }
         assert!(content.len() as u64 == entry.size || end.is_err(), "{entry:?}");
     }
     if let Err(why) = end {

@@ -9,13 +9,14 @@ use std::process::ExitCode;
 use bytesize::ByteSize;
 use clap::Args;
 use futures_util::stream;
+use indicatif::ProgressBar;
 
 use crate::orders::{self, ExportReport, Input, Order, Report};
 
-use super::Configured;
 use super::give::give_with;
 use super::said::{note, say};
 use super::table::{short, size};
+use super::{Configured, bars};
 
 use output::Output;
 
@@ -60,20 +61,24 @@ impl Export {
         let output = Output::new(&self.output, self.split.map(|split| split.as_u64())).map_err(failed)?;
         // Standard output may be for the archive.
         let says = |line: &str| if shown == "-" { note(line) } else { say(line) };
-        let (mut output, json) = (Some(output), self.json);
+        let (mut output, mut bar, json) = (Some(output), ProgressBar::hidden(), self.json);
         let nothing = || -> Input { Box::pin(stream::empty()) };
         give_with(&self.configured, &Order::Export { export }, &nothing, |report| {
             match &report {
                 Report::Piece { bytes, .. } => {
+                    bar.inc(bytes.len() as u64);
                     return output.as_mut().map_or(Ok(()), |output| output.write(bytes)).map_err(failed);
                 }
                 _ if json => says(report.line().trim_end()),
+                Report::Writing { bytes } => bar = bars::bytes(Some(*bytes), true),
                 Report::Exporting(exporting) => says(&summary(exporting)),
                 _ => {}
             }
             if let Report::Exported { images, blobs } = report {
                 let Some(output) = output.take() else { return Ok(()) };
-                for (file, bytes, sha256) in output.finish().map_err(failed)? {
+                let written = output.finish().map_err(failed)?;
+                bar.finish_and_clear();
+                for (file, bytes, sha256) in written {
                     if json {
                         says(
                             &serde_json::json!({ "report": "written", "file": file, "bytes": bytes, "sha256": sha256 })

@@ -11,8 +11,9 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use http::StatusCode;
 use hyper::body::{Body, Frame};
+use indicatif::ProgressDrawTarget;
 use tokio::net::UnixStream;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::app::{Alone, LogLevel, StartError};
 use crate::clock::Clock;
@@ -20,7 +21,7 @@ use crate::config::Config;
 use crate::orders::{Input, ORDERS_PATH, Order, Report, Reports};
 use crate::store::{self, OpenError, SocketPath};
 
-use super::said::warn;
+use super::said::{BARS, warn};
 use super::{Configured, log};
 
 /// For so long a larder may hold the cache and not answer: it is starting, or stopping.
@@ -38,6 +39,9 @@ struct Reader<F> {
 
 /// An order and what comes behind it, as the body of a request.
 struct Sent(Input);
+
+/// Ctrl-C, and its like.
+struct Interrupt(Signal, Signal);
 
 /// Why an order was not carried out by the larder that was asked.
 enum Unheard {
@@ -69,6 +73,9 @@ pub(super) fn give_with(
     let outcome = runtime.block_on(carried_out(config, order, input, Reader { show, failed: false, ended: false }));
     // A hung disk or a resolver that does not answer must not hold the process.
     runtime.shutdown_background();
+    let _ = BARS.clear();
+    // Who reads the input may not have heard that it has ended.
+    BARS.set_draw_target(ProgressDrawTarget::hidden());
     outcome
 }
 
@@ -93,27 +100,41 @@ async fn carried_out<F: FnMut(Report) -> Result<(), String>>(
             return Err(format!("{}: {error}; give this order as the user that larder runs as", dir.display()));
         }
     }
+    let mut interrupt = Interrupt::new().map_err(|error| error.to_string())?;
+    let reached = reach(&config, order, input, &mut reader);
+    let alone = tokio::select! {
+        reached = reached => reached?,
+        // The larder that was asked takes it back.
+        () = interrupt.comes() => return Ok(ExitCode::from(INTERRUPTED)),
+    };
+    if let Some(alone) = alone {
+        // Whoever says where it is knows that.
+        if new && dir == store::Options::default().dir {
+            warn(&format!("there is no cache yet; a new one is made in {}, as no --config says where one is", dir.display()));
+        }
+        if let Some(interrupted) = alone_with(alone, order, input(), &mut reader, &mut interrupt).await? {
+            return Ok(interrupted);
+        }
+    }
+    Ok(if reader.failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Has the larder that serves the cache carry out the order; where there is none, opens the cache.
+async fn reach<F: FnMut(Report) -> Result<(), String>>(
+    config: &Config,
+    order: &Order,
+    input: &dyn Fn() -> Input,
+    reader: &mut Reader<F>,
+) -> Result<Option<Alone>, String> {
     let since = Instant::now();
     loop {
-        match ask(&config, order, input(), &mut reader).await {
-            Ok(()) => break,
+        match ask(config, order, input(), reader).await {
+            Ok(()) => return Ok(None),
             Err(Unheard::Why(why)) => return Err(why),
             Err(Unheard::Nobody) => {}
         }
         match Alone::open(config.clone(), Clock::system()).await {
-            Ok(alone) => {
-                // Whoever says where it is knows that.
-                if new && dir == store::Options::default().dir {
-                    warn(&format!(
-                        "there is no cache yet; a new one is made in {}, as no --config says where one is",
-                        dir.display()
-                    ));
-                }
-                if let Some(interrupted) = alone_with(alone, order, input(), &mut reader).await? {
-                    return Ok(interrupted);
-                }
-                break;
-            }
+            Ok(alone) => return Ok(Some(alone)),
             // It may just be starting, and about to listen; or stopping, and about to let go.
             Err(StartError::Cache(OpenError::Held { .. })) if since.elapsed() < PATIENCE => tokio::time::sleep(AGAIN).await,
             Err(error @ StartError::Cache(OpenError::Held { .. })) => {
@@ -124,7 +145,6 @@ async fn carried_out<F: FnMut(Report) -> Result<(), String>>(
             Err(error) => return Err(error.to_string()),
         }
     }
-    Ok(if reader.failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// Gives the order to the larder that listens in the cache directory.
@@ -222,9 +242,8 @@ async fn alone_with<F: FnMut(Report) -> Result<(), String>>(
     order: &Order,
     mut input: Input,
     reader: &mut Reader<F>,
+    interrupt: &mut Interrupt,
 ) -> Result<Option<ExitCode>, String> {
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| error.to_string())?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
     let (send, mut reports) = Reports::channel();
     let interrupted = {
         let work = alone.orders().carry_out(order.clone(), &mut input, &send);
@@ -236,8 +255,7 @@ async fn alone_with<F: FnMut(Report) -> Result<(), String>>(
                 Some(report) = reports.recv() => if let Err(why) = reader.take(report) {
                     break Err(why);
                 },
-                _ = interrupt.recv() => break Ok(true),
-                _ = terminate.recv() => break Ok(true),
+                () = interrupt.comes() => break Ok(true),
             }
             if reader.ended {
                 break Ok(false);
@@ -256,6 +274,21 @@ impl Body for Sent {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
         self.0.as_mut().poll_next(cx).map(|next| next.map(|bytes| bytes.map(Frame::data)))
+    }
+}
+
+// === impl Interrupt ===
+
+impl Interrupt {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self(signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?))
+    }
+
+    async fn comes(&mut self) {
+        tokio::select! {
+            _ = self.0.recv() => {}
+            _ = self.1.recv() => {}
+        }
     }
 }
 

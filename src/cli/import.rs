@@ -9,14 +9,14 @@ use clap::Args;
 
 use crate::orders::{self, ImportReport, Order, Report};
 
-use super::Configured;
 use super::give::give_with;
 use super::said::{put, say};
 use super::table::{short, size};
+use super::{Configured, bars};
 
-/// Bring images in from an archive: what larder export wrote, any OCI image layout, what docker save or podman save wrote, or the
-/// storage of a registry; each as a tar file, which may be compressed by gzip, or as a directory. Every byte is verified. An image is
-/// here whole or not at all; exit code 1 if one is not.
+/// Bring images in from an archive: what larder export wrote, any OCI image layout, what docker save of any age or podman save wrote,
+/// or the storage of a registry; each as a tar file, which may be compressed by gzip, or as a directory. Every byte is verified. An
+/// image is here whole or not at all; exit code 1 if one is not.
 #[derive(Args)]
 pub(super) struct Import {
     /// A file, of those written with --split the first; a directory; or - for standard input.
@@ -39,13 +39,16 @@ pub(super) struct Import {
 
 impl Import {
     pub(super) fn run(self) -> Result<ExitCode, String> {
-        source::look(&self.from).map_err(|error| format!("{}: {error}", self.from.display()))?;
+        let length = source::length(&self.from).map_err(|error| format!("{}: {error}", self.from.display()))?;
         let order = Order::Import(orders::Import { name: self.name, pin: !self.no_pin });
-        let (from, json) = (self.from, self.json);
-        give_with(&self.configured, &order, &|| source::input(from.clone()), |report| {
+        let (from, json, bar) = (self.from, self.json, bars::bytes(length, !self.json));
+        give_with(&self.configured, &order, &|| source::input(from.clone(), bar.clone()), |report| {
             match report {
                 report if json => put(&report.line()),
-                Report::Imported(imported) => say(&summary(&imported)),
+                Report::Imported(imported) => {
+                    bar.finish_and_clear();
+                    say(&summary(&imported));
+                }
                 _ => {}
             }
             Ok(())

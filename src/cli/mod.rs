@@ -1,5 +1,6 @@
 //! The command line; one file a subcommand.
 
+mod bars;
 mod check;
 mod explain;
 mod export;

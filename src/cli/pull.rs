@@ -1,16 +1,16 @@
 //! `larder pull`
 
-use std::collections::{HashMap, HashSet};
-use std::io::{IsTerminal as _, Read as _};
+use std::collections::HashSet;
+use std::io::Read as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::oci::Platforms;
 use crate::orders::{self, LayerReport, Order, PullReport, Report};
 
+use super::bars::{self, Layers};
 use super::give::give;
 use super::said::{note, put, say};
 use super::table::{short, size};
@@ -44,13 +44,6 @@ pub(super) struct Pull {
 /// More would be no list of images.
 const LARGEST_FILE: u64 = 64 << 20;
 
-/// What is shown while layers come.
-enum Shown {
-    /// One bar for each of these, on a terminal.
-    Bars(MultiProgress, HashMap<String, ProgressBar>),
-    Lines,
-}
-
 // === impl Pull ===
 
 impl Pull {
@@ -58,11 +51,17 @@ impl Pull {
         let images = self.images()?;
         let platforms = Platforms::try_from(self.platform).map_err(|invalid| invalid.to_string())?;
         let order = Order::Pull(orders::Pull { images, platforms, referrers: self.referrers, pin: self.pin });
-        let (mut shown, json) = (Shown::new(), self.json);
+        let (mut layers, json) = (Layers::default(), self.json);
         give(&self.configured, &order, |report| match report {
             report if json => put(&report.line()),
-            Report::Layer(layer) => shown.layer(&layer),
-            Report::Pulled(pulled) => shown.say(&summary(&pulled)),
+            Report::Layer(layer) if bars::are_shown() => layers.show(&layer),
+            Report::Layer(LayerReport { image, digest, bytes, done: true, .. }) => {
+                note(&format!("{image}: {} fetched, {}", short(&digest), size(bytes)));
+            }
+            Report::Pulled(pulled) => {
+                layers.clear();
+                say(&summary(&pulled));
+            }
             _ => {}
         })
     }
@@ -111,52 +110,4 @@ fn summary(pulled: &PullReport) -> String {
         text += ", pinned";
     }
     text
-}
-
-// === impl Shown ===
-
-impl Shown {
-    fn new() -> Self {
-        if std::io::stderr().is_terminal() { Self::Bars(MultiProgress::new(), HashMap::new()) } else { Self::Lines }
-    }
-
-    fn layer(&mut self, layer: &LayerReport) {
-        let LayerReport { image, digest, bytes, size, done } = layer;
-        match self {
-            Self::Bars(all, bars) => {
-                let bar = bars.entry(digest.clone()).or_insert_with(|| {
-                    let bar = all.add(ProgressBar::no_length().with_style(style(size.is_some())));
-                    bar.with_prefix(short(digest).to_owned())
-                });
-                if let (Some(size), None) = (size, bar.length()) {
-                    bar.set_style(style(true));
-                    bar.set_length(*size);
-                }
-                bar.set_position(*bytes);
-                if *done {
-                    bar.finish_and_clear();
-                    bars.remove(digest);
-                }
-            }
-            Self::Lines if *done => note(&format!("{image}: {} fetched, {}", short(digest), HumanBytes(*bytes))),
-            Self::Lines => {}
-        }
-    }
-
-    /// A line that stays.
-    fn say(&mut self, line: &str) {
-        match self {
-            Self::Bars(all, bars) => {
-                bars.drain().for_each(|(_, bar)| bar.finish_and_clear());
-                all.suspend(|| say(line));
-            }
-            Self::Lines => say(line),
-        }
-    }
-}
-
-fn style(sized: bool) -> ProgressStyle {
-    let with_size = "{prefix}  {wide_bar} {bytes:>11} of {total_bytes:>11}  {bytes_per_sec:>13}  {eta:>4} left";
-    let without = "{prefix}  {spinner} {bytes:>11}  {bytes_per_sec:>13}";
-    ProgressStyle::with_template(if sized { with_size } else { without }).unwrap_or_else(|_| ProgressStyle::default_bar())
 }

@@ -2,6 +2,12 @@
 
 use std::borrow::Cow;
 use std::io::Write as _;
+use std::sync::LazyLock;
+
+use indicatif::MultiProgress;
+
+/// The bars on the terminal, if stderr is one. Lines are said above them.
+pub(super) static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
 /// A line.
 pub(super) fn say(line: &str) {
@@ -10,12 +16,12 @@ pub(super) fn say(line: &str) {
 
 /// Text as it is, on standard output.
 pub(super) fn put(text: &str) {
-    let _ = std::io::stdout().write_all(text.as_bytes());
+    let _ = BARS.suspend(|| std::io::stdout().write_all(text.as_bytes()));
 }
 
 /// A line that is no result.
 pub(super) fn note(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{}", plain(line));
+    let _ = BARS.suspend(|| writeln!(std::io::stderr(), "{}", plain(line)));
 }
 
 /// A line about what went wrong, or what is to be known.

@@ -1,18 +1,16 @@
 //! `larder verify`
 
-use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use bytesize::ByteSize;
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::orders::{Order, Report, VerifyReport};
 
-use super::Configured;
 use super::give::give;
 use super::said::{put, say};
 use super::table::{short, size};
+use super::{Configured, bars};
 
 /// Hash all that is in the cache again. What is damaged is set aside in quarantine/. Exit code 1 if something was, and is not here
 /// again.
@@ -36,10 +34,7 @@ pub(super) struct Verify {
 impl Verify {
     pub(super) fn run(self) -> Result<ExitCode, String> {
         let order = Order::Verify { repair: self.repair, rate: self.rate.map(|rate| rate.as_u64()) };
-        let bar = if std::io::stderr().is_terminal() && !self.json { ProgressBar::no_length() } else { ProgressBar::hidden() };
-        let style = ProgressStyle::with_template("{wide_bar} {bytes} of {total_bytes}  {bytes_per_sec}  {eta} left");
-        let bar = bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        let json = self.json;
+        let (bar, json) = (bars::bytes(Some(0), !self.json), self.json);
         give(&self.configured, &order, |report| match report {
             report if json => put(&report.line()),
             Report::Verifying { bytes, of } => {
@@ -48,7 +43,7 @@ impl Verify {
             }
             Report::Repaired { digest, of } => {
                 let of = of.map_or_else(String::new, |of| format!(" of {of}"));
-                bar.suspend(|| say(&format!("{}{of} was damaged and has been fetched anew", short(&digest))));
+                say(&format!("{}{of} was damaged and has been fetched anew", short(&digest)));
             }
             Report::Verified(VerifyReport { right, damaged, repaired, skipped, bytes }) => {
                 bar.finish_and_clear();

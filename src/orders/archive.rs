@@ -91,12 +91,14 @@ pub struct Archive<'a> {
     padding: u64,
 }
 
-/// A regular file of an archive.
+/// A regular file of an archive, or a link to one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     /// Without `.` and `..`, and not absolute.
     pub path: String,
     pub size: u64,
+    /// Where it leads to, as a path of the archive; there need not be anything.
+    pub link: Option<String>,
 }
 
 /// More than any archive of images has: one of a thousand images has some ten thousand.
@@ -112,7 +114,7 @@ impl<'a> Archive<'a> {
         Self { input, buffer: Bytes::new(), entries: 0, missing: 0, padding: 0 }
     }
 
-    /// The next regular file; `None` at the end of the archive. What of the last one was not read is passed over.
+    /// The next regular file or link; `None` at the end of the archive. What of the last one was not read is passed over.
     ///
     /// # Errors
     /// Says in a line what is wrong with the archive. It is of no use then.
@@ -162,16 +164,16 @@ impl<'a> Archive<'a> {
                         b'0' | 0 | b'7' => {
                             let size = longer.take().unwrap_or(said);
                             (self.missing, self.padding) = (size, padding(size) as u64);
-                            return Ok(Some(Entry { path, size }));
+                            return Ok(Some(Entry { path, size, link: None }));
                         }
                         b'5' => (longer, target) = (None, None),
-                        // What others keep for those who know no digests. What it is a link to is there under its own name.
                         b'1' | b'2' => {
                             let target = target.take().map_or_else(|| text(&header[157..257]), Ok)?;
-                            if leads_out(if kind == b'2' { &path } else { "" }, &target) {
+                            let link = led_to(if kind == b'2' { &path } else { "" }, &target);
+                            if link.is_none() {
                                 return Err(format!("{:?} is a link that leads out of it", shown(&path)));
                             }
-                            longer = None;
+                            return Ok(Some(Entry { path, size: 0, link }));
                         }
                         b'S' => return Err(format!("{:?} is a sparse file", shown(&path))),
                         _ => return Err(format!("{:?} is no regular file", shown(&path))),
@@ -290,22 +292,18 @@ fn clean(path: &str) -> Option<String> {
     (fine && parts.clone().all(|part| part != "..")).then(|| parts.collect::<Vec<_>>().join("/"))
 }
 
-/// Whether a link leads out of the archive. `from`: its own path, if it is relative to that.
-fn leads_out(from: &str, target: &str) -> bool {
-    let mut depth = from.matches('/').count();
-    target.starts_with('/')
-        || target.split('/').any(|part| match part {
-            ".." if depth == 0 => true,
-            ".." => {
-                depth -= 1;
-                false
-            }
-            "" | "." => false,
-            _ => {
-                depth += 1;
-                false
-            }
-        })
+/// Where a link leads to in the archive, if it does not lead out of it. `from`: its own path, if it is relative to that.
+fn led_to(from: &str, target: &str) -> Option<String> {
+    let mut parts: Vec<&str> = from.split('/').collect();
+    parts.pop();
+    for part in target.split('/') {
+        match part {
+            ".." => _ = parts.pop()?,
+            "" | "." => {}
+            _ => parts.push(part),
+        }
+    }
+    (!target.starts_with('/')).then(|| parts.join("/"))
 }
 
 /// A name in an archive is a stranger's.

@@ -66,6 +66,8 @@ struct Found {
 const LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
 const NAME: &str = "io.containerd.image.name";
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// With so many zeros an archive ends.
+const END: usize = 2 * BLOCK;
 /// What is in an archive beside blobs.
 const SMALL_FILES: usize = 3;
 /// What cosign adds to the tag of a digest.
@@ -178,7 +180,7 @@ impl Orders {
         let mut found = Found { absent: parts.absent, ..Found::default() };
         for (digest, manifest) in parts.manifests.into_iter().filter(|(digest, _)| parts.blobs.contains_key(digest)) {
             if manifest.children.is_empty() {
-                found.runnable.extend(self.runnable(&digest).await);
+                found.runnable.extend(self.runnable(&digest).await?);
             }
             found.manifests.push(digest);
         }
@@ -192,22 +194,33 @@ impl Orders {
     }
 
     /// What `docker load` needs of an image. `None`: it is none that could be run, or its layers are elsewhere.
-    async fn runnable(&self, manifest: &Digest) -> Option<(bool, Digest, Vec<Digest>)> {
-        let manifest: Value = serde_json::from_slice(&self.store.peek(manifest, MAX_MANIFEST).await.ok()??).ok()?;
-        let config = &manifest["config"];
-        let kinds = ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
-        kinds.contains(&config["mediaType"].as_str()?).then_some(())?;
-        let config: Digest = config["digest"].as_str()?.parse().ok()?;
-        let layers = manifest["layers"].as_array()?.iter().map(|layer| layer["digest"].as_str()?.parse::<Digest>().ok());
-        let layers = layers.collect::<Option<Vec<_>>>()?;
-        layers.iter().all(|layer| self.store.size(layer).is_some()).then_some(())?;
-        let says: Value = serde_json::from_slice(&self.store.peek(&config, MAX_MANIFEST).await.ok()??).ok()?;
-        let of_image = says["rootfs"]["diff_ids"].as_array()?.len() == layers.len() && says["os"] != "unknown";
-        of_image.then(|| (says["os"] == "linux" && says["architecture"] == "amd64", config, layers))
+    ///
+    /// # Errors
+    /// When that cannot be read: another time the archive would be another one.
+    async fn runnable(&self, manifest: &Digest) -> Result<Option<(bool, Digest, Vec<Digest>)>, String> {
+        let Some((config, layers)) = layered(&self.json(manifest).await?) else { return Ok(None) };
+        if layers.iter().any(|layer| self.store.size(layer).is_none()) {
+            return Ok(None);
+        }
+        let says = self.json(&config).await?;
+        let diffs = says["rootfs"]["diff_ids"].as_array();
+        let of_image = diffs.is_some_and(|diffs| diffs.len() == layers.len()) && says["os"] != "unknown";
+        Ok(of_image.then(|| (says["os"] == "linux" && says["architecture"] == "amd64", config, layers)))
+    }
+
+    /// A small blob as JSON; null if it is none.
+    async fn json(&self, digest: &Digest) -> Result<Value, String> {
+        let bytes = self.store.peek(digest, MAX_MANIFEST).await;
+        let bytes = bytes.map_err(|error| format!("{digest} cannot be read: {error}"))?;
+        Ok(serde_json::from_slice(&bytes.unwrap_or_default()).unwrap_or_default())
     }
 
     /// Gives out the archive. Fails with what is wrong and why.
     async fn write(&self, contents: &Contents, files: Vec<(&str, String)>, reports: &Reports) -> Result<(), (String, String)> {
+        let length = |path: &str, size: u64| (header(path, size).len() + padding(size)) as u64 + size;
+        let blobs: u64 = contents.blobs.iter().map(|(digest, size)| length(&path(digest), *size)).sum();
+        let small: u64 = files.iter().map(|(path, text)| length(path, text.len() as u64)).sum();
+        reports.tell(Report::Writing { bytes: blobs + small + END as u64 }).await;
         for (path, text) in files {
             let mut file = header(path, text.len() as u64);
             file.extend_from_slice(text.as_bytes());
@@ -219,7 +232,7 @@ impl Orders {
             self.write_blob(digest, *size, reports).await.map_err(|why| (digest.to_string(), why))?;
             reports.tell(Report::piece(vec![0; padding(*size)].into())).await;
         }
-        reports.tell(Report::piece(vec![0; 2 * BLOCK].into())).await;
+        reports.tell(Report::piece(vec![0; END].into())).await;
         Ok(())
     }
 
@@ -252,6 +265,16 @@ impl Orders {
         }
         Err(damaged())
     }
+}
+
+/// Config and layers of a manifest that is an image's.
+fn layered(manifest: &Value) -> Option<(Digest, Vec<Digest>)> {
+    let config = &manifest["config"];
+    let kinds = ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
+    kinds.contains(&config["mediaType"].as_str()?).then_some(())?;
+    let config: Digest = config["digest"].as_str()?.parse().ok()?;
+    let layers = manifest["layers"].as_array()?.iter().map(|layer| layer["digest"].as_str()?.parse::<Digest>().ok());
+    Some((config, layers.collect::<Option<Vec<_>>>()?))
 }
 
 fn damaged() -> String {

@@ -4,31 +4,34 @@
 //! image is looked at, and has its name and its pin only if all of it is here. What an archive brought that is refused, or that no
 //! image of it needs, is removed again.
 //!
-//! Three kinds of archives are read, which may be several at once: an OCI image layout (`index.json`); what is for `docker load`
-//! (`manifest.json`), where layers and configs are named by their digests; and the storage of a distribution registry
-//! (`docker/registry/v2`). Where there is only `manifest.json`, layers stay as they are, and each image gets a manifest made of the
-//! digests and sizes of its config and layers alone, so that its digest is the same wherever it is made. That is not the digest which
-//! the registry has that the image came from.
+//! Four kinds of archives are read, which may be several at once: an OCI image layout (`index.json`); what is for `docker load`
+//! (`manifest.json`); what was for it before Docker 1.10 (`repositories`); and the storage of a distribution registry
+//! (`docker/registry/v2`). Where there is no `index.json`, layers stay as they are, and each image gets a manifest made of the digests
+//! and sizes of its config and layers alone, so that its digest is the same wherever it is made. That is not the digest which the
+//! registry has that the image came from.
+//!
+//! In most of them a file is named by its digest. A layer of an older Docker is not: it is right if the config says so, which is
+//! named by its digest, or where there is no config, by being there.
 
+mod blobs;
+mod legacy;
 mod named;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::time::Duration;
 
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::mirror::Origin;
-use crate::oci::{Digest, ImageName, Reference};
-use crate::store::{Bypass, Finished, Holds};
+use crate::oci::{Digest, ImageName, MAX_MANIFEST, Reference};
+use crate::store::Holds;
 
-use super::archive::{Archive, Entry, Input, shown};
-use super::hashing::Hashing;
+use super::archive::{Archive, Input, shown};
 use super::parts::{Lack, Parts};
 use super::{Orders, Report, Reports};
 
 pub(super) use named::check_small;
-use named::{Made, Named};
+use named::{Made, Named, Promised};
 
 /// How images are to be brought in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,8 +65,16 @@ struct Read {
     small: HashMap<String, Vec<u8>>,
     /// The blobs, with their sizes.
     files: HashMap<Digest, u64>,
+    /// By the IDs that an older Docker has for layers: what they are, and what it says of them.
+    layers: HashMap<String, Role>,
+    described: HashMap<String, Vec<u8>>,
+    described_bytes: u64,
     /// In the storage of a registry: repository, tag and what it points to.
     tags: Vec<(String, String, Digest)>,
+    /// And the manifests that each repository has, whatever points to them.
+    revisions: Vec<(String, Digest)>,
+    /// The manifests of images that were looked at, each in its repository.
+    reached: HashSet<(String, Digest)>,
     added: HashSet<Digest>,
     /// Hashes of all paths, as a path may be long.
     paths: HashSet<Digest>,
@@ -71,12 +82,18 @@ struct Read {
 }
 
 /// What a file of an archive is.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Role {
     Small,
     Blob(Digest),
+    /// A layer that has no digest for a name, but an ID;
+    Layer(String),
+    /// and what is said of it.
+    Description(String),
     /// The tag of a repository.
-    Link(String, String),
+    Tag(String, String),
+    /// A manifest of a repository.
+    Revision(String, Digest),
     Nothing,
 }
 
@@ -84,11 +101,15 @@ enum Role {
 const LARGEST_INDEX: u64 = 16 << 20;
 pub(super) const MOST_IMAGES: usize = 10_000;
 const LARGEST_LINK: u64 = 256;
+/// What is said of one layer, and of all of them, in bytes.
+const LARGEST_DESCRIPTION: u64 = 64 << 10;
+const MOST_DESCRIBED: u64 = 16 << 20;
+/// Layers without digests for names, or manifests without tags.
+const MOST_NAMELESS: usize = 50_000;
 /// How much there may be in an archive that is of no use, in bytes.
 const MOST_SKIPPED: u64 = 64 << 20;
-/// How often it is looked whether another has brought what it brings, and after how many times it is said that it is waited for.
-const AGAIN: Duration = Duration::from_millis(20);
-const SAID: u32 = 100;
+/// Of a layer of an older Docker another may be a link to it; of that no more.
+const MOST_LINKS: usize = 4;
 
 // === impl Orders ===
 
@@ -97,15 +118,19 @@ impl Orders {
         let holds = self.store.holds();
         let mut read = Read::default();
         let images = match self.read_archive(&mut read, input, &holds, reports).await {
-            Ok(()) => self.images_of(&mut read, import, &holds).await,
+            Ok(()) => self.images_of(&mut read, import, &holds, reports).await,
             Err(why) => Err(why),
         };
         match images {
             Err(why) => reports.tell(Report::Failed { what: "the archive is refused".into(), why }).await,
             Ok(images) => {
-                for image in images {
-                    let imported = self.admit(&image, &read, import.pin, &holds).await;
-                    reports.outcome(&shown(&image.name), imported.map(Report::Imported)).await;
+                let untagged = self.untagged(&mut read, import).await;
+                for image in images.into_iter().chain(untagged) {
+                    // What belongs to another has come with that.
+                    if !(image.is_untagged && read.reached.contains(&image.key())) {
+                        let imported = self.admit(&image, &mut read, import.pin, &holds).await;
+                        reports.outcome(&shown(&image.name), imported.map(Report::Imported)).await;
+                    }
                 }
             }
         }
@@ -116,19 +141,32 @@ impl Orders {
     async fn read_archive(&self, read: &mut Read, input: &mut Input, holds: &Holds, reports: &Reports) -> Result<(), String> {
         let mut archive = Archive::new(input);
         while let Some(entry) = archive.next().await? {
+            let role = Role::of(&entry.path);
+            if let Some(target) = &entry.link {
+                // What else is a link is there under its own name as well, for those who know that.
+                if let (Role::Layer(id), to @ (Role::Layer(_) | Role::Blob(_))) = (role, Role::of(target)) {
+                    read.layers.insert(id, to);
+                    at_most(read.layers.len(), MOST_NAMELESS, "layers")?;
+                }
+                continue;
+            }
             if !read.paths.insert(Digest::sha256(entry.path.as_bytes())) {
                 return Err(format!("it has {:?} twice", shown(&entry.path)));
             }
-            match Role::of(&entry.path) {
+            match role {
                 Role::Small => {
                     let bytes = archive.whole(&entry, LARGEST_INDEX).await?;
                     read.small.insert(entry.path, bytes);
                 }
-                Role::Link(repository, tag) => {
+                Role::Tag(repository, tag) => {
                     let link = archive.whole(&entry, LARGEST_LINK).await?;
                     let digest = std::str::from_utf8(&link).ok().and_then(|link| link.trim().parse().ok());
                     read.tags.push((repository, tag, digest.ok_or_else(|| format!("{:?} is no link", shown(&entry.path)))?));
-                    at_most(read.tags.len())?;
+                    at_most(read.tags.len(), MOST_IMAGES, "images")?;
+                }
+                Role::Revision(repository, digest) => {
+                    read.revisions.push((repository, digest));
+                    at_most(read.revisions.len(), MOST_NAMELESS, "manifests")?;
                 }
                 Role::Blob(digest) => {
                     if self.take_blob(&mut archive, &entry, &digest, holds, reports).await? {
@@ -136,115 +174,59 @@ impl Orders {
                     }
                     read.files.insert(digest, entry.size);
                 }
-                Role::Nothing if entry.path.ends_with("/layer.tar") => {
-                    return Err(
-                        "its layers have not their digests for names; load it into Docker 25 or later and save it there".into()
-                    );
+                Role::Layer(id) => {
+                    let digest = self.take_layer(&mut archive, &entry, read, holds, reports).await?;
+                    read.files.insert(digest.clone(), entry.size);
+                    read.layers.insert(id, Role::Blob(digest));
+                    at_most(read.layers.len(), MOST_NAMELESS, "layers")?;
                 }
-                Role::Nothing => {
-                    read.skipped = read.skipped.saturating_add(entry.size);
-                    if read.skipped > MOST_SKIPPED {
-                        return Err(format!("{:?} is of no use and large", shown(&entry.path)));
+                Role::Description(id) => {
+                    // Who has a manifest.json has no need of it.
+                    read.described_bytes += entry.size.min(LARGEST_DESCRIPTION);
+                    if entry.size <= LARGEST_DESCRIPTION && read.described_bytes <= MOST_DESCRIBED {
+                        read.described.insert(id, archive.whole(&entry, LARGEST_DESCRIPTION).await?);
+                    } else {
+                        read.skip(entry.size, &entry.path)?;
                     }
                 }
+                Role::Nothing => read.skip(entry.size, &entry.path)?,
             }
         }
         Ok(())
     }
 
-    /// Admits the bytes of a file as a blob. False if it was here, and is right: then they are verified all the same.
-    async fn take_blob(
-        &self,
-        archive: &mut Archive<'_>,
-        entry: &Entry,
-        digest: &Digest,
-        holds: &Holds,
-        reports: &Reports,
-    ) -> Result<bool, String> {
-        let refused = |why: &dyn std::fmt::Display| format!("{:?}: {why}", shown(&entry.path));
-        let wrong = || refused(&"its bytes are not those that its name promises");
-        let mut waited = 0;
-        holds.bring(digest);
-        let mut writer = loop {
-            if let Some(size) = self.store.size(digest) {
-                // An archive is also how what is damaged is had again where nobody can be asked.
-                if self.store.check(digest, None).await == Some(false) {
-                    continue;
-                }
-                holds.named(digest);
-                if size != entry.size {
-                    return Err(wrong());
-                }
-                let mut hashing = Hashing::new(digest.algorithm());
-                while let Some(bytes) = archive.data().await? {
-                    hashing.update(bytes).await;
-                }
-                return if hashing.finish().await.as_ref() == Some(digest) { Ok(false) } else { Err(wrong()) };
-            }
-            let writer = self.store.begin(digest.clone()).await;
-            match writer.bypassed() {
-                Some(Bypass::Busy) => {
-                    waited += 1;
-                    if waited == SAID {
-                        reports.tell(Report::Waiting { why: format!("{digest} is being brought by another just now") }).await;
-                    }
-                    tokio::time::sleep(AGAIN).await;
-                }
-                Some(why) => return Err(refused(why)),
-                None => break writer,
-            }
-        };
-        if writer.accepted() > 0 {
-            writer.restart().await;
-        }
-        writer.expect(entry.size).await;
-        loop {
-            if let Some(why) = writer.bypassed() {
-                return Err(refused(&why.clone()));
-            }
-            if writer.is_full() {
-                writer.progress().await;
-                continue;
-            }
-            match archive.data().await {
-                Ok(Some(bytes)) => writer.push(bytes),
-                Ok(None) => break,
-                Err(why) => {
-                    writer.discard().await;
-                    return Err(why);
-                }
-            }
-        }
-        match writer.finish().await {
-            Finished::Kept => Ok(true),
-            Finished::Mismatch => Err(wrong()),
-            Finished::Passed(why) => Err(refused(&why)),
-        }
-    }
-
     /// Which images the archive has, and what they are to be called.
-    async fn images_of(&self, read: &mut Read, import: &Import, holds: &Holds) -> Result<Vec<Named>, String> {
+    async fn images_of(&self, read: &mut Read, import: &Import, holds: &Holds, reports: &Reports) -> Result<Vec<Named>, String> {
         let archive = std::mem::take(read);
         // They may be large, and are not read on a thread that serves.
         let found = tokio::task::spawn_blocking(move || {
-            let found = match (archive.small.get("index.json"), archive.small.get("manifest.json")) {
+            let small = |name: &str| archive.small.get(name).map(Vec::as_slice);
+            let found = match (small("index.json"), small("manifest.json")) {
                 (Some(index), _) => named::of_index(index).map(|images| (images, Vec::new())),
                 (None, Some(loaded)) => named::of_docker(loaded, &archive).map(|made| (Vec::new(), made)),
-                (None, None) => Ok((Vec::new(), Vec::new())),
+                (None, None) => legacy::images(small("repositories"), &archive).map(|made| (Vec::new(), made)),
             };
             (found, archive)
         });
         let (found, archive) = found.await.map_err(|error| error.to_string())?;
         *read = archive;
         read.small.clear();
+        read.described.clear();
         let (mut images, made) = found?;
-        for Made { manifest, names } in made {
-            let digest = self.put_manifest(manifest, read, holds).await?;
+        for Made { config, manifest, names, promised } in made {
+            if let Some(promised) = promised {
+                self.check_promise(&promised).await?;
+            }
+            if let Some(config) = config {
+                self.put_made(config, read, holds, reports).await?;
+            }
+            let digest = self.put_made(manifest, read, holds, reports).await?;
             let media_type = Some(named::MANIFEST_TYPE.to_owned());
-            images.extend(names.into_iter().map(|name| Named { name, digest: digest.clone(), media_type: media_type.clone() }));
-            at_most(images.len())?;
+            let named = |name| Named { name, digest: digest.clone(), media_type: media_type.clone(), is_untagged: false };
+            images.extend(names.into_iter().map(named));
+            at_most(images.len(), MOST_IMAGES, "images")?;
         }
-        at_most(images.len())?;
+        at_most(images.len(), MOST_IMAGES, "images")?;
         if let (Some(name), false) = (&import.name, images.is_empty()) {
             let digests: BTreeSet<Digest> = images.iter().map(|image| image.digest.clone()).collect();
             if digests.len() > 1 {
@@ -259,30 +241,43 @@ impl Orders {
             name: format!("{registry}{repository}:{tag}"),
             digest,
             media_type: None,
+            is_untagged: false,
         }));
-        if images.is_empty() {
-            Err("it has no image: no index.json, no manifest.json, no docker/registry/v2".into())
+        if images.is_empty() && read.revisions.is_empty() {
+            Err("it has no image: no index.json, no manifest.json, no repositories, no docker/registry/v2".into())
         } else {
             Ok(images)
         }
     }
 
-    /// Keeps a manifest that was made.
-    async fn put_manifest(&self, manifest: String, read: &mut Read, holds: &Holds) -> Result<Digest, String> {
-        let digest = Digest::sha256(manifest.as_bytes());
-        holds.hold(&digest);
-        if self.store.size(&digest).is_none() {
-            holds.bring(&digest);
-            match self.store.put(&digest, Bytes::from(manifest), &[]).await {
-                Finished::Kept => _ = read.added.insert(digest.clone()),
-                other => return Err(format!("a manifest is not kept: {other:?}")),
+    /// Whether layers that have no digests for names are those that their config names.
+    async fn check_promise(&self, promised: &Promised) -> Result<(), String> {
+        let config = self.store.peek(&promised.config, MAX_MANIFEST).await.map_err(|error| error.to_string())?;
+        let config: Value = serde_json::from_slice(&config.unwrap_or_default()).unwrap_or_default();
+        for (place, digest) in &promised.layers {
+            if config["rootfs"]["diff_ids"][place].as_str() != Some(&digest.to_string()) {
+                return Err(format!("its layer {digest} is not the one that its config {} names", promised.config));
             }
         }
-        Ok(digest)
+        Ok(())
+    }
+
+    /// The manifests of a registry, which are images by their digests where no tag leads to them. Those that lead to others come first.
+    async fn untagged(&self, read: &mut Read, import: &Import) -> Vec<Named> {
+        let registry = import.name.as_ref().map_or_else(String::new, |registry| format!("{registry}/"));
+        let (mut indexes, mut others) = (Vec::new(), Vec::new());
+        for (repository, digest) in std::mem::take(&mut read.revisions) {
+            let is_index = self.parts(&digest, None, None).await.is_ok_and(|parts| parts.is_index());
+            let name = format!("{registry}{repository}@{digest}");
+            let image = Named { name, digest, media_type: None, is_untagged: true };
+            if is_index { indexes.push(image) } else { others.push(image) }
+        }
+        indexes.append(&mut others);
+        indexes
     }
 
     /// Gives an image its name, if all of it is here.
-    async fn admit(&self, image: &Named, read: &Read, pin: bool, holds: &Holds) -> Result<ImportReport, String> {
+    async fn admit(&self, image: &Named, read: &mut Read, pin: bool, holds: &Holds) -> Result<ImportReport, String> {
         if image.name.is_empty() {
             return Err(format!("{} has no name; --as gives it one", image.digest));
         }
@@ -292,8 +287,10 @@ impl Orders {
         {
             return Err(format!("it is {}", image.digest));
         }
+        read.reached.insert(image.key());
         let origin = self.mirror.registries().resolve(&name).map_err(|refusal| refusal.to_string())?;
         let parts = self.parts(&image.digest, image.media_type.clone(), Some(holds)).await?;
+        read.reached.extend(parts.manifests.iter().map(|(digest, _)| image.key_of(digest)));
         if let Some((digest, lack)) = parts.missing.first_key_value() {
             return Err(match lack {
                 Lack::Broken(why) => format!("{digest}: {why}"),
@@ -339,15 +336,37 @@ impl Orders {
     }
 }
 
-fn at_most(images: usize) -> Result<(), String> {
-    if images > MOST_IMAGES { Err(format!("it has more than {MOST_IMAGES} images")) } else { Ok(()) }
+fn at_most(number: usize, most: usize, of: &str) -> Result<(), String> {
+    if number > most { Err(format!("it has more than {most} {of}")) } else { Ok(()) }
+}
+
+// === impl Read ===
+
+impl Read {
+    /// The blob that a path means, and its size.
+    fn blob(&self, path: &str) -> Option<(Digest, u64)> {
+        let mut role = &Role::of(path);
+        for _ in 0..MOST_LINKS {
+            match role {
+                Role::Blob(digest) => return Some((digest.clone(), *self.files.get(digest)?)),
+                Role::Layer(id) => role = self.layers.get(id)?,
+                _ => return None,
+            }
+        }
+        None
+    }
+
+    fn skip(&mut self, size: u64, path: &str) -> Result<(), String> {
+        self.skipped = self.skipped.saturating_add(size);
+        if self.skipped > MOST_SKIPPED { Err(format!("{:?} is of no use and large", shown(path))) } else { Ok(()) }
+    }
 }
 
 // === impl Role ===
 
 impl Role {
     fn of(path: &str) -> Self {
-        if matches!(path, "index.json" | "manifest.json") {
+        if matches!(path, "index.json" | "manifest.json" | "repositories") {
             return Self::Small;
         }
         let parts: Vec<&str> = path.split('/').collect();
@@ -356,11 +375,25 @@ impl Role {
         match (registry.map(|at| &parts[at + 3..]), &parts[..]) {
             (Some(["blobs", algorithm, _, hex, "data"]), _) | (None, ["blobs", algorithm, hex]) => digest(algorithm, hex),
             (Some(["repositories", repository @ .., "_manifests", "tags", tag, "current", "link"]), _) => {
-                Self::Link(repository.join("/"), (*tag).to_owned())
+                Self::Tag(repository.join("/"), (*tag).to_owned())
             }
-            // As podman and skopeo name layers and configs for `docker load`.
-            (None, [name]) => digest("sha256", name.strip_suffix(".tar").or(name.strip_suffix(".json")).unwrap_or(name)),
+            (Some(["repositories", repository @ .., "_manifests", "revisions", algorithm, hex, "link"]), _) => {
+                let digest = format!("{algorithm}:{hex}").parse();
+                digest.map_or(Self::Nothing, |digest| Self::Revision(repository.join("/"), digest))
+            }
+            (None, [id, "layer.tar"]) if is_id(id) => Self::Layer((*id).to_owned()),
+            (None, [id, "json"]) if is_id(id) => Self::Description((*id).to_owned()),
+            // As podman, skopeo, crane and Docker name layers and configs for `docker load`.
+            (None, [name]) => {
+                let name = name.strip_prefix("sha256:").unwrap_or(name);
+                digest("sha256", [".tar", ".tar.gz", ".json"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name))
+            }
             _ => Self::Nothing,
         }
     }
+}
+
+/// Whether it is what an older Docker calls a layer: as long as a digest, which it is not.
+fn is_id(name: &str) -> bool {
+    name.len() == 64 && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }

@@ -103,6 +103,10 @@ pub enum Report {
     Pulled(PullReport),
     /// An image that will be in the archive.
     Exporting(ExportReport),
+    /// The archive follows, which has so many bytes.
+    Writing {
+        bytes: u64,
+    },
     /// The next bytes of the archive. On the socket they follow the line.
     Piece {
         length: usize,

@@ -241,9 +241,9 @@ impl Disk {
         Ok(found)
     }
 
-    /// Makes a complete and synced partial file the blob.
-    pub(super) fn publish(&self, digest: &Digest) -> io::Result<()> {
-        let (from, to) = (self.partial(digest), self.blob(digest));
+    /// Makes a complete and synced partial file the blob of this digest.
+    pub(super) fn publish(&self, partial: &Digest, digest: &Digest) -> io::Result<()> {
+        let (from, to) = (self.partial(partial), self.blob(digest));
         let shard = to.parent().unwrap_or(&self.root);
         if !fs::symlink_metadata(shard).is_ok_and(|meta| meta.is_dir()) {
             self.gate.create_own_dirs(shard)?;

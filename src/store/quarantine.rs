@@ -18,6 +18,8 @@ pub enum Damage {
     Gone,
     #[error("it has {0} bytes")]
     Size(u64),
+    #[error("it ends early")]
+    Short,
     #[error("it cannot be read: {0}")]
     Unreadable(String),
     #[error("it has other bytes than its digest promises")]
@@ -45,8 +47,13 @@ const SHARE: u64 = 100;
 
 impl Shared {
     /// Takes a damaged blob out of the cache. `file`: where the damage was seen, if it was not seen from outside; nothing
-    /// happens if another one has taken its place meanwhile.
+    /// happens if another one has taken its place meanwhile. A sealed cache keeps what it cannot read.
     pub(super) fn quarantine(&self, digest: &Digest, file: Option<&Arc<Handle>>, damage: &Damage) {
+        if self.is_sealed() && matches!(damage, Damage::Unreadable(_)) {
+            // It may be well another time, and there is no other to be had.
+            tracing::error!(%digest, %damage, "a cached blob is left as it is, as nobody can be asked for it");
+            return;
+        }
         // Nobody renames anything in or removes it meanwhile.
         let _gate = lock(&self.gate);
         let length = if file.is_none() { self.disk.blob_length(digest).ok().flatten() } else { None };
@@ -143,12 +150,11 @@ impl Damage {
     /// What an error in reading tells of the file; `None` if it only tells of the disk that it does not answer, or of us.
     #[must_use]
     pub fn told_by(error: &io::Error) -> Option<Self> {
-        let of_file = match error.kind() {
-            io::ErrorKind::UnexpectedEof => true,
-            io::ErrorKind::TimedOut | io::ErrorKind::OutOfMemory => false,
-            _ => error.raw_os_error().is_some(),
-        };
-        of_file.then(|| Self::Unreadable(error.to_string()))
+        match error.kind() {
+            io::ErrorKind::UnexpectedEof => Some(Self::Short),
+            io::ErrorKind::TimedOut | io::ErrorKind::OutOfMemory => None,
+            _ => error.raw_os_error().map(|_| Self::Unreadable(error.to_string())),
+        }
     }
 }
 

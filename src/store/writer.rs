@@ -30,6 +30,8 @@ pub use end::Finished;
 pub struct BlobWriter {
     store: Arc<Shared>,
     digest: Digest,
+    /// To be the one who brings it, where that was not known at the beginning.
+    claim: Option<Claim>,
     growing: Arc<Growing>,
     target: Target,
     hasher: Hasher,
@@ -116,6 +118,7 @@ impl BlobWriter {
             job: None,
             store,
             digest,
+            claim: None,
         };
         match &writer.target {
             Target::File(partial) => {

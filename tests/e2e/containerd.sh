@@ -32,11 +32,16 @@ containerd_name() { canonical_name "$1"; }
 # First for this platform, as an engine would, then everything that the index names; an export fails if any of it is not there.
 # More words are ctr's.
 containerd_pull() {
-    local name=$1 export=$work/containerd/export way=(--hosts-dir "${containerd_hosts:-$work/containerd/hosts}")
+    local name=$1 way=(--hosts-dir "${containerd_hosts:-$work/containerd/hosts}")
     [[ $2 == mirrored ]] || way=(--plain-http "${@:3}")
     containerd_tool images pull "${way[@]}" --snapshotter native "$name" >&2 &&
         containerd_tool images pull "${way[@]}" --snapshotter native --all-platforms "$name" >&2 &&
-        containerd_tool images export --all-platforms "$export" "$name" >&2 &&
+        containerd_has "$name"
+}
+
+containerd_has() {
+    local name=$1 export=$work/containerd/export
+    containerd_tool images export --all-platforms "$export" "$name" >&2 &&
         containerd_tool images ls "name==$name" | awk 'NR > 1 { print $3 }' &&
         tar -tf "$export" | grep '^blobs/.*/.' | sort
 }

@@ -15,6 +15,6 @@ docker_tool() { bounded docker --host "unix://$work/docker/socket" "$@"; }
 # Docker mirrors docker.io alone, so team/app is asked for there as well.
 docker_name() { echo "${1#library/}:latest"; }
 
-docker_pull() {
-    docker_tool pull --quiet "$1" >&2 && docker_tool image inspect --format '{{.Id}} {{.RootFS.Layers}}' "$1"
-}
+docker_pull() { docker_tool pull --quiet "$1" >&2 && docker_has "$1"; }
+
+docker_has() { docker_tool image inspect --format '{{.Id}} {{.RootFS.Layers}}' "$1"; }

@@ -27,6 +27,7 @@ podman_name() { canonical_name "$1"; }
 podman_pull() {
     local way=()
     [[ $2 == mirrored ]] || way=(--tls-verify=false)
-    podman_tool pull --quiet "${way[@]}" "$1" >&2 &&
-        podman_tool image inspect --format '{{.Id}} {{.Digest}} {{.RootFS.Layers}}' "$1"
+    podman_tool pull --quiet "${way[@]}" "$1" >&2 && podman_has "$1"
 }
+
+podman_has() { podman_tool image inspect --format '{{.Id}} {{.Digest}} {{.RootFS.Layers}}' "$1"; }

@@ -2,7 +2,7 @@
 #![expect(clippy::disallowed_methods, reason = "they are files of the user's, not of the cache")]
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, IsTerminal as _, Write};
 use std::path::{Path, PathBuf};
 
 use crate::oci::{Algorithm, Hasher};
@@ -69,6 +69,9 @@ impl Output {
         } else {
             To::File(path.to_owned())
         };
+        if matches!(to, To::Stdout) && io::stdout().is_terminal() {
+            return Err(io::Error::other("standard output is a terminal; say where the archive is to go"));
+        }
         match (&to, split) {
             (_, Some(0)) => return Err(io::Error::other("files of no size hold nothing")),
             (To::Stdout | To::Device(_) | To::Directory(_), Some(_)) => {

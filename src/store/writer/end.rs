@@ -7,6 +7,7 @@ use crate::oci::Digest;
 use crate::sync::timeout;
 
 use super::super::growing::End;
+use super::super::lock;
 use super::super::pool::{Broken, Pool};
 use super::{BlobWriter, Bypass, Target};
 
@@ -42,6 +43,16 @@ impl BlobWriter {
         self.hasher.clone().finish()
     }
 
+    /// Says what the digest is, which was not known when this began. False while another brings the blob that has it.
+    pub fn call(&mut self, digest: &Digest) -> bool {
+        let claim = lock(&self.store.books).claim(&self.store.books, digest);
+        let is_ours = claim.is_some();
+        if is_ours {
+            (self.digest, self.claim) = (digest.clone(), claim);
+        }
+        is_ours
+    }
+
     /// Moves on all that was accepted.
     async fn settle(&mut self) {
         while self.is_busy() {
@@ -67,9 +78,12 @@ impl BlobWriter {
         match &self.target {
             Target::Memory(why) => Finished::Passed(why.clone()),
             Target::File(partial) => {
-                let (partial, size) = (Arc::clone(partial), self.accepted);
+                let (partial, size, digest, claim) = (Arc::clone(partial), self.accepted, self.digest.clone(), self.claim.take());
                 // For this nobody waits who could be helped: all bytes have been given out.
-                let commit = self.store.writes.run(move || partial.commit(size));
+                let commit = self.store.writes.run(move || {
+                    let _claim = claim;
+                    partial.commit(&digest, size)
+                });
                 match commit.await.map_err(io::Error::from).flatten() {
                     Ok(()) => Finished::Kept,
                     Err(error) => {

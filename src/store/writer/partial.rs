@@ -91,8 +91,8 @@ impl PartialFile {
         lock(&self.reservation).add(more);
     }
 
-    /// Makes it the blob, of `size` verified bytes. If that fails it is removed.
-    pub(super) fn commit(&self, size: u64) -> io::Result<()> {
+    /// Makes it the blob of this digest, of `size` verified bytes. If that fails it is removed.
+    pub(super) fn commit(&self, digest: &Digest, size: u64) -> io::Result<()> {
         let committed = caught(|| {
             self.file().sync()?;
             let length = self.file().length()?;
@@ -101,14 +101,14 @@ impl PartialFile {
             }
             // From the rename to the entry in the books, nothing may remove the file.
             let gate = lock(&self.store.gate);
-            self.store.disk.publish(&self.digest).map(|()| gate)
+            self.store.disk.publish(&self.digest, digest).map(|()| gate)
         });
         match committed {
             Ok(gate) => {
                 let reserved = self.settle();
                 let mut books = lock(&self.store.books);
-                books.commit(&self.digest, size, reserved, self.store.clock.now());
-                let closed = books.remember(&self.digest, &self.handle);
+                books.commit(digest, size, reserved, self.store.clock.now());
+                let closed = books.remember(digest, &self.handle);
                 drop(books);
                 drop(gate);
                 drop(closed);

@@ -22,6 +22,8 @@ struct Shared {
     body_buffers: Gauge,
     client_aborts: Counters<1>,
     slow_clients: Counter,
+    /// By how they came about. There is one for each request, so that each has its counters at hand.
+    answers: [(&'static str, Counter, Counter); ANSWERS.len()],
     shed: Counters<1>,
     handshakes: Counters<1>,
     unproxied: Counter,
@@ -81,6 +83,9 @@ pub struct CacheGauges {
     pub degraded: bool,
 }
 
+/// How answers come about: as in the log.
+const ANSWERS: [&str; 9] = ["hit", "joined", "miss", "revalidated", "stale", "offline", "bypass", "refused", "local"];
+
 /// One for the process, as what panics may be no part of any larder.
 static PANICS: LazyLock<Counter> = LazyLock::new(Counter::default);
 
@@ -96,7 +101,14 @@ impl Metrics {
     pub fn new() -> Self {
         let mut register = Register(Registry::with_prefix("larder"));
         register.0.register("panics", "Panics of this process, each of which cost one task", PANICS.clone());
+        let answers: Counters<1> = register.add(
+            "answers",
+            "Answers to clients, by how they came about: hit, joined, miss, revalidated, stale, offline, bypass, refused, local",
+        );
+        let answer_bytes: Counters<1> = register.add("answer_bytes", "Bytes of bodies that clients were sent, likewise");
+        let counters = |counters: &Counters<1>, served: &str| counters.get_or_create(&[("served", served.into())]).clone();
         let shared = Shared {
+            answers: ANSWERS.map(|served| (served, counters(&answers, served), counters(&answer_bytes, served))),
             connections: register.add("connections", "Connections of clients that are open"),
             body_buffers: register.add("body_buffer_bytes", "Bytes of blobs that are in memory on their way to clients"),
             client_aborts: register
@@ -186,6 +198,29 @@ impl Metrics {
     #[must_use]
     pub fn body_buffers(&self) -> u64 {
         self.0.body_buffers.get().try_into().unwrap_or_default()
+    }
+
+    /// An answer has ended. `served`: in a word, how it came about.
+    pub fn answered(&self, served: &str) {
+        let known = self.0.answers.iter().find(|(known, ..)| *known == served);
+        known.into_iter().for_each(|(_, answers, _)| _ = answers.inc());
+    }
+
+    /// So many bytes of one's body went out.
+    pub fn sent(&self, served: &str, bytes: usize) {
+        let known = self.0.answers.iter().find(|(known, ..)| *known == served);
+        known.into_iter().for_each(|(_, _, sent)| _ = sent.inc_by(bytes as u64));
+    }
+
+    /// How many answers have come about in which way, and how many bytes of them went out.
+    pub fn answers(&self) -> impl Iterator<Item = (&'static str, u64, u64)> {
+        self.0.answers.iter().map(|(served, answers, bytes)| (*served, answers.get(), bytes.get()))
+    }
+
+    /// Connections of clients that are open.
+    #[must_use]
+    pub fn connections(&self) -> u64 {
+        self.0.connections.get().try_into().unwrap_or_default()
     }
 
     pub fn client_left(&self, phase: &'static str) {

@@ -131,6 +131,9 @@ async fn reach<F: FnMut(Report) -> Result<(), String>>(
         match ask(config, order, input(), reader).await {
             Ok(()) => return Ok(None),
             Err(Unheard::Why(why)) => return Err(why),
+            Err(Unheard::Nobody) if order.needs_a_server() => {
+                return Err(format!("no larder serves {}; there is nothing to see", config.cache.dir.display()));
+            }
             Err(Unheard::Nobody) => {}
         }
         match Alone::open(config.clone(), Clock::system()).await {

@@ -1,6 +1,7 @@
 //! `larder health`: for a container without a shell.
 
 use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -15,6 +16,9 @@ pub(super) struct Health {
     /// Where it listens for its operator: to be told besides what keeps it from doing all its work.
     #[arg(long, value_name = "URL")]
     admin: Option<String>,
+    /// The authority (PEM) that has signed its certificate, where the system does not know it.
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
 }
 
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -26,7 +30,7 @@ impl Health {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
         runtime.block_on(async {
             let url = format!("{}/v2/", self.url.trim_end_matches('/'));
-            let client = reqwest::Client::builder().no_proxy().timeout(TIMEOUT).build().map_err(|error| error.to_string())?;
+            let client = client(self.ca.as_deref())?;
             let response = client.get(&url).send().await.map_err(|error| format!("{url} does not answer: {error}"))?;
             match response.status().as_u16() {
                 // Where clients bring their own credentials, it answers with a challenge.
@@ -43,4 +47,16 @@ impl Health {
             Ok(ExitCode::SUCCESS)
         })
     }
+}
+
+/// Trusts what the system does, or this authority alone.
+fn client(ca: Option<&Path>) -> Result<reqwest::Client, String> {
+    let mut client = reqwest::Client::builder().no_proxy().timeout(TIMEOUT);
+    if let Some(file) = ca {
+        let wrong = |error: &dyn std::fmt::Display| format!("--ca {}: {error}", file.display());
+        let text = std::fs::read(file).map_err(|error| wrong(&error))?;
+        let certificates = reqwest::Certificate::from_pem_bundle(&text).map_err(|error| wrong(&error))?;
+        client = client.tls_certs_only(certificates);
+    }
+    client.build().map_err(|error| error.to_string())
 }

@@ -16,8 +16,10 @@ mod refresh;
 mod said;
 mod serve;
 mod setup;
+mod shell;
 mod split;
 mod table;
+mod top;
 mod usage;
 mod verify;
 
@@ -55,6 +57,9 @@ enum Command {
     Explain(explain::Explain),
     Export(export::Export),
     Import(import::Import),
+    Top(top::Top),
+    Completions(shell::Completions),
+    Man(shell::Man),
 }
 
 /// Where the configuration comes from.
@@ -94,6 +99,9 @@ pub fn run() -> ExitCode {
         Command::Explain(explain) => explain.run(),
         Command::Export(export) => export.run(),
         Command::Import(import) => import.run(),
+        Command::Top(top) => top.run(),
+        Command::Completions(completions) => completions.run(),
+        Command::Man(man) => man.run(),
     };
     match outcome {
         Ok(code) => code,

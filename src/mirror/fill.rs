@@ -20,6 +20,7 @@ use running::{Begun, Fill, Head};
 use segments::Segments;
 
 pub(super) use interest::Interest;
+pub use running::Underway;
 pub(super) use running::{Fills, Joined};
 pub(super) use tries::Tries;
 

@@ -47,6 +47,7 @@ pub use access::Access;
 pub use blob::{Blob, BlobSize};
 pub use body::{Broken, ByteStream};
 pub use explain::{Outlook, Question, ServedFrom};
+pub use fill::Underway;
 pub use freshness::Freshness;
 pub use lists::{Referrers, TagList};
 pub use logins::{Challenge, Gate, Shown, Token};
@@ -233,6 +234,12 @@ impl Mirror {
     pub fn measured(&self) -> &Metrics {
         self.0.store.show();
         &self.0.metrics
+    }
+
+    /// The blobs that are being fetched.
+    #[must_use]
+    pub fn underway(&self) -> Vec<Underway> {
+        self.0.fills.now()
     }
 
     /// What keeps larder from doing all its work. It serves none the less.

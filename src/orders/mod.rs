@@ -3,6 +3,7 @@
 //! One piece of code, whoever runs it: the larder that serves, told by the socket in its cache directory, or where none runs, the
 //! command itself. An [`Order`] goes in, [`Report`]s come out, each as soon as there is something to tell.
 
+mod activity;
 mod archive;
 mod explain;
 mod export;
@@ -29,6 +30,7 @@ use crate::mirror::Mirror;
 use crate::oci::{ImageName, Pattern, Reference, Repository};
 use crate::store::Store;
 
+pub use activity::{AccountReport, ActivityReport, AnswersReport, FillReport};
 pub use archive::{Archive, BLOCK, Entry, Input, header, own_header, padding};
 pub use explain::ExplainReport;
 pub use export::{Export, ExportReport};
@@ -76,6 +78,8 @@ pub enum Order {
     /// Hash all that is here again; what is damaged leaves the cache, and is fetched anew where that is wanted. `rate`: so many
     /// bytes a second, or as in idle time.
     Verify { repair: bool, rate: Option<u64> },
+    /// Tell what the larder that serves is doing, each so many milliseconds until the order is taken back; without, once.
+    Watch { every: Option<u64> },
 }
 
 /// What has come of an order, piece by piece.
@@ -120,6 +124,7 @@ pub enum Report {
     },
     Imported(ImportReport),
     Missing(MissingReport),
+    Activity(ActivityReport),
     Explained(ExplainReport),
     /// So many bytes of so many are verified.
     Verifying {
@@ -166,6 +171,12 @@ impl Order {
         !matches!(self, Self::Pull(_) | Self::Import(_))
     }
 
+    /// Whether it is for a larder that serves: of a cache alone there is nothing to tell.
+    #[must_use]
+    pub fn needs_a_server(&self) -> bool {
+        matches!(self, Self::Watch { .. })
+    }
+
     /// One word for the log.
     #[must_use]
     pub fn word(&self) -> &'static str {
@@ -182,6 +193,7 @@ impl Order {
             Self::Missing => "missing",
             Self::Explain { .. } => "explain",
             Self::Verify { .. } => "verify",
+            Self::Watch { .. } => "top",
         }
     }
 }
@@ -254,7 +266,9 @@ impl Orders {
     /// Cancel safe: what is done stays done, nothing is half done, and the same order again does the rest.
     pub async fn carry_out(&self, order: Order, input: &mut Input, reports: &Reports) {
         let word = order.word();
-        self.counted(reports).await;
+        if !matches!(order, Order::Watch { .. }) {
+            self.counted(reports).await;
+        }
         match order {
             Order::Refresh { images } => self.refresh(&images, reports).await,
             Order::List { patterns } => self.list(&patterns, reports).await,
@@ -268,6 +282,7 @@ impl Orders {
             Order::Missing => self.missing(reports).await,
             Order::Explain { images } => self.explain(&images, reports).await,
             Order::Verify { repair, rate } => self.verify(repair, rate, reports).await,
+            Order::Watch { every } => self.watch(every, reports).await,
         }
         // Before its end is told: who has heard that hangs up.
         tracing::info!(order = word, "an order was carried out");

@@ -73,6 +73,7 @@ impl AccessLine {
 
     pub(super) fn sent(&mut self, bytes: usize) {
         self.bytes += bytes as u64;
+        self.metrics.sent(self.served(), bytes);
         self.first_byte.get_or_insert_with(|| self.begun.elapsed());
     }
 
@@ -120,6 +121,7 @@ impl Drop for AccessLine {
             }
             _ => {}
         }
+        self.metrics.answered(self.served());
         tracing::info!(
             target: "access",
             client = %self.client,

@@ -3,7 +3,7 @@
 use larder::store::{Operation, faults::Fault as DiskFault};
 use tokio::time::{Duration, sleep, timeout};
 
-use crate::support::{PATIENCE, Process, Registry, TestMirror, get, noise};
+use crate::support::{Authority, PATIENCE, Process, Registry, TestMirror, get, noise};
 
 const NO_SPACE: i32 = 28;
 
@@ -94,4 +94,27 @@ async fn the_program_asks_and_tells_what_it_was_told() {
     assert_eq!(told.status.code(), Some(0));
     assert!(told.stdout.contains("\"status\":\"ok\""), "{}", told.stdout);
     assert_eq!(Process::health(&["--url", &url, "--admin", "http://127.0.0.1:1"]).status.code(), Some(1));
+}
+
+#[tokio::test]
+async fn a_larder_with_a_certificate_of_a_private_authority_is_asked_by_that() {
+    let (upstream, dir, authority) = (Registry::start().await, tempfile::tempdir().unwrap(), Authority::new());
+    let (certificate, key) = authority.server(dir.path(), "127.0.0.1");
+    let listener = format!(
+        "server.listener=[{{ listen = \"127.0.0.1:0\", cert_file = \"{}\", key_file = \"{}\" }}]",
+        certificate.display(),
+        key.display()
+    );
+    let settings = [&format!("upstream.\"docker.io\".url={}", upstream.url()), &listener];
+    let larder = Process::start(dir.path(), &settings.map(String::as_str), &[]);
+    let url = format!("https://{}", larder.greeting().split("https://").nth(1).unwrap().split_whitespace().next().unwrap());
+    let (ours, other) = (authority.file(dir.path()), tempfile::tempdir().unwrap());
+    let told = Process::health(&["--url", &url, "--ca", ours.to_str().unwrap()]);
+    assert_eq!(told.status.code(), Some(0), "{}", told.log);
+    let others = Authority::new().file(other.path());
+    for unknown in
+        [&["--url", &url][..], &["--url", &url, "--ca", others.to_str().unwrap()], &["--url", &url, "--ca", "/nowhere"]]
+    {
+        assert_eq!(Process::health(unknown).status.code(), Some(1));
+    }
 }

@@ -112,6 +112,24 @@ impl Process {
         Ended { status: output.status, stdout: text(output.stdout), log: text(output.stderr) }
     }
 
+    /// Runs a command beside what else the test does; what it says goes to a file.
+    pub fn watching(dir: &Path, arguments: &[&str], said: &Path) -> Child {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
+        command.args(arguments).env_clear().current_dir(dir).stdin(Stdio::null()).stdout(File::create(said).expect("a file"));
+        command.args(["--set", &format!("cache.dir={}", dir.join("cache").display())]);
+        command.spawn().expect("the program starts")
+    }
+
+    /// Runs a command that is for no cache.
+    pub async fn plain(dir: &Path, arguments: &[&str]) -> Ended {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
+        command.args(arguments).env_clear().current_dir(dir).stdin(Stdio::null());
+        let output = tokio::task::spawn_blocking(move || command.output()).await.expect("it does not panic");
+        let output = output.expect("the program starts");
+        let text = |bytes| String::from_utf8(bytes).expect("text");
+        Ended { status: output.status, stdout: text(output.stdout), log: text(output.stderr) }
+    }
+
     /// Runs one of larder's commands on the cache in `dir`, while the registries of the test go on answering.
     pub async fn order(dir: &Path, arguments: &[&str], settings: &[&str]) -> Ended {
         let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use crate::oci::Digest;
+use crate::oci::{Digest, Repository};
 use crate::store::Growth;
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sync::{Mutex, MutexGuard, Notify, watch};
@@ -40,6 +40,17 @@ pub(super) struct Fill {
     closing: AtomicBool,
     /// It is off the list.
     pub(super) landed: CancellationToken,
+}
+
+/// A fill as it is now.
+pub struct Underway {
+    pub repository: Repository,
+    pub digest: Digest,
+    /// How much of it clients can read already.
+    pub bytes: u64,
+    /// `None`: the upstream does not tell it, or has not answered yet.
+    pub size: Option<u64>,
+    pub clients: usize,
 }
 
 /// What became of the wish to join a fill.
@@ -115,6 +126,10 @@ impl Fills {
         (Joined::Fill { interest, started: true }, Some(landing))
     }
 
+    pub(in crate::mirror) fn now(&self) -> Vec<Underway> {
+        self.running().values().map(|fill| fill.now()).collect()
+    }
+
     /// Whoever wants a blob keeps its fill going. Without anyone, a few go on, if they are worth it.
     pub(super) fn may_go_on(&self, fill: &Fill, worth_it: bool, permit: &mut Option<OwnedSemaphorePermit>) -> bool {
         if fill.wanted_by.load(Ordering::Relaxed) > 0 {
@@ -150,6 +165,15 @@ fn key(origin: &Origin, digest: &Digest) -> Key {
 // === impl Fill ===
 
 impl Fill {
+    fn now(&self) -> Underway {
+        let (bytes, size) = match &*self.head.borrow() {
+            Head::Begun(begun) => (begun.growth.front(), begun.growth.known_size()),
+            Head::Waiting | Head::Failed(_) => (0, None),
+        };
+        let (repository, digest) = (self.origin.repository.clone(), self.digest.clone());
+        Underway { repository, digest, bytes, size, clients: self.wanted_by.load(Ordering::Relaxed) }
+    }
+
     /// Waits until nobody wants it; it may be wanted again by then.
     ///
     /// Cancel safe.

@@ -86,8 +86,8 @@ fn main() -> ExitCode {
 }
 
 /// One image of layers that nothing compresses. Returns how large the archive is.
-fn write_archive(path: &Path, size: usize) -> u64 {
-    let mut archive = BufWriter::with_capacity(1 << 20, File::create(path).expect("a file"));
+fn write_archive(at: &Path, size: usize) -> u64 {
+    let mut archive = BufWriter::with_capacity(1 << 20, File::create(at).expect("a file"));
     let mut put = |path: &str, bytes: &[u8]| {
         let padding = vec![0; padding(bytes.len() as u64)];
         for part in [&header(path, bytes.len() as u64)[..], bytes, &padding] {
@@ -123,7 +123,7 @@ fn write_archive(path: &Path, size: usize) -> u64 {
     put("index.json", json!({ "schemaVersion": 2, "manifests": [manifest_described] }).to_string().as_bytes());
     archive.write_all(&[0; 1024]).expect("there is room");
     archive.into_inner().expect("there is room").sync_all().expect("there is room");
-    fs::metadata(path).expect("it is there").len()
+    fs::metadata(at).expect("it is there").len()
 }
 
 /// Waits for a command and looks meanwhile how much memory it has, and this other process.

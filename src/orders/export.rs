@@ -59,6 +59,8 @@ struct Found {
     manifests: Vec<Digest>,
     /// Of the manifests of an index that are not here whole: for what they are.
     absent: Vec<String>,
+    /// It is made of layers that are unpacked.
+    is_image: bool,
     /// Images with config and layers, and whether they are for the platform that Docker takes to be meant.
     runnable: Vec<(bool, Digest, Vec<Digest>)>,
 }
@@ -66,6 +68,11 @@ struct Found {
 const LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
 const NAME: &str = "io.containerd.image.name";
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// What is no image has its name by this one: containerd unpacks all that is named by the others, and cannot unpack a signature.
+const OTHER_NAME: &str = "larder.name";
+/// The types of what makes an image.
+const CONFIGS: [&str; 2] = ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
+const LAYERS: [&str; 2] = ["application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs."];
 /// With so many zeros an archive ends.
 const END: usize = 2 * BLOCK;
 /// What is in an archive beside blobs.
@@ -179,8 +186,11 @@ impl Orders {
         }
         let mut found = Found { absent: parts.absent, ..Found::default() };
         for (digest, manifest) in parts.manifests.into_iter().filter(|(digest, _)| parts.blobs.contains_key(digest)) {
-            if manifest.children.is_empty() {
-                found.runnable.extend(self.runnable(&digest).await?);
+            if manifest.children.is_empty()
+                && let Some((config, layers)) = layered(&self.json(&digest).await?)
+            {
+                found.is_image = true;
+                found.runnable.extend(self.runnable(config, layers).await?);
             }
             found.manifests.push(digest);
         }
@@ -193,12 +203,11 @@ impl Orders {
         self.store.proof(&image.repository, &image.digest, Kind::Manifest)?.media_type
     }
 
-    /// What `docker load` needs of an image. `None`: it is none that could be run, or its layers are elsewhere.
+    /// What `docker load` needs of an image. `None`: it is none that could be run, or layers of it are elsewhere.
     ///
     /// # Errors
     /// When that cannot be read: another time the archive would be another one.
-    async fn runnable(&self, manifest: &Digest) -> Result<Option<(bool, Digest, Vec<Digest>)>, String> {
-        let Some((config, layers)) = layered(&self.json(manifest).await?) else { return Ok(None) };
+    async fn runnable(&self, config: Digest, layers: Vec<Digest>) -> Result<Option<(bool, Digest, Vec<Digest>)>, String> {
         if layers.iter().any(|layer| self.store.size(layer).is_none()) {
             return Ok(None);
         }
@@ -267,13 +276,16 @@ impl Orders {
     }
 }
 
-/// Config and layers of a manifest that is an image's.
+/// Config and layers of a manifest that is an image's. Signatures have the config of an image, and something else for layers.
 fn layered(manifest: &Value) -> Option<(Digest, Vec<Digest>)> {
     let config = &manifest["config"];
-    let kinds = ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
-    kinds.contains(&config["mediaType"].as_str()?).then_some(())?;
+    CONFIGS.contains(&config["mediaType"].as_str()?).then_some(())?;
     let config: Digest = config["digest"].as_str()?.parse().ok()?;
-    let layers = manifest["layers"].as_array()?.iter().map(|layer| layer["digest"].as_str()?.parse::<Digest>().ok());
+    let layers = manifest["layers"].as_array()?.iter().map(|layer| {
+        let media_type = layer["mediaType"].as_str()?;
+        LAYERS.iter().any(|kind| media_type.starts_with(kind)).then_some(())?;
+        layer["digest"].as_str()?.parse::<Digest>().ok()
+    });
     Some((config, layers.collect::<Option<Vec<_>>>()?))
 }
 
@@ -302,9 +314,9 @@ impl Contents {
         let media_type = orders.media_type(&image).unwrap_or_else(|| INDEX_TYPE.to_owned());
         let size = found.blobs.get(&image.digest).copied().unwrap_or_default();
         let name = image.name();
+        let annotations = if found.is_image { json!({ NAME: name, REF_NAME: name }) } else { json!({ OTHER_NAME: name }) };
         self.index.push(json!({
-            "mediaType": media_type, "digest": image.digest.to_string(), "size": size,
-            "annotations": { NAME: name, REF_NAME: name },
+            "mediaType": media_type, "digest": image.digest.to_string(), "size": size, "annotations": annotations,
         }));
         // Docker keeps one image a name. Which, is not to depend on the machine that exports.
         let loaded = found.runnable.iter().max_by_key(|(usual, config, _)| (*usual, config));

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::mirror::{Step, Warmed, Warming};
-use crate::oci::{ImageName, Platforms};
+use crate::oci::{ImageName, Platforms, Reference};
 use crate::store::Holds;
 
 use super::{Orders, Report, Reports};
@@ -79,7 +79,7 @@ impl Orders {
                 found.extend(referring.found);
             }
         }
-        let Some(digest) = warmed.digest.clone() else { return Err(why(&warmed)) };
+        let Some(digest) = warmed.digest.clone() else { return Err(why(&warmed, &name.reference)) };
         let parts = self.parts(&digest, None, Some(holds)).await?;
         if pull.pin {
             self.keep_for_good(&origin.repository, &name.reference, &digest, &parts).await?;
@@ -90,7 +90,7 @@ impl Orders {
         }
         self.store.settle().await.map_err(|error| format!("it is here until larder ends, and not beyond: {error}"))?;
         if !warmed.failed.is_empty() {
-            return Err(why(&warmed));
+            return Err(why(&warmed, &name.reference));
         }
         if let Some((digest, _)) = parts.missing.first_key_value() {
             return Err(format!("{digest} came, and is not here any more"));
@@ -111,9 +111,10 @@ impl Orders {
 }
 
 /// Why an image is not here whole, in a line.
-fn why(warmed: &Warmed) -> String {
+fn why(warmed: &Warmed, reference: &Reference) -> String {
     match &warmed.failed[..] {
         [] => "it has nothing".into(),
+        [(what, why)] if *what == reference.to_string() => why.clone(),
         [(what, why)] => format!("{what}: {why}"),
         [(what, why), more @ ..] => format!("{what}: {why} (and {} more)", more.len()),
     }

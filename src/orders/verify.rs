@@ -1,10 +1,12 @@
 //! `larder verify`: all that is here is hashed again, by the verification that also runs in idle time.
 
+use std::collections::HashSet;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::oci::{Digest, ImageName, Reference};
+use crate::oci::{Digest, ImageName, Reference, Repository};
+use crate::store::Kind;
 
 use super::{Orders, Report, Reports};
 
@@ -57,7 +59,25 @@ impl Orders {
                 reports.try_tell(Report::Verifying { bytes, of });
             }
         }
+        let mut seen: HashSet<Digest> = all.into_iter().collect();
+        // A manifest that comes again tells what it needs.
+        while let Some(digest) = self.lost(&seen).filter(|_| repair) {
+            verified.damaged += 1;
+            verified.repaired += u64::from(self.damaged(&digest, repair, reports).await);
+            seen.insert(digest);
+        }
         reports.tell(Report::Verified(verified)).await;
+    }
+
+    /// One that was found damaged before, has not come again, and is needed by what is here; none of those that were `seen`.
+    fn lost(&self, seen: &HashSet<Digest>) -> Option<Digest> {
+        let is_wanted = |digest: &Digest| {
+            let is_manifest = |(_, kind): &(Repository, Kind)| *kind == Kind::Manifest;
+            !seen.contains(digest)
+                && self.store.size(digest).is_none()
+                && (self.store.is_named(digest) || self.store.held_by(digest).iter().any(is_manifest))
+        };
+        self.store.in_quarantine().into_iter().find(is_wanted)
     }
 
     /// A blob was damaged and is in the cache no more. True if it is there again.

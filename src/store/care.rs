@@ -111,6 +111,12 @@ impl Store {
         }
     }
 
+    /// What was found damaged and is kept aside, the oldest first.
+    #[must_use]
+    pub fn in_quarantine(&self) -> Vec<Digest> {
+        lock(&self.0.books).quarantine.iter().map(|kept| kept.digest.clone()).collect()
+    }
+
     /// What eviction would take first, in its order; none where nothing is evicted.
     #[must_use]
     pub fn next_to_leave(&self, most: usize) -> Vec<Leaving> {

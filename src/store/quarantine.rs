@@ -31,7 +31,7 @@ pub struct OpenFile(pub(super) Arc<Handle>);
 
 /// A damaged file that still takes its space.
 pub(super) struct Kept {
-    digest: Digest,
+    pub(super) digest: Digest,
     pub(super) charge: u64,
     /// Its bytes stay on the disk for those who have it open.
     file: Weak<Handle>,

@@ -81,6 +81,7 @@ start_larder() {
 		[cache]
 		dir = "$work/cache"
 		max_size = "2GiB"
+		min_free = "0%"
 		[mirror]
 		tag_ttl = "1s"
 		[upstream."docker.io"]

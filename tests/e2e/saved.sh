@@ -24,7 +24,7 @@ saved() {
         check "larder ends" stop larder
         rm -rf "$work/cache"
         check "larder imports what $archive wrote" bounded "$work/larder" import "$work/saved/$archive" --as "$name" \
-            --set "cache.dir=$work/cache"
+            --set "cache.dir=$work/cache" --set cache.min_free=0%
         check "larder starts with it" start_larder
         check "podman starts with an empty storage" start_empty podman
         check "podman pulls it" podman_tool pull --quiet "$name"

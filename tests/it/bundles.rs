@@ -68,6 +68,39 @@ async fn an_archive_is_a_layout_that_docker_loads_and_always_the_same() {
     assert_eq!(loaded.as_array().unwrap().len(), 2, "of an index that platform which Docker takes to be meant");
 }
 
+/// Docker and podman took what it signs for a layer, and containerd whatever has a name.
+#[tokio::test]
+async fn a_signature_is_carried_along_and_nobody_is_told_to_unpack_it() {
+    let upstream = Registry::start().await;
+    let image = Image::new(3).layers(&[7_000]).put(&upstream, "library/app", "v1");
+    let tag = format!("sha256-{}.sig", &image.digest["sha256:".len()..]);
+    let payload = br#"{"critical":{}}"#;
+    let config =
+        json!({ "architecture": "", "os": "", "rootfs": { "type": "layers", "diff_ids": [digest_of(payload)] } }).to_string();
+    let of = |media_type: &str, bytes: &[u8]| {
+        let digest = upstream.put_blob("library/app", bytes.to_vec());
+        json!({ "mediaType": media_type, "digest": digest, "size": bytes.len() })
+    };
+    let media_type = "application/vnd.oci.image.manifest.v1+json";
+    let signature = json!({ "schemaVersion": 2, "mediaType": media_type,
+        "config": of("application/vnd.oci.image.config.v1+json", config.as_bytes()),
+        "layers": [of("application/vnd.dev.cosign.simplesigning.v1+json", payload)] });
+    let signature = signature.to_string();
+    let signed = upstream.put_manifest("library/app", Some(&tag), media_type, signature.clone());
+    let dir = tempfile::tempdir().unwrap();
+    pulled(dir.path(), &upstream, &["app:v1", "--referrers"]).await;
+    told(dir.path(), &["export", "app:v1", "-o", "bundle.tar"]).await;
+    let all = entries(&fs::read(dir.path().join("bundle.tar")).unwrap());
+    let [index, loaded] = [1, 2].map(|n: usize| serde_json::from_slice::<Value>(&all[n].1).unwrap());
+    let described = index["manifests"].as_array().unwrap().iter().find(|described| described["digest"] == signed).unwrap();
+    assert_eq!(described["annotations"], json!({ "larder.name": format!("docker.io/library/app:{tag}") }));
+    assert_eq!((loaded.as_array().unwrap().len(), &loaded[0]["RepoTags"]), (1, &json!(["docker.io/library/app:v1"])));
+    let inside = tempfile::tempdir().unwrap();
+    told(inside.path(), &["import", dir.path().join("bundle.tar").to_str().unwrap()]).await;
+    let larder = sealed(inside.path());
+    assert_eq!(get(larder.url(&image.tag_path(&tag))).await.expect(200).body, signature);
+}
+
 #[tokio::test]
 async fn an_index_leaves_as_it_was_also_where_a_part_of_it_is_here() {
     let upstream = Registry::start().await;

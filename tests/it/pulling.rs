@@ -82,7 +82,7 @@ async fn one_that_cannot_be_had_does_not_keep_the_others() {
     assert_eq!((status.code(), stdout.lines().count()), (Some(1), 1), "{stdout}");
     assert!(stdout.starts_with("docker.io/library/app:v1"), "{stdout}");
     for line in [
-        "larder: missing: latest: not found upstream",
+        "larder: missing: not found upstream",
         &format!("larder: broken:v1: {}: ", broken.layers[0].digest),
         "larder: No Image: \"No Image\" is no image such as",
         "larder: evil.example/x: evil.example is not among the upstreams that are configured",

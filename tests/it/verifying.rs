@@ -67,6 +67,30 @@ async fn what_is_damaged_is_set_aside_and_fetched_anew_where_that_is_wanted() {
     }
 }
 
+/// Who looks first and then does as he is told: it had left the cache by then, and nobody missed it.
+#[tokio::test]
+async fn what_was_found_damaged_before_is_fetched_anew_as_well_if_it_is_needed() {
+    let upstream = Registry::start().await;
+    let (mirror, image) = with_image(&upstream).await;
+    let other = Image::new(2).layers(&[5_000]).put(&upstream, "library/other", "v1");
+    assert_eq!(mirror.warm("other:v1", &[]).await.failed, []);
+    for digest in [&image.digest, &image.layers[0].digest, &other.layers[0].digest] {
+        damage(&mirror.cache_dir(), digest);
+    }
+    assert_eq!(verify(&mirror, &[]).await.status.code(), Some(1));
+    assert!(Process::order(mirror.dir(), &["rm", "other:v1"], &[]).await.status.success());
+    let mirror = mirror.stop().await.start().await;
+    let ended = verify(&mirror, &["--repair"]).await;
+    assert!(
+        ended.status.success() && ended.stdout.contains(", 2 damaged, of which 2 fetched anew"),
+        "{}{}",
+        ended.stdout,
+        ended.log
+    );
+    assert!(mirror.holds(&image.digest) && image.blobs().all(|blob| mirror.holds(&blob.digest)));
+    assert!(!mirror.holds(&other.layers[0].digest), "nobody needs it any more");
+}
+
 #[tokio::test]
 async fn what_cannot_be_had_again_is_told_of() {
     let upstream = Registry::start().await;

@@ -53,6 +53,9 @@ struct Annotations {
     name: Option<String>,
     #[serde(rename = "org.opencontainers.image.ref.name")]
     ref_name: Option<String>,
+    /// Of what is no image, in larder's own.
+    #[serde(rename = "larder.name")]
+    other_name: Option<String>,
 }
 
 /// `manifest.json`
@@ -93,12 +96,12 @@ impl Named {
 pub(super) fn of_index(bytes: &[u8]) -> Result<Vec<Named>, String> {
     let index: Index = read("index.json", bytes)?;
     let named = index.manifests.into_iter().map(|Descriptor { digest, media_type, annotations }| {
-        let Annotations { name, ref_name } = annotations;
+        let Annotations { name, ref_name, other_name } = annotations;
         // The other may be no more than a tag.
         let whole = ref_name.filter(|name| name.contains([':', '/']));
         let digest =
             digest.parse().map_err(|_| "its index.json has a manifest without a digest that larder knows: sha256 or sha512")?;
-        Ok(Named { name: name.or(whole).unwrap_or_default(), digest, media_type, is_untagged: false })
+        Ok(Named { name: name.or(other_name).or(whole).unwrap_or_default(), digest, media_type, is_untagged: false })
     });
     named.collect()
 }

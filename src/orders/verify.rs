@@ -59,23 +59,26 @@ impl Orders {
                 reports.try_tell(Report::Verifying { bytes, of });
             }
         }
-        let mut seen: HashSet<Digest> = all.into_iter().collect();
-        // A manifest that comes again tells what it needs.
-        while let Some(digest) = self.lost(&seen).filter(|_| repair) {
+        let (mut seen, mut needed): (HashSet<Digest>, HashSet<Digest>) = (all.into_iter().collect(), HashSet::new());
+        while let Some(digest) = self.lost(&seen, &needed).filter(|_| repair) {
             verified.damaged += 1;
             verified.repaired += u64::from(self.damaged(&digest, repair, reports).await);
+            // A manifest that comes again tells what it needs.
+            if let Ok(parts) = self.parts(&digest, None, None).await {
+                needed.extend(parts.missing.into_keys());
+            }
             seen.insert(digest);
         }
         reports.tell(Report::Verified(verified)).await;
     }
 
     /// One that was found damaged before, has not come again, and is needed by what is here; none of those that were `seen`.
-    fn lost(&self, seen: &HashSet<Digest>) -> Option<Digest> {
+    fn lost(&self, seen: &HashSet<Digest>, needed: &HashSet<Digest>) -> Option<Digest> {
         let is_wanted = |digest: &Digest| {
             let is_manifest = |(_, kind): &(Repository, Kind)| *kind == Kind::Manifest;
             !seen.contains(digest)
                 && self.store.size(digest).is_none()
-                && (self.store.is_named(digest) || self.store.held_by(digest).iter().any(is_manifest))
+                && (needed.contains(digest) || self.store.is_named(digest) || self.store.held_by(digest).iter().any(is_manifest))
         };
         self.store.in_quarantine().into_iter().find(is_wanted)
     }

@@ -291,6 +291,8 @@ def forget(peer):
     os.sync()
     for directory, _, names in os.walk(place):
         for name in names:
+            if not os.path.isfile(f"{directory}/{name}"):
+                continue
             descriptor = os.open(f"{directory}/{name}", os.O_RDONLY)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(descriptor)

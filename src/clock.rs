@@ -21,6 +21,10 @@ struct Shared {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
 pub struct Timestamp(u64);
 
+/// Whole seconds since 1970, up to 2106, in half the room of a [`Timestamp`]: for what there are millions of.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
+pub struct Seconds(u32);
+
 // === impl Clock ===
 
 impl Clock {
@@ -107,6 +111,27 @@ impl From<SystemTime> for Timestamp {
 impl From<Timestamp> for SystemTime {
     fn from(timestamp: Timestamp) -> Self {
         UNIX_EPOCH + Duration::from_millis(timestamp.0)
+    }
+}
+
+// === impl Seconds ===
+
+impl Seconds {
+    /// The first full second that does not lie before `at`.
+    #[must_use]
+    pub fn not_before(at: Timestamp) -> Self {
+        Self(u32::try_from(at.0.div_ceil(1000)).unwrap_or(u32::MAX))
+    }
+
+    /// The second that `at` lies in.
+    #[must_use]
+    pub fn within(at: Timestamp) -> Self {
+        Self(u32::try_from(at.0 / 1000).unwrap_or(u32::MAX))
+    }
+
+    #[must_use]
+    pub fn timestamp(self) -> Timestamp {
+        Timestamp(u64::from(self.0) * 1000)
     }
 }
 

@@ -74,9 +74,18 @@ impl Larder {
 
     /// The largest resident memory so far, in KiB.
     pub fn peak_memory(&self) -> u64 {
+        self.memory("VmHWM:")
+    }
+
+    /// What it has of memory now that is no file's, in KiB.
+    pub fn anonymous_memory(&self) -> u64 {
+        self.memory("RssAnon:")
+    }
+
+    fn memory(&self, what: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid().as_raw_pid())).expect("larder runs");
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
-        peak.trim_end_matches("kB").trim().parse().expect("a number")
+        let found = status.lines().find_map(|line| line.strip_prefix(what)).expect("the kernel tells it");
+        found.trim_end_matches("kB").trim().parse().expect("a number")
     }
 
     /// What it said on stderr, in this life and those before.
@@ -141,6 +150,11 @@ impl Stopped {
 
     pub fn cache_dir(&self) -> PathBuf {
         self.dir.path().join("cache")
+    }
+
+    /// What it is started with.
+    pub fn config(&self) -> String {
+        fs::read_to_string(self.dir.path().join("larder.toml")).expect("it was started with it")
     }
 
     /// What it said on stderr, in all its lives.

@@ -21,7 +21,7 @@ pub use pins::Entry;
 /// them. There are two segments: what was used once, and what was used again at least [`AGAIN`] later. The first goes
 /// first, so that one large scan does not push out what is hot.
 ///
-/// Pure bookkeeping, about 200 bytes an entry; whoever calls it does the I/O.
+/// Pure bookkeeping, about 130 bytes an entry; whoever calls it does the I/O.
 #[derive(Default)]
 pub(super) struct Lru {
     entries: Entries,
@@ -40,7 +40,7 @@ const PROTECTED_SHARE: (u64, u64) = (4, 5);
 const MOST_NAMES: usize = 10_000;
 
 /// And of all together no more than this, whatever upstreams send: what a manifest names need not be here, and takes memory
-/// then, some 250 bytes, and none of `max_size`. It is as much as 50,000 images name that are made for 16 platforms each, with as
+/// then, some 130 bytes, and none of `max_size`. It is as much as 50,000 images name that are made for 16 platforms each, with as
 /// many attestations. Beyond it a manifest is used alone.
 const MOST_LINKS: usize = 2_000_000;
 
@@ -114,20 +114,20 @@ impl Lru {
     /// When a blob was last verified, if it is in the cache and that is known.
     pub(super) fn verified(&self, digest: &Digest) -> Option<Timestamp> {
         let entry = self.entries.at(self.entries.find(digest)?);
-        (entry.place != Place::Absent && entry.verified != Timestamp::default()).then_some(entry.verified)
+        (entry.place != Place::Absent && entry.verified() != Timestamp::default()).then_some(entry.verified())
     }
 
     pub(super) fn set_verified(&mut self, digest: &Digest, now: Timestamp) {
         if let Some(slot) = self.entries.find(digest) {
-            self.entries.at_mut(slot).verified = now;
+            self.entries.at_mut(slot).set_verified(now);
         }
     }
 
     /// The blobs in these slots that were verified before `limit`, those first of which that is not known. `None` where there
     /// are no slots any more.
     pub(super) fn verified_before(&self, limit: Timestamp, slots: Range<usize>) -> Option<Vec<Due>> {
-        let due = self.entries.held(slots)?.filter(|(_, entry)| entry.verified < limit);
-        Some(due.map(|(_, entries::Entry { verified, used, digest, .. })| (*verified, *used, digest.clone())).collect())
+        let due = self.entries.held(slots)?.filter(|(_, entry)| entry.verified() < limit);
+        Some(due.map(|(_, entry)| (entry.verified(), entry.used(), entry.digest.clone())).collect())
     }
 
     /// Adds a blob, used now, whose bytes are known to be right. Adding it again changes nothing.
@@ -139,7 +139,10 @@ impl Lru {
         // A new layer of a hot image is as hot as the image.
         let hot = self.entries.at(slot).named_by.iter().any(|by| self.entries.at(*by).place == Place::Again);
         let entry = self.entries.at_mut(slot);
-        (entry.size, entry.first_used, entry.used, entry.verified) = (size, now, now, now);
+        entry.size = size;
+        entry.set_first_used(now);
+        entry.set_used(now);
+        entry.set_verified(now);
         self.entries.push_newest(slot, if hot { Place::Again } else { Place::Once });
         self.bound_protected();
     }
@@ -149,7 +152,7 @@ impl Lru {
     pub(super) fn link(&mut self, manifest: &Digest, names: &[Digest]) -> usize {
         let Some(slot) = self.entries.find(manifest) else { return 0 };
         let entry = self.entries.at(slot);
-        let (pinned, known) = (entry.pins > 0, entry.names.to_vec());
+        let (pinned, known) = (entry.pins > 0, entry.names().to_vec());
         // It may have been evicted meanwhile. Where too much was remembered, a part may have been left out; of what is pinned none is.
         if !pinned && (entry.place == Place::Absent || !known.is_empty()) {
             return 0;
@@ -170,7 +173,7 @@ impl Lru {
         }
         named.extend(known);
         named.sort_unstable();
-        self.entries.at_mut(slot).names = named.into();
+        self.entries.at_mut(slot).set_names(named);
         names.len().saturating_sub(room)
     }
 
@@ -182,7 +185,7 @@ impl Lru {
         if self.entries.at(slot).place == Place::Absent {
             return None;
         }
-        let before = self.entries.at(slot).used;
+        let before = self.entries.at(slot).used();
         let mut left = MOST_NAMES;
         self.touch_slot(slot, now, false, DEPTH, &mut left);
         self.bound_protected();
@@ -197,14 +200,14 @@ impl Lru {
         let entry = self.entries.at_mut(slot);
         let mut hot = hot;
         if entry.place != Place::Absent {
-            hot |= entry.place == Place::Again || now.since(entry.first_used) >= AGAIN;
-            entry.used = now;
+            hot |= entry.place == Place::Again || now.since(entry.first_used()) >= AGAIN;
+            entry.set_used(now);
             self.entries.unlink(slot);
             self.entries.push_newest(slot, if hot { Place::Again } else { Place::Once });
         }
         if depth > 0 {
-            for i in 0..self.entries.at(slot).names.len() {
-                let name = self.entries.at(slot).names[i];
+            for i in 0..self.entries.at(slot).names().len() {
+                let name = self.entries.at(slot).names()[i];
                 self.touch_slot(name, now, hot, depth - 1, left);
             }
         }
@@ -244,7 +247,7 @@ impl Lru {
 
     /// Forgets what an absent manifest names, and the manifest.
     fn unlink_names(&mut self, slot: u32) {
-        let names = std::mem::take(&mut self.entries.at_mut(slot).names);
+        let names = self.entries.at_mut(slot).take_names();
         self.links -= names.len();
         for &name in &names {
             self.entries.at_mut(name).named_by.retain(|by| *by != slot);
@@ -265,8 +268,8 @@ impl Lru {
         let absent = entry.place == Place::Absent;
         // What is not there has no size, and is used by nobody.
         let [first_used, used, verified] =
-            [entry.first_used, entry.used, entry.verified].map(|date| if absent { Timestamp::default() } else { date });
-        (!absent || entry.pins > 0 && !entry.names.is_empty()).then(|| Snapshot {
+            [entry.first_used(), entry.used(), entry.verified()].map(|date| if absent { Timestamp::default() } else { date });
+        (!absent || entry.pins > 0 && !entry.names().is_empty()).then(|| Snapshot {
             digest: entry.digest.clone(),
             size: if absent { 0 } else { entry.size },
             first_used,
@@ -274,7 +277,7 @@ impl Lru {
             verified,
             again: entry.place == Place::Again,
             absent,
-            names: entry.names.iter().map(|name| self.entries.at(*name).digest.clone()).collect(),
+            names: entry.names().iter().map(|name| self.entries.at(*name).digest.clone()).collect(),
         })
     }
 
@@ -288,8 +291,10 @@ impl Lru {
         let slot = self.entries.slot(&snapshot.digest);
         if self.entries.at(slot).place == Place::Absent {
             let entry = self.entries.at_mut(slot);
-            (entry.size, entry.first_used, entry.used) = (snapshot.size, snapshot.first_used, snapshot.used);
-            entry.verified = snapshot.verified;
+            entry.size = snapshot.size;
+            entry.set_first_used(snapshot.first_used);
+            entry.set_used(snapshot.used);
+            entry.set_verified(snapshot.verified);
             self.entries.push_newest(slot, if snapshot.again { Place::Again } else { Place::Once });
         }
         self.link(&snapshot.digest, &snapshot.names);
@@ -303,7 +308,7 @@ impl Lru {
             self.entries.unlink(slot);
             // Its time begins again, or the next use would bring it straight back.
             let entry = self.entries.at_mut(slot);
-            entry.first_used = entry.used;
+            entry.set_first_used(entry.used());
             self.entries.push_newest(slot, Place::Once);
         }
     }

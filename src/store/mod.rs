@@ -23,6 +23,7 @@ mod records;
 mod room;
 #[cfg(all(test, feature = "schedules"))]
 pub(crate) mod schedules;
+mod slots;
 mod survey;
 mod upkeep;
 mod verify;

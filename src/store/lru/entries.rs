@@ -1,32 +1,32 @@
 //! The entries of the cache in two lists, found by digest.
 
-use std::collections::HashMap;
 use std::ops::Range;
 
-use crate::clock::Timestamp;
+use smallvec::SmallVec;
+
+use crate::clock::{Seconds, Timestamp};
 use crate::oci::Digest;
 
+use super::super::slots::{Keyed, Slots};
 use super::charge;
 
 /// Entries by digest. Each has a slot, which others know it by; what is in the cache is in one of the lists.
 #[derive(Default)]
 pub(super) struct Entries {
-    pub(super) slots: HashMap<Digest, u32>,
-    all: Vec<Entry>,
-    free: Vec<u32>,
+    pub(super) slots: Slots<Entry>,
     pub(super) once: List,
     pub(super) again: List,
     pub(super) pinned: List,
     turns: u64,
 }
 
+/// There may be millions, so each is as small as it can be.
 pub(super) struct Entry {
     pub(super) digest: Digest,
     pub(super) size: u64,
-    pub(super) first_used: Timestamp,
-    pub(super) used: Timestamp,
-    /// When its bytes were last known to be right; 0: nobody knows.
-    pub(super) verified: Timestamp,
+    first_used: Seconds,
+    used: Seconds,
+    verified: Seconds,
     pub(super) place: Place,
     /// By how many it is kept from eviction: pins of its own, and pinned manifests that name it.
     pub(super) pins: u32,
@@ -36,11 +36,13 @@ pub(super) struct Entry {
     pub(super) turn: u64,
     previous: u32,
     pub(super) next: u32,
-    /// What this manifest names.
-    pub(super) names: Box<[u32]>,
+    /// What this manifest names. Most blobs are none.
+    names: Option<Box<Names>>,
     /// The manifests that name this.
-    pub(super) named_by: Vec<u32>,
+    pub(super) named_by: SmallVec<[u32; 4]>,
 }
+
+struct Names(Box<[u32]>);
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Place {
@@ -68,7 +70,7 @@ pub(super) const NONE: u32 = u32::MAX;
 
 impl Entries {
     pub(super) fn find(&self, digest: &Digest) -> Option<u32> {
-        self.slots.get(digest).copied()
+        self.slots.find(digest)
     }
 
     /// Whether the entry with this slot is still there.
@@ -78,8 +80,7 @@ impl Entries {
 
     /// Those that have these slots. `None` where there are no slots any more.
     pub(super) fn within(&self, slots: Range<usize>) -> Option<impl Iterator<Item = (u32, &Entry)>> {
-        let entries = self.all.get(slots.start..slots.end.min(self.all.len())).filter(|entries| !entries.is_empty())?;
-        Some((u32::try_from(slots.start).ok()?..).zip(entries))
+        self.slots.within(slots)
     }
 
     /// Likewise those in the cache.
@@ -89,43 +90,32 @@ impl Entries {
 
     /// The slot of `digest`, made as absent where there is none.
     pub(super) fn slot(&mut self, digest: &Digest) -> u32 {
-        if let Some(slot) = self.slots.get(digest) {
-            return *slot;
+        if let Some(slot) = self.find(digest) {
+            return slot;
         }
-        let entry = Entry {
+        self.slots.add(Entry {
             digest: digest.clone(),
             size: 0,
-            first_used: Timestamp::default(),
-            used: Timestamp::default(),
-            verified: Timestamp::default(),
+            first_used: Seconds::default(),
+            used: Seconds::default(),
+            verified: Seconds::default(),
             place: Place::Absent,
             pins: 0,
             holds: 0,
             turn: 0,
             previous: NONE,
             next: NONE,
-            names: Box::default(),
-            named_by: Vec::new(),
-        };
-        let slot = if let Some(slot) = self.free.pop() {
-            self.all[slot as usize] = entry;
-            slot
-        } else {
-            self.all.push(entry);
-            u32::try_from(self.all.len() - 1).expect("fewer than 2^32 blobs")
-        };
-        self.slots.insert(digest.clone(), slot);
-        slot
+            names: None,
+            named_by: SmallVec::new(),
+        })
     }
 
     /// An entry that is neither in the cache nor named, nor kept, nor names anything, is none.
     pub(super) fn forget_if_unused(&mut self, slot: u32) {
         let entry = self.at(slot);
-        let unused = entry.named_by.is_empty() && entry.names.is_empty();
+        let unused = entry.named_by.is_empty() && entry.names().is_empty();
         if entry.place == Place::Absent && !entry.is_kept() && unused {
-            let digest = entry.digest.clone();
-            self.slots.remove(&digest);
-            self.free.push(slot);
+            self.slots.remove(slot);
         }
     }
 
@@ -177,11 +167,11 @@ impl Entries {
     }
 
     pub(super) fn at(&self, slot: u32) -> &Entry {
-        &self.all[slot as usize]
+        self.slots.at(slot)
     }
 
     pub(super) fn at_mut(&mut self, slot: u32) -> &mut Entry {
-        &mut self.all[slot as usize]
+        self.slots.at_mut(slot)
     }
 }
 
@@ -191,6 +181,51 @@ impl Entry {
     /// Whether it is not to be evicted.
     pub(super) fn is_kept(&self) -> bool {
         self.pins > 0 || self.holds > 0
+    }
+
+    pub(super) fn first_used(&self) -> Timestamp {
+        self.first_used.timestamp()
+    }
+
+    pub(super) fn set_first_used(&mut self, at: Timestamp) {
+        self.first_used = Seconds::within(at);
+    }
+
+    pub(super) fn used(&self) -> Timestamp {
+        self.used.timestamp()
+    }
+
+    pub(super) fn set_used(&mut self, at: Timestamp) {
+        self.used = Seconds::within(at);
+    }
+
+    /// When its bytes were last known to be right; 0: nobody knows.
+    pub(super) fn verified(&self) -> Timestamp {
+        self.verified.timestamp()
+    }
+
+    /// What is verified now was not verified before now, or it would have to be verified again at once.
+    pub(super) fn set_verified(&mut self, at: Timestamp) {
+        self.verified = Seconds::not_before(at);
+    }
+
+    /// What this manifest names.
+    pub(super) fn names(&self) -> &[u32] {
+        self.names.as_ref().map_or(&[], |names| &names.0)
+    }
+
+    pub(super) fn set_names(&mut self, names: Vec<u32>) {
+        self.names = (!names.is_empty()).then(|| Box::new(Names(names.into())));
+    }
+
+    pub(super) fn take_names(&mut self) -> Box<[u32]> {
+        self.names.take().map_or_else(Box::default, |names| names.0)
+    }
+}
+
+impl Keyed for Entry {
+    fn digest(&self) -> &Digest {
+        &self.digest
     }
 }
 

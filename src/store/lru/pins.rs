@@ -70,7 +70,7 @@ impl Lru {
     /// How deep in an image it stands: what names others is not so deep as what does not.
     pub(in crate::store) fn depth(&self, digest: &Digest) -> u8 {
         match self.entries.find(digest) {
-            Some(slot) if !self.entries.at(slot).names.is_empty() => u8::from(self.is_named(digest)),
+            Some(slot) if !self.entries.at(slot).names().is_empty() => u8::from(self.is_named(digest)),
             _ => 2,
         }
     }
@@ -81,7 +81,7 @@ impl Lru {
         if entry.place == Place::Absent || (entry.place == Place::Pinned) == entry.is_kept() {
             return;
         }
-        let place = if entry.used.since(entry.first_used) >= AGAIN { Place::Again } else { Place::Once };
+        let place = if entry.used().since(entry.first_used()) >= AGAIN { Place::Again } else { Place::Once };
         self.entries.unlink(slot);
         self.entries.push_newest(slot, place);
     }
@@ -94,7 +94,7 @@ impl Lru {
             if entry.pins > 1 {
                 continue;
             }
-            slots.extend_from_slice(&self.entries.at(slot).names);
+            slots.extend_from_slice(self.entries.at(slot).names());
             self.put_in_place(slot);
         }
     }
@@ -108,7 +108,7 @@ impl Lru {
             if entry.pins > 0 {
                 continue;
             }
-            slots.extend_from_slice(&self.entries.at(slot).names);
+            slots.extend_from_slice(self.entries.at(slot).names());
             if self.entries.at(slot).place == Place::Absent {
                 absent.push(slot);
             } else {
@@ -130,7 +130,7 @@ impl Lru {
             let mut slot = oldest;
             while slot != NONE && next.len() < most {
                 let entry = self.entries.at(slot);
-                next.push(Leaving { digest: entry.digest.clone(), charge: charge(entry.size), used: entry.used });
+                next.push(Leaving { digest: entry.digest.clone(), charge: charge(entry.size), used: entry.used() });
                 slot = entry.next;
             }
         }
@@ -163,18 +163,18 @@ impl Lru {
     /// Of the manifests of the cache that name a digest, the one that was used last, and when.
     pub(in crate::store) fn last_used_that_names(&self, digest: &Digest) -> Option<(Digest, Timestamp)> {
         let named_by = self.entries.at(self.entries.find(digest)?).named_by.iter().map(|by| self.entries.at(*by));
-        let last = named_by.filter(|by| by.place != Place::Absent).max_by_key(|by| by.used)?;
-        Some((last.digest.clone(), last.used))
+        let last = named_by.filter(|by| by.place != Place::Absent).max_by_key(|by| (by.used(), by.turn))?;
+        Some((last.digest.clone(), last.used()))
     }
 
     pub(in crate::store) fn entry(&self, digest: &Digest) -> Option<Entry> {
         let entry = self.entries.at(self.entries.find(digest)?);
         (entry.place != Place::Absent).then(|| Entry {
             size: entry.size,
-            used: entry.used,
+            used: entry.used(),
             pinned: entry.pins > 0,
             held: entry.holds > 0,
-            names: entry.names.iter().map(|slot| self.entries.at(*slot).digest.clone()).collect(),
+            names: entry.names().iter().map(|slot| self.entries.at(*slot).digest.clone()).collect(),
         })
     }
 }
@@ -213,7 +213,7 @@ mod tests {
         assert_eq!(pop_all(&mut lru), [digest(5)]);
         lru.unpin(&digest(1));
         assert_eq!((lru.pinned_bytes(), pop_all(&mut lru).len()), (0, 4));
-        assert!(lru.entries.slots.is_empty());
+        assert!(lru.entries.slots.len() == 0);
     }
 
     #[test]
@@ -228,7 +228,7 @@ mod tests {
         assert_eq!(pop_all(&mut lru), [digest(1), digest(3)]);
         lru.unpin(&digest(2));
         assert_eq!(pop_all(&mut lru).len(), 2);
-        assert!(lru.entries.slots.is_empty());
+        assert!(lru.entries.slots.len() == 0);
     }
 
     #[test]
@@ -257,7 +257,7 @@ mod tests {
         lru.remove(&digest(1));
         lru.unpin(&digest(1));
         assert_eq!(pop_all(&mut lru).len(), 3);
-        assert!(lru.entries.slots.is_empty());
+        assert!(lru.entries.slots.len() == 0);
     }
 
     #[test]
@@ -281,7 +281,7 @@ mod tests {
         assert_eq!((pop_all(&mut lru), lru.remove(&digest(2))), (vec![], Some(1)));
         [2, 7].iter().for_each(|n| lru.let_go(&digest(*n)));
         assert_eq!(pop_all(&mut lru), [digest(7)]);
-        assert!(lru.entries.slots.is_empty());
+        assert!(lru.entries.slots.len() == 0);
     }
 
     #[test]
@@ -290,7 +290,7 @@ mod tests {
         lru.pin(&digest(1));
         lru.unpin(&digest(1));
         lru.unpin(&digest(1));
-        assert!(lru.entries.slots.is_empty());
+        assert!(lru.entries.slots.len() == 0);
     }
 
     /// It is gone through on a stack of its own, or one image would end the process.

@@ -1,24 +1,28 @@
 //! What the records say, in memory: no more of it than clients have a use for, whatever an upstream answers them. What the
 //! operator has pinned is not bounded.
 
+mod held;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, HashMap};
-use std::ops::Bound::{Excluded, Unbounded};
+
+use smallvec::SmallVec;
 
 use crate::clock::Timestamp;
 use crate::metrics::Metrics;
 use crate::oci::{Digest, Reference, Repository, Tag};
 
+use super::super::slots::Slots;
 use super::line::Line;
 use super::{Kind, Proof, TagRecord, Tally};
+
+use held::{Held, Proven, find};
 
 /// Tags, proofs, pins and tallies. Pure bookkeeping.
 pub(super) struct Known {
     repositories: Repositories,
-    /// By digest, those of each by repository and kind.
-    proofs: BTreeMap<Digest, Vec<(u32, Proof)>>,
+    proofs: Slots<Proven>,
     /// What is never evicted, by the name that it was pinned by. Only the operator pins.
     pins: BTreeMap<(Repository, Reference), Digest>,
     tallies: HashMap<String, Tally>,
@@ -48,11 +52,12 @@ struct Named {
 }
 
 /// How far all that is known has been gone through.
+#[derive(Clone, Copy)]
 pub(super) enum Place {
     /// To this repository.
     Tags(usize),
-    /// To behind this digest.
-    Proofs(Option<Digest>),
+    /// To this slot.
+    Proofs(u32),
 }
 
 /// Of one repository. Who tags each of his builds and pulls it here has thousands, as long as they are in the cache.
@@ -74,7 +79,7 @@ impl Known {
     pub(super) fn new(sealed: bool, metrics: Metrics) -> Self {
         Self {
             repositories: Repositories::default(),
-            proofs: BTreeMap::new(),
+            proofs: Slots::default(),
             pins: BTreeMap::new(),
             tallies: HashMap::new(),
             sealed,
@@ -127,40 +132,45 @@ impl Known {
 
     pub(super) fn proof(&self, repository: &Repository, digest: &Digest, kind: Kind) -> Option<Proof> {
         let id = self.repositories.id(repository)?;
-        let proofs = self.proofs.get(digest)?;
-        Some(proofs[find(proofs, id, kind).ok()?].1.clone())
+        let held = &self.proofs.at(self.proofs.find(digest)?).by;
+        Some(held[find(held, id, kind).ok()?].proof())
     }
 
     /// Returns what was said before.
     pub(super) fn set_proof(&mut self, repository: &Repository, digest: &Digest, proof: Proof) -> Option<Proof> {
         let id = self.repositories.id_or_new(repository);
-        let proofs = self.proofs.entry(digest.clone()).or_default();
-        let mut place = find(proofs, id, proof.kind());
+        let slot = self.proofs.find(digest);
+        let slot = slot.unwrap_or_else(|| self.proofs.add(Proven { digest: digest.clone(), by: SmallVec::new() }));
+        let held = &mut self.proofs.at_mut(slot).by;
+        let mut place = find(held, id, proof.kind());
         if let Ok(at) = place {
-            return Some(std::mem::replace(&mut proofs[at].1, proof));
+            return Some(std::mem::replace(&mut held[at], Held::of(id, proof)).proof());
         }
         // Before anything is removed: it is not to be taken for unused.
         self.repositories.proven(id);
-        if proofs.len() >= MOST_PROOFS {
-            let oldest = oldest(proofs.iter().map(|(by, proof)| (proof.proven, (*by, proof.kind()))));
+        if held.len() >= MOST_PROOFS {
+            let oldest = oldest(held.iter().map(|held| (held.proven(), held.key())));
             self.metrics.forgotten("proof", oldest.len());
-            proofs.retain(|(by, proof)| oldest.binary_search(&(*by, proof.kind())).is_err());
+            held.retain(|held| oldest.binary_search(&held.key()).is_err());
             oldest.iter().for_each(|(by, _)| self.repositories.unproven(*by));
-            place = find(proofs, id, proof.kind());
+            place = find(held, id, proof.kind());
         }
         let (Ok(at) | Err(at)) = place;
-        proofs.insert(at, (id, proof));
+        held.insert(at, Held::of(id, proof));
         None
     }
 
     /// True if there was one.
     pub(super) fn remove_proof(&mut self, repository: &Repository, digest: &Digest, kind: Kind) -> bool {
         let Some(id) = self.repositories.id(repository) else { return false };
-        let Some(proofs) = self.proofs.get_mut(digest) else { return false };
-        let Ok(at) = find(proofs, id, kind) else { return false };
-        proofs.remove(at);
-        if proofs.is_empty() {
-            self.proofs.remove(digest);
+        let Some(slot) = self.proofs.find(digest) else { return false };
+        let held = &mut self.proofs.at_mut(slot).by;
+        let Ok(at) = find(held, id, kind) else { return false };
+        held.remove(at);
+        if held.is_empty() {
+            // They may have been many.
+            *held = SmallVec::new();
+            self.proofs.remove(slot);
         }
         self.repositories.unproven(id);
         true
@@ -200,14 +210,14 @@ impl Known {
 
     /// By whom a digest is known to be held, and as what.
     pub(super) fn held_by(&self, digest: &Digest) -> Vec<(Repository, Kind)> {
-        let proofs = self.proofs.get(digest).into_iter().flatten();
-        proofs.map(|(id, proof)| (self.repositories.at(*id).repository.clone(), proof.kind())).collect()
+        let held = self.proofs.find(digest).into_iter().flat_map(|slot| &self.proofs.at(slot).by);
+        held.map(|held| (self.repositories.at(held.by).repository.clone(), held.kind())).collect()
     }
 
     /// The digests that are manifests.
     pub(super) fn manifests(&self) -> Vec<Digest> {
-        let is_manifest = |proofs: &[(u32, Proof)]| proofs.iter().any(|(_, proof)| proof.kind() == Kind::Manifest);
-        self.proofs.iter().filter(|(_, proofs)| is_manifest(proofs)).map(|(digest, _)| digest.clone()).collect()
+        let manifests = self.proofs.all().filter(|proven| proven.by.iter().any(|held| held.kind() == Kind::Manifest));
+        manifests.map(|proven| proven.digest.clone()).collect()
     }
 
     /// Goes through tags and proofs from `place` on, a stretch of them; forgets those that `keep` does not want, and puts the
@@ -219,10 +229,10 @@ impl Known {
         kept: &mut Vec<Line>,
     ) -> Option<Place> {
         let mut looked_at = 0;
-        let after = match place {
+        let mut slot = match place {
             Place::Tags(mut id) => {
                 while looked_at < STRETCH {
-                    let Some(named) = self.repositories.all.get_mut(id) else { return Some(Place::Proofs(None)) };
+                    let Some(named) = self.repositories.all.get_mut(id) else { return Some(Place::Proofs(0)) };
                     let before = named.tags.len();
                     looked_at += 1 + before;
                     named.tags.retain(|_, record| keep(&record.digest, record.checked));
@@ -237,33 +247,32 @@ impl Known {
                 }
                 return Some(Place::Tags(id));
             }
-            Place::Proofs(after) => after,
+            Place::Proofs(slot) => slot,
         };
-        let (mut last, mut bare) = (None, Vec::new());
-        let rest = (after.as_ref().map_or(Unbounded, Excluded), Unbounded);
-        for (digest, proofs) in self.proofs.range_mut::<Digest, _>(rest) {
-            looked_at += proofs.len();
-            proofs.retain(|(id, proof)| {
-                let keeps = keep(digest, proof.proven);
+        while looked_at < STRETCH {
+            if slot as usize >= self.proofs.end() {
+                return None;
+            }
+            let Proven { digest, by } = self.proofs.at_mut(slot);
+            let before = by.len();
+            looked_at += 1 + before;
+            by.retain(|held| {
+                let keeps = keep(digest, held.proven());
                 if !keeps {
-                    self.repositories.unproven(*id);
+                    self.repositories.unproven(held.by);
                 }
                 keeps
             });
-            let record = |(id, proof): &(u32, Proof)| {
-                Line::Proof(self.repositories.at(*id).repository.clone(), digest.clone(), proof.clone())
-            };
-            kept.extend(proofs.iter().map(record));
-            if proofs.is_empty() {
-                bare.push(digest.clone());
+            let record =
+                |held: &Held| Line::Proof(self.repositories.at(held.by).repository.clone(), digest.clone(), held.proof());
+            kept.extend(by.iter().map(record));
+            if by.is_empty() && before > 0 {
+                *by = SmallVec::new();
+                self.proofs.remove(slot);
             }
-            if looked_at >= STRETCH {
-                last = Some(digest.clone());
-                break;
-            }
+            slot += 1;
         }
-        bare.iter().for_each(|digest| _ = self.proofs.remove(digest));
-        last.map(|last| Place::Proofs(Some(last)))
+        Some(Place::Proofs(slot))
     }
 
     /// Takes what a line of the log says.
@@ -278,11 +287,6 @@ impl Known {
             Line::Tally(name, tally) => _ = self.set_tally(&name, tally),
         }
     }
-}
-
-/// Where a proof is, or where it belongs.
-fn find(proofs: &[(u32, Proof)], id: u32, kind: Kind) -> Result<usize, usize> {
-    proofs.binary_search_by_key(&(id, kind), |(by, proof)| (*by, proof.kind()))
 }
 
 /// The keys of what is dated longest ago, in their order.

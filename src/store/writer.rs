@@ -38,6 +38,8 @@ pub struct BlobWriter {
     /// Bytes accepted, written or not.
     accepted: u64,
     size: Option<u64>,
+    /// Of the disk, for so many bytes, space is still to be had.
+    to_allocate: Option<u64>,
     too_long: bool,
     /// Accepted, but not yet given to a job.
     batch: Vec<Bytes>,
@@ -80,6 +82,11 @@ pub enum Bypass {
 /// How many bytes may wait for the disk: enough to overlap it with the network.
 const BATCH: usize = 1 << 20;
 
+/// Of a blob of [`LARGE`] bytes or more, so many are given to those who wait before the rest of what has come is looked at, and
+/// before the disk has found space for all of it, which takes as long as an upstream nearby takes to answer.
+const FIRST: usize = 64 << 10;
+const LARGE: u64 = 4 << 20;
+
 /// How much of a partial file is read again at a time.
 const STRETCH: u64 = 32 << 20;
 
@@ -112,6 +119,7 @@ impl BlobWriter {
             target,
             accepted: 0,
             size: None,
+            to_allocate: None,
             too_long: false,
             batch: Vec::new(),
             batch_bytes: 0,
@@ -197,11 +205,7 @@ impl BlobWriter {
             self.bypass(why);
             return;
         }
-        let allocate = self.store.writes.soon(move || partial.file().allocate(size));
-        if let Err(error) = allocate.await.map_err(io::Error::from).flatten() {
-            let why = self.store.disk_failed("allocate", &error);
-            self.bypass(why);
-        }
+        self.to_allocate = Some(size);
     }
 
     /// Forgets the bytes of an earlier writer before anyone was told of them: the upstream does not go on with them.
@@ -281,15 +285,23 @@ impl BlobWriter {
         let Target::File(partial) = &self.target else { return };
         let (store, partial, growing) = (Arc::clone(&self.store), Arc::clone(partial), Arc::clone(&self.growing));
         let mut hasher = self.hasher.clone();
-        let chunks = std::mem::take(&mut self.batch);
-        let offset = self.accepted - std::mem::take(&mut self.batch_bytes) as u64;
-        let (end, writing, announced) = (self.accepted, chunks.clone(), self.size.is_some());
+        let offset = self.accepted - self.batch_bytes as u64;
+        let is_first = offset == 0 && self.size.is_some_and(|size| size >= LARGE);
+        let chunks = if is_first { self.first_of_batch() } else { std::mem::take(&mut self.batch) };
+        let to_allocate = if is_first { None } else { self.to_allocate.take() };
+        self.batch_bytes -= chunks.iter().map(Bytes::len).sum::<usize>();
+        let (end, writing, announced) = (self.accepted - self.batch_bytes as u64, chunks.clone(), self.size.is_some());
         let written = async move {
             if !announced && end > partial.reserved() {
                 let enough = charge(end);
                 if reserve(&store, &partial, enough + STRIDE).await.is_err() {
                     reserve(&store, &partial, enough).await?;
                 }
+            }
+            if let Some(size) = to_allocate {
+                let file = Arc::clone(&partial);
+                let allocated = store.writes.soon(move || file.file().allocate(size)).await.map_err(io::Error::from).flatten();
+                allocated.map_err(|error| store.disk_failed("allocate", &error))?;
             }
             // Each takes about as long as the other.
             let (to_hash, to_write) = (writing.clone(), writing);
@@ -305,6 +317,15 @@ impl BlobWriter {
             Ok(hasher)
         };
         self.job = Some(Job { written: Box::pin(written), chunks });
+    }
+
+    fn first_of_batch(&mut self) -> Vec<Bytes> {
+        let Some(chunk) = self.batch.first_mut() else { return Vec::new() };
+        let first = chunk.split_to(FIRST.min(chunk.len()));
+        if chunk.is_empty() {
+            self.batch.remove(0);
+        }
+        vec![first]
     }
 
     fn end_job(&mut self, written: Result<Hasher, Bypass>) {

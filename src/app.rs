@@ -1,5 +1,6 @@
 //! Wiring: builds the store, the upstreams, the mirror and the server from the configuration, owns their tasks, and drains.
 
+mod audit_file;
 mod bound;
 mod check;
 mod inherited;
@@ -9,6 +10,7 @@ mod running;
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,10 +26,11 @@ use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::mirror::{self, Mirror, Registries};
 use crate::orders::Orders;
-use crate::server::{self, Place, Shares};
+use crate::server::{self, Place, Service, Shares};
 use crate::store::{self, Store, Tally};
 use crate::upstream::{Hop, Spent, Upstream};
 
+use audit_file::AuditFile;
 use bound::{bind, bind_for_operator, listen};
 use registries::registries;
 
@@ -78,6 +81,8 @@ pub enum StartError {
     Listen { option: &'static str, place: Place, error: std::io::Error },
     #[error("{0}")]
     Listener(String),
+    #[error("{0}")]
+    Audit(String),
     #[error(transparent)]
     Cache(#[from] store::OpenError),
 }
@@ -90,6 +95,9 @@ pub struct LogOptions {
     pub format: LogFormat,
     /// The least that is logged: `error`, `warn`, `info`, `debug`, `trace`. Requests are logged at `info`.
     pub level: LogLevel,
+    /// The audit log: a line of JSON for each access of a client and each order of an operator, appended to this file; `-`: to standard
+    /// output. Empty: none. On SIGHUP it is opened anew.
+    pub audit_file: PathBuf,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -138,6 +146,7 @@ impl App {
         let clients = bind(&config.server).await?;
         let operator = config.admin.listen.map(bind_for_operator).transpose()?;
         inherited::close_rest();
+        let (audit_file, audit) = AuditFile::open(&config.log.audit_file, &metrics).map_err(StartError::Audit)?;
         let (store, mirror) = open(config.cache, config.mirror, registries, &clock, metrics).await?;
         running::warn_of_credentials_for_all(&told, &Config::default());
         config.server.doubts().iter().for_each(|doubt| tracing::warn!("{doubt}"));
@@ -148,7 +157,7 @@ impl App {
         let admin_address = operator.as_ref().map(|(_, address)| *address);
         let shares = Shares::within(&config.server);
         let terms = clients.iter().map(|(terms, _)| Arc::clone(terms)).collect();
-        let running = Running { config: told.into(), terms, shares: shares.clone(), mirror: mirror.clone() };
+        let running = Running { config: told.into(), terms, shares: shares.clone(), mirror: mirror.clone(), audit_file };
         let (doors, made, admin) = match listen(clients, operator).await {
             Ok(listening) => listening,
             Err(error) => {
@@ -167,15 +176,16 @@ impl App {
         match store.listen().await.and_then(UnixListener::from_std) {
             Ok(listener) => {
                 let orders = Orders::new(mirror.clone(), store.clone());
-                beside.spawn(server::serve_orders(listener, orders, stop.clone().cancelled_owned()));
+                beside.spawn(server::serve_orders(listener, orders, audit.clone(), stop.clone().cancelled_owned()));
             }
             Err(error) => tracing::error!(%error, "there is no socket in the cache directory; no command reaches this larder"),
         }
         beside.spawn(scrub(store.clone(), stop.clone()));
         beside.close();
-        let (serving, stopped, grace) = (mirror.clone(), stop.clone().cancelled_owned(), config.server.shutdown_grace);
+        let (stopped, grace) = (stop.clone().cancelled_owned(), config.server.shutdown_grace);
+        let service = Service { mirror: mirror.clone(), shares, audit, hop, clock };
         let clients = async move {
-            let cut = server::serve(doors, &config.server, shares, serving, hop, clock, stopped).await;
+            let cut = server::serve(doors, &config.server, service, stopped).await;
             drop(made);
             cut
         };

@@ -11,7 +11,7 @@
 //!           mirror                   the pull-through policy: who answers, how fresh, one fill per digest
 //! floor 1   store      upstream      mechanisms, which never use each other
 //! floor 0   oci  clock  flight       words and small tools: no I/O
-//!           metrics  sync  allowance  brake  current
+//!           metrics  sync  allowance  brake  current  lines
 //! ```
 //!
 //! # A hit
@@ -45,6 +45,7 @@ pub mod clock;
 pub mod config;
 pub mod current;
 pub mod flight;
+mod lines;
 pub mod metrics;
 pub mod mirror;
 pub mod oci;

@@ -12,6 +12,7 @@ use crate::server::Terms;
 use crate::store;
 use crate::upstream::{Error, Hop, Ping};
 
+use super::audit_file;
 use super::registries::registries;
 
 /// One thing that was looked at, and what was found: in a line each.
@@ -34,6 +35,10 @@ pub async fn check(config: &Config) -> Vec<Finding> {
         findings.push(Finding { what: format!("listener {}", listener.listen), outcome });
     }
     findings.push(Finding { what: "disk".into(), outcome: store::survey(&config.cache) });
+    if !config.log.audit_file.as_os_str().is_empty() {
+        let outcome = audit_file::try_out(&config.log.audit_file).map(|()| "can be written".to_owned());
+        findings.push(Finding { what: "audit log".into(), outcome });
+    }
     match registries(config, &Hop::unique(), &Clock::system(), &Metrics::new()) {
         Ok(_) if config.mirror.offline => {
             findings.push(Finding { what: "upstreams".into(), outcome: Ok("none is asked (mirror.offline)".into()) });

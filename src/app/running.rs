@@ -10,6 +10,7 @@ use crate::server::{Shares, Terms};
 use crate::upstream::{self, Accounts, Hop};
 
 use super::LogLevel;
+use super::audit_file::AuditFile;
 use super::registries::{access, registries};
 
 /// The parts that a changed configuration reaches.
@@ -20,6 +21,7 @@ pub struct Running {
     pub(super) terms: Vec<Arc<Terms>>,
     pub(super) shares: Shares,
     pub(super) mirror: Mirror,
+    pub(super) audit_file: AuditFile,
 }
 
 /// What a reload has not done, and what it has that may not have been meant.
@@ -35,6 +37,11 @@ pub struct Reloaded {
 // === impl Running ===
 
 impl Running {
+    /// Looks for the audit log under its name again, for it may have been moved away; whatever is in the configuration.
+    pub fn open_audit_log_anew(&self) {
+        self.audit_file.open_anew();
+    }
+
     /// Takes up what has changed and can change now: rules, what may be had of upstreams and as whom they are asked, TTLs of tags, what
     /// clients may take and what may come from upstreams. Files of listeners are looked at at once. Connections, answers and fills under
     /// way go on.

@@ -1,24 +1,21 @@
 //! The log: lines of text or of JSON on stderr.
 
-mod lines;
-
 use std::cell::RefCell;
 use std::fmt::{self, Debug, Write as _};
-use std::io;
+use std::io::{self, Write as _};
 use std::time::SystemTime;
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use crate::app::{LogFormat, LogLevel, LogOptions};
-
-use lines::{Ending, Lines};
+use crate::lines::{Ending, Lines};
 
 /// A line of text: when, how bad, where, what, and `name=value` for all else. There is one for each request, so it is written
 /// without detours.
@@ -48,7 +45,7 @@ pub(super) fn begin(options: &LogOptions) -> Result<(Level, Ending), String> {
     let told = EnvFilter::try_from_default_env().ok();
     let changes = told.is_none();
     let (filter, handle) = reload::Layer::new(told.unwrap_or_else(|| filter(options.level)));
-    let (lines, ending) = Lines::to(io::stderr()).map_err(|error| format!("there is no thread for the log: {error}"))?;
+    let (lines, ending) = Lines::to("larder-log", out).map_err(|error| format!("there is no thread for the log: {error}"))?;
     let layer = tracing_subscriber::fmt::layer().with_writer(lines);
     let registry = tracing_subscriber::registry().with(filter);
     match options.format {
@@ -56,6 +53,16 @@ pub(super) fn begin(options: &LogOptions) -> Result<(Level, Ending), String> {
         LogFormat::Json => registry.with(layer.json().flatten_event(true)).init(),
     }
     Ok((Level(changes.then_some(handle)), ending))
+}
+
+/// There is nobody to tell that it cannot be told.
+fn out(text: &[u8], lost: u64) {
+    let mut to = io::stderr();
+    let _ = to.write_all(text);
+    if lost > 0 {
+        let lost = format!("larder: {lost} lines of the log are lost: they came faster than they were read\n");
+        let _ = to.write_all(lost.as_bytes());
+    }
 }
 
 fn filter(level: LogLevel) -> EnvFilter {
@@ -68,6 +75,14 @@ fn filter(level: LogLevel) -> EnvFilter {
     };
     // At debug and below, libraries tell of all that they do, which helps nobody here.
     EnvFilter::new(format!("warn,larder={level},access={level}"))
+}
+
+impl<'a> MakeWriter<'a> for Lines {
+    type Writer = &'a Self;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        self
+    }
 }
 
 // === impl Level ===

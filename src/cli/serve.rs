@@ -102,6 +102,7 @@ async fn serve(
 
 /// Reads the configuration anew and takes it up.
 fn reload(running: &Running, configured: &Configured, level: &log::Level) {
+    running.open_audit_log_anew();
     let reloaded = running.reload(|| {
         let mut config = configured.load_anew()?;
         allow_many_files(&mut config);

@@ -280,7 +280,7 @@ impl Mirror {
         // What the upstream said of the blob is worth as little as what it sent.
         self.0.store.remove_proof(&fill.origin.repository, &fill.digest, Kind::Blob);
         let upstream = &fill.origin.repository.upstream;
-        self.0.metrics.digest_mismatched(upstream);
+        fill.origin.upstream().note_mismatch();
         tracing::error!(%upstream, repository = %fill.origin.repository.name, digest = %fill.digest, %found, size = writer.accepted(),
             "the upstream sent other bytes than the digest promises; nothing of them is kept");
         senders.now.iter().for_each(|sender| sender.gave_wrong_bytes(&fill.digest));

@@ -229,11 +229,20 @@ impl Mirror {
         &self.0.metrics
     }
 
-    /// What is counted, with what the cache takes as it is now.
+    /// What is counted, with what the cache takes and what is being fetched as it is now.
     #[must_use]
     pub fn measured(&self) -> &Metrics {
         self.0.store.show();
+        self.0.metrics.set_fills(self.0.fills.gauges());
         &self.0.metrics
+    }
+
+    /// Likewise, with how much room the disk has, which may let one wait for as long as `cache.patience` says.
+    ///
+    /// Cancel safe.
+    pub async fn measured_with_disk(&self) -> &Metrics {
+        self.0.store.show_room().await;
+        self.measured()
     }
 
     /// The blobs that are being fetched.

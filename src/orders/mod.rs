@@ -19,6 +19,8 @@ mod remove;
 mod usage;
 mod verify;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -152,7 +154,11 @@ pub enum Report {
 
 /// Where reports go. Nobody need be there to read them.
 #[derive(Clone)]
-pub struct Reports(mpsc::Sender<Report>);
+pub struct Reports {
+    to: mpsc::Sender<Report>,
+    /// How many of them tell of something that could not be done.
+    failed: Arc<AtomicU64>,
+}
 
 /// Who reads no reports lets the work wait.
 const UNREAD: usize = 64;
@@ -175,6 +181,27 @@ impl Order {
     #[must_use]
     pub fn needs_a_server(&self) -> bool {
         matches!(self, Self::Watch { .. })
+    }
+
+    /// What it is about, as it was named; none: all there is.
+    #[must_use]
+    pub fn about(&self) -> Vec<String> {
+        match self {
+            Self::Refresh { images }
+            | Self::Pin { images }
+            | Self::Unpin { images }
+            | Self::Remove { images }
+            | Self::Explain { images }
+            | Self::Pull(Pull { images, .. })
+            | Self::Export { export: Export::These(images) } => images.clone(),
+            Self::List { patterns } => patterns.iter().map(ToString::to_string).collect(),
+            Self::Import(Import { name, .. }) => name.iter().cloned().collect(),
+            Self::Export { export: Export::Pinned | Export::All }
+            | Self::Usage
+            | Self::Missing
+            | Self::Verify { .. }
+            | Self::Watch { .. } => Vec::new(),
+        }
     }
 
     /// One word for the log.
@@ -229,22 +256,31 @@ impl Reports {
     #[must_use]
     pub fn channel() -> (Self, mpsc::Receiver<Report>) {
         let (send, receive) = mpsc::channel(UNREAD);
-        (Self(send), receive)
+        (Self { to: send, failed: Arc::default() }, receive)
     }
 
     /// Whether no more have room before one is taken.
     #[must_use]
     pub fn are_waiting(&self) -> bool {
-        self.0.capacity() == 0
+        self.to.capacity() == 0
+    }
+
+    /// How many have told by now of something that could not be done.
+    #[must_use]
+    pub fn failed(&self) -> u64 {
+        self.failed.load(Ordering::Relaxed)
     }
 
     async fn tell(&self, report: Report) {
-        let _ = self.0.send(report).await;
+        if matches!(report, Report::Failed { .. }) {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+        }
+        let _ = self.to.send(report).await;
     }
 
     /// Tells what need not be known, if there is someone who keeps up with it.
     fn try_tell(&self, report: Report) {
-        let _ = self.0.try_send(report);
+        let _ = self.to.try_send(report);
     }
 
     /// Tells how it went with one of the things that were asked for.

@@ -122,13 +122,7 @@ impl Admin {
             return respond::forbidden(&why);
         }
         match (&head.method, head.uri.path()) {
-            (&Method::GET, "/metrics") => {
-                let metrics = self.mirror.measured();
-                metrics.set_budgets(metrics::budgets(&self.budgets(), self.clock.now()));
-                let upstreams = self.mirror.registries().upstreams();
-                metrics.set_cool_downs(upstreams.map(|upstream| (&**upstream.name(), upstream.cool_down().as_secs())));
-                respond::metrics(metrics.page())
-            }
+            (&Method::GET, "/metrics") => metrics::page(&self.mirror, &self.budgets(), self.clock.now(), &head.headers).await,
             (&Method::GET, "/livez") => respond::document(&json!({ "status": "ok" })),
             (&Method::GET, "/readyz") => respond::document(&self.health()),
             (&Method::GET, "/api/upstreams") => respond::document(&self.upstreams()),

@@ -11,6 +11,7 @@ use crate::mirror::{Mirror, Origin, Refusal, Served, Wanted};
 use crate::oci::{Accept, Digest, Page, Reference, Route, Target, namespace};
 use crate::upstream::Hop;
 
+use super::audit::Audit;
 use super::body::Body;
 use super::door::{Client, Peer};
 use super::log::AccessLine;
@@ -27,6 +28,7 @@ pub(super) struct Handler {
     pub(super) clock: Clock,
     pub(super) buffers: Buffers,
     pub(super) shares: Shares,
+    pub(super) audit: Audit,
 }
 
 /// A request as it has come.
@@ -49,7 +51,7 @@ impl Handler {
         #[cfg(all(debug_assertions, not(fuzzing)))]
         assert!(!head.headers.contains_key("x-larder-panic"), "a test has asked for it");
         let from = client.terms.who_asks(&client, &head.headers);
-        let mut line = AccessLine::new(client.tells_of(from), &head.method, self.mirror.metrics().clone());
+        let mut line = AccessLine::new(client.tells_of(from), &head.method, self.mirror.metrics().clone(), self.audit.clone());
         let mut response = match self.shares.ask(from.ip()) {
             Ok(()) => self.hear(&head, &client, from, &mut line).await,
             Err(wait) => {
@@ -64,7 +66,8 @@ impl Handler {
         }
         let ns = head.uri.query().and_then(namespace);
         response = respond::finish(response, &head.method, ns.as_deref());
-        line.status = Some(response.status());
+        (line.status, line.code) = (Some(response.status()), respond::code_of(&response));
+        line.digest = self.audit.is_kept().then(|| respond::digest_of(&response)).flatten();
         response.map(|body| body.shared(self.shares.of(from.ip())).logged(line))
     }
 
@@ -80,6 +83,7 @@ impl Handler {
             Ok(via) if reads => match client.terms.identify(client, from, &head.headers, self.clock.now()).await {
                 Ok(identity) => {
                     line.user = identity.user.clone().or_else(|| identity.certificate.clone());
+                    line.certificate.clone_from(&identity.certificate);
                     self.answer(&Asked { head, via, client, from, identity }, line).await
                 }
                 Err(refusal) => self.refuse(&refusal, Kind::Login, line),
@@ -218,7 +222,9 @@ impl Handler {
         asked.client.terms.rules.check(&asked.identity, &origin.repository)?;
         if let Some(gate) = origin.gate() {
             let shown = shown(&asked.head.headers);
-            origin.behalf.client = Some(self.mirror.identify(&gate, &shown, Some(&target.path), asked.from.ip()).await?);
+            let client = self.mirror.identify(&gate, &shown, Some(&target.path), asked.from.ip()).await?;
+            line.login = client.parts().map(|(name, _)| name.into());
+            origin.behalf.client = Some(client);
             self.mirror.authorize(&origin, wanted, &target.path).await?;
         }
         Ok(origin)

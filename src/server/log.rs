@@ -5,8 +5,11 @@ use std::time::{Duration, Instant};
 
 use http::{Method, StatusCode};
 
-use crate::metrics::Metrics;
+use crate::metrics::{AnswerKind, Metrics};
 use crate::mirror::Served;
+use crate::oci::ErrorCode;
+
+use super::audit::{Access, Audit};
 
 /// What is told of a request once its answer has gone out. Names get here parsed, or quoted as in an error; no header, no
 /// query.
@@ -15,22 +18,31 @@ pub(super) struct AccessLine {
     pub(super) client: Arc<str>,
     /// As whom it is known, where it has been asked.
     pub(super) user: Option<Arc<str>>,
+    /// The name in the certificate that it has shown.
+    pub(super) certificate: Option<Arc<str>>,
+    /// As whom it asks where its own credentials count; the audit log alone is told.
+    pub(super) login: Option<Arc<str>>,
     pub(super) method: Method,
     /// What kind of thing was asked for.
     pub(super) kind: &'static str,
     pub(super) upstream: String,
     pub(super) repository: String,
     pub(super) reference: String,
+    /// What it has led to, where there is an audit log.
+    pub(super) digest: Option<String>,
     pub(super) served: Option<Served>,
     /// Why there was no answer.
     pub(super) why: Option<String>,
     /// `None` while there is no answer.
     pub(super) status: Option<StatusCode>,
+    /// The code of an error that was answered.
+    pub(super) code: Option<ErrorCode>,
     pub(super) begun: Instant,
     first_byte: Option<Duration>,
     bytes: u64,
     end: End,
     metrics: Metrics,
+    audit: Audit,
 }
 
 /// How an answer has ended, as far as is known.
@@ -51,23 +63,28 @@ pub(super) enum End {
 // === impl AccessLine ===
 
 impl AccessLine {
-    pub(super) fn new(client: Arc<str>, method: &Method, metrics: Metrics) -> Self {
+    pub(super) fn new(client: Arc<str>, method: &Method, metrics: Metrics, audit: Audit) -> Self {
         Self {
             client,
             user: None,
+            certificate: None,
+            login: None,
             method: method.clone(),
             kind: "other",
             upstream: String::new(),
             repository: String::new(),
             reference: String::new(),
+            digest: None,
             served: None,
             why: None,
             status: None,
+            code: None,
             begun: Instant::now(),
             first_byte: None,
             bytes: 0,
             end: End::Left,
             metrics,
+            audit,
         }
     }
 
@@ -91,6 +108,43 @@ impl AccessLine {
             None if self.why.is_some() => "refused",
             None => "local",
         }
+    }
+
+    fn count(&self, total: Duration) {
+        let kind = match self.kind {
+            "blob" => AnswerKind::Blob,
+            "manifest" => AnswerKind::Manifest,
+            "tags" | "referrers" => AnswerKind::List,
+            _ => AnswerKind::Other,
+        };
+        let whole = (self.end == End::Complete).then_some(total);
+        self.metrics.answered(self.served(), kind, self.first_byte.or(whole), whole);
+        if let (Some(code), Some(status)) = (self.code, self.status) {
+            self.metrics.refused(code.as_str(), status.as_str());
+        }
+    }
+
+    fn audit(&self, total: Duration) {
+        if !self.audit.is_kept() {
+            return;
+        }
+        let access = Access {
+            client: &self.client,
+            user: self.user.as_deref().or(self.login.as_deref()),
+            certificate: self.certificate.as_deref(),
+            method: self.method.as_str(),
+            kind: self.kind,
+            upstream: &self.upstream,
+            repository: &self.repository,
+            reference: &self.reference,
+            digest: self.digest.as_deref(),
+            status: self.status.map(|status| status.as_u16()),
+            served: self.served(),
+            why: self.why.as_deref(),
+            bytes: self.bytes,
+            end: self.end(),
+        };
+        self.audit.accessed(total, &access);
     }
 
     /// How it ended, in a word.
@@ -121,7 +175,8 @@ impl Drop for AccessLine {
             }
             _ => {}
         }
-        self.metrics.answered(self.served());
+        self.count(total);
+        self.audit(total);
         tracing::info!(
             target: "access",
             client = %self.client,

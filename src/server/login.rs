@@ -30,7 +30,10 @@ impl Handler {
         let Some(gate) = self.mirror.registries().gate(asked.host()) else { return respond::not_found() };
         line.kind = "token";
         let token = match shown(&asked.head.headers) {
-            Shown::Login(client) => self.mirror.login(&gate, &client, asked.from.ip()).await,
+            Shown::Login(client) => {
+                line.login = client.parts().map(|(name, _)| name.into());
+                self.mirror.login(&gate, &client, asked.from.ip()).await
+            }
             Shown::Nothing => self.mirror.login(&gate, &ClientCredential::nobody(), asked.from.ip()).await,
             Shown::Token(_) | Shown::Other => Err(Refusal::WrongLogin("it is no user name with a password".into())),
         };

@@ -1,16 +1,33 @@
-//! What the operator's page of metrics shows of budgets.
+//! The page of metrics: what is counted all the time, and what is looked up when someone reads it.
+
+mod process;
 
 use std::collections::BTreeMap;
 
+use http::{HeaderMap, HeaderValue, Response, header};
+
 use crate::clock::Timestamp;
-use crate::metrics::BudgetGauges;
+use crate::metrics::{BudgetGauges, Format};
+use crate::mirror::Mirror;
 use crate::upstream::BudgetReport;
 
+use super::body::Body;
+use super::respond;
+
+/// `GET /metrics`, in the format that is asked for.
+pub(super) async fn page(mirror: &Mirror, told: &[(&str, BudgetReport)], now: Timestamp, asked: &HeaderMap) -> Response<Body> {
+    let metrics = mirror.measured_with_disk().await;
+    metrics.set_budgets(budgets(told, now));
+    let upstreams = mirror.registries().upstreams();
+    metrics.set_cool_downs(upstreams.map(|upstream| (&**upstream.name(), upstream.cool_down().as_secs())));
+    process::ours().into_iter().for_each(|process| metrics.set_process(process));
+    let accept = asked.get(header::ACCEPT).map(HeaderValue::to_str);
+    let format = Format::accepted(accept.and_then(Result::ok).unwrap_or_default());
+    respond::metrics(metrics.page(format), format.content_type())
+}
+
 /// Budgets by upstream and account, as they are at `now`.
-pub(super) fn budgets<'a>(
-    budgets: &'a [(&'a str, BudgetReport)],
-    now: Timestamp,
-) -> impl Iterator<Item = (&'a str, &'a str, BudgetGauges)> {
+fn budgets<'a>(budgets: &'a [(&'a str, BudgetReport)], now: Timestamp) -> impl Iterator<Item = (&'a str, &'a str, BudgetGauges)> {
     // Accounts of one name are one account to the upstream; what it told last is true.
     let mut accounts: BTreeMap<(&str, &str), &BudgetReport> = BTreeMap::new();
     for (upstream, report) in budgets {

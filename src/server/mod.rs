@@ -5,6 +5,7 @@
 //! into responses, and decides nothing else.
 
 mod admin;
+mod audit;
 mod body;
 mod certificate;
 mod connections;
@@ -45,6 +46,7 @@ use pace::Least;
 use passage::Buffers;
 
 pub use admin::{AdminOptions, serve_admin};
+pub use audit::Audit;
 pub use door::{Door, Listener, Terms};
 pub use forwarded::Network;
 pub use options::{ClientCert, ListenerOptions, Options};
@@ -53,17 +55,20 @@ pub use rules::{Rule, Who};
 pub use shares::Shares;
 pub use socket::serve_orders;
 
-/// Serves `mirror` to who comes by `doors`, each client within its `shares`, until `stop` resolves, then lets answers under way end for as long as the options say.
+/// What clients are served with.
+pub struct Service {
+    pub mirror: Mirror,
+    /// What each of them may take.
+    pub shares: Shares,
+    pub audit: Audit,
+    pub hop: Hop,
+    pub clock: Clock,
+}
+
+/// Serves who comes by `doors` until `stop` resolves, then lets answers under way end for as long as the options say.
 /// Returns how many connections were cut off.
-pub async fn serve(
-    doors: Vec<Door>,
-    options: &Options,
-    shares: Shares,
-    mirror: Mirror,
-    hop: Hop,
-    clock: Clock,
-    stop: impl Future<Output = ()>,
-) -> usize {
+pub async fn serve(doors: Vec<Door>, options: &Options, service: Service, stop: impl Future<Output = ()>) -> usize {
+    let Service { mirror, shares, audit, hop, clock } = service;
     let limits = Limits {
         connections: options.max_connections,
         least: Least { idle: options.write_idle, rate: options.min_rate.as_u64() },
@@ -73,7 +78,7 @@ pub async fn serve(
         metrics: mirror.metrics().clone(),
     };
     let buffers = limits.buffers.clone();
-    let handler = Arc::new(Handler { mirror, hop, clock, buffers, shares });
+    let handler = Arc::new(Handler { mirror, hop, clock, buffers, shares, audit });
     let handle = move |request, client| {
         let handler = Arc::clone(&handler);
         async move { handler.handle(request, client).await }

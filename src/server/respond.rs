@@ -230,9 +230,9 @@ pub(super) fn document(document: &serde_json::Value) -> Response<Body> {
     json(StatusCode::OK, document.to_string().into_bytes())
 }
 
-pub(super) fn metrics(page: String) -> Response<Body> {
+pub(super) fn metrics(page: String, content_type: &'static str) -> Response<Body> {
     let mut response = Response::new(Body::bytes(page));
-    set(&mut response, header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
 
@@ -287,7 +287,19 @@ pub(super) fn finish(mut response: Response<Body>, method: &Method, ns: Option<&
 }
 
 fn error(code: StatusCode, error: ErrorCode, message: &str) -> Response<Body> {
-    json(code, error.body(message))
+    let mut response = json(code, error.body(message));
+    response.extensions_mut().insert(error);
+    response
+}
+
+/// The digest of what is answered, of a manifest or a blob.
+pub(super) fn digest_of(response: &Response<Body>) -> Option<String> {
+    response.headers().get(DIGEST)?.to_str().ok().map(str::to_owned)
+}
+
+/// The code of an error that a client is answered.
+pub(super) fn code_of(response: &Response<Body>) -> Option<ErrorCode> {
+    response.extensions().get().copied()
 }
 
 fn json(code: StatusCode, body: Vec<u8>) -> Response<Body> {

@@ -27,6 +27,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::orders::{Input, ORDERS_PATH, Order, Orders, Report, Reports};
 
+use super::audit::Audit;
+
 /// More commands at once than anyone types.
 const MOST_CONNECTIONS: usize = 32;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -41,6 +43,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Clone)]
 struct Takes {
     orders: Orders,
+    audit: Audit,
+    /// Who gives them.
+    by: String,
     /// Each ends when the larder stops.
     tasks: TaskTracker,
 }
@@ -61,7 +66,7 @@ enum Lines {
 struct BodyStream(Incoming);
 
 /// Takes orders by `listener` until `stop` resolves; orders under way are taken back then.
-pub async fn serve_orders(listener: UnixListener, orders: Orders, stop: impl Future<Output = ()>) {
+pub async fn serve_orders(listener: UnixListener, orders: Orders, audit: Audit, stop: impl Future<Output = ()>) {
     let (places, tasks, stopping) = (Arc::new(Semaphore::new(MOST_CONNECTIONS)), TaskTracker::new(), CancellationToken::new());
     tokio::pin!(stop);
     loop {
@@ -72,7 +77,9 @@ pub async fn serve_orders(listener: UnixListener, orders: Orders, stop: impl Fut
         match accepted {
             Ok((stream, _)) => {
                 let place = Arc::clone(&places).try_acquire_owned().ok();
-                let takes = place.is_some().then(|| Takes { orders: orders.clone(), tasks: tasks.clone() });
+                let by = stream.peer_cred().map_or_else(|_| "nobody knows whom".into(), |by| format!("uid {}", by.uid()));
+                let takes =
+                    place.is_some().then(|| Takes { orders: orders.clone(), audit: audit.clone(), by, tasks: tasks.clone() });
                 let stopping = stopping.clone();
                 tasks.spawn(async move {
                     tokio::select! {
@@ -107,7 +114,7 @@ async fn speak(stream: UnixStream, takes: Option<Takes>) {
 }
 
 async fn answer(request: Request<Incoming>, takes: Option<Takes>) -> Response<Lines> {
-    let Some(Takes { orders, tasks }) = takes else {
+    let Some(Takes { orders, audit, by, tasks }) = takes else {
         let why = format!("carries out {MOST_CONNECTIONS} orders already; give this one again when some of them have ended");
         return refuse(StatusCode::SERVICE_UNAVAILABLE, &why);
     };
@@ -126,11 +133,13 @@ async fn answer(request: Request<Incoming>, takes: Option<Takes>) -> Response<Li
     let (send, reports) = Reports::channel();
     let work = CancellationToken::new();
     let (ended, taken) = (work.clone(), Arc::<AtomicU64>::default());
+    let ordered = audit.ordered(by, &order, &send);
     tasks.spawn(unread(send.clone(), Arc::clone(&taken), work.clone()));
     tasks.spawn(async move {
         let mut input: Input = Box::pin(stream::iter([Ok(rest)]).chain(body));
         let work = async {
             orders.carry_out(order, &mut input, &send).await;
+            ordered.done();
             // Whoever is still sending is to hear the last report before the connection breaks.
             let _ = timeout(LAST_WORD, async { while let Some(Ok(_)) = input.next().await {} }).await;
         };

@@ -125,12 +125,15 @@ impl Books {
     /// The same, by what it is there for.
     pub(super) fn gauges(&self) -> CacheGauges {
         CacheGauges {
+            budget: self.budget,
             committed: self.lru.bytes(),
+            pinned: self.lru.pinned_bytes(),
             partial: self.partial_bytes(),
             reserved: self.reserved,
             quarantined: self.quarantined(),
             leaving: self.leaving + self.lingering,
             blobs: self.lru.len() as u64,
+            oldest_use_seconds: 0,
             degraded: false,
         }
     }

@@ -102,9 +102,9 @@ impl Store {
         let books = lock(&self.0.books);
         let gauges = books.gauges();
         Account {
-            budget: books.budget(),
+            budget: gauges.budget,
             used: books.used(),
-            pinned: books.lru.pinned_bytes(),
+            pinned: gauges.pinned,
             evictable: books.lru.evictable(),
             partial: gauges.partial + gauges.reserved,
             quarantined: gauges.quarantined,

@@ -213,6 +213,12 @@ impl Lru {
         }
     }
 
+    /// When that was last used which nobody has used for longest, of what is not kept.
+    pub(super) fn oldest_use(&self) -> Option<Timestamp> {
+        let oldest = [self.entries.once.oldest, self.entries.again.oldest];
+        oldest.into_iter().filter(|slot| *slot != NONE).map(|slot| self.entries.at(slot).used()).min()
+    }
+
     /// Takes out the entry that goes first, passing over those that `keep` wants kept.
     pub(super) fn pop(&mut self, keep: impl Fn(&Digest) -> bool) -> Option<(Digest, u64)> {
         for oldest in [self.entries.once.oldest, self.entries.again.oldest] {

@@ -39,7 +39,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
-use crate::metrics::{CacheGauges, Metrics};
+use crate::metrics::{CacheGauges, DiskGauges, Metrics};
 use crate::oci::{Digest, Repository, Tag};
 use crate::sync::atomic::AtomicBool;
 use crate::sync::{Mutex, MutexGuard, timeout};
@@ -316,8 +316,22 @@ impl Store {
 
     /// Puts what the cache takes of the disk into the metrics.
     pub fn show(&self) {
-        let cache = lock(&self.0.books).gauges();
-        self.0.metrics.set_cache(CacheGauges { degraded: self.trouble().is_some(), ..cache });
+        let (cache, oldest_use) = {
+            let books = lock(&self.0.books);
+            (books.gauges(), books.lru.oldest_use())
+        };
+        let oldest_use_seconds = oldest_use.map_or(0, |used| self.0.clock.now().since(used).as_secs());
+        self.0.metrics.set_cache(CacheGauges { oldest_use_seconds, degraded: self.trouble().is_some(), ..cache });
+    }
+
+    /// Likewise how much room its file system has, if that tells it in time.
+    ///
+    /// Cancel safe.
+    pub async fn show_room(&self) {
+        let store = Arc::clone(&self.0);
+        if let Ok(Ok((free, size))) = self.0.reads.soon(move || store.disk.space()).await {
+            self.0.metrics.set_disk(DiskGauges { free, size, floor: self.0.min_free.of(size) });
+        }
     }
 
     /// How long a client waits for the disk.

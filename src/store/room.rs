@@ -123,7 +123,11 @@ impl Shared {
             if gone >= bytes {
                 break;
             }
-            gone += self.remove_partial(&digest);
+            let charge = self.remove_partial(&digest);
+            if charge > 0 {
+                self.metrics.evicted("partial", charge);
+            }
+            gone += charge;
         }
         if gone >= bytes {
             return gone;
@@ -134,6 +138,7 @@ impl Shared {
                 Ok(()) => {
                     gone += charge;
                     lock(&self.books).left(charge);
+                    self.metrics.evicted("blob", charge);
                     tracing::debug!(%digest, "evicted");
                 }
                 Err(error) => {

@@ -8,6 +8,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use reqwest::{Response, Url, redirect};
 
 use crate::clock::{Clock, Timestamp};
+use crate::metrics::Fetched;
 
 use super::breaker::{Breaker, Failure, LEFT_ALONE, Seldom};
 use super::counts::Counts;
@@ -262,9 +263,15 @@ fn redirect(at: &Url, response: &Response) -> Result<Option<Url>, Error> {
 }
 
 /// Reads a small body, whatever length it announces, as long as it comes within these limits.
-pub(super) async fn read_limited(response: &mut Response, limit: usize, limits: Limits) -> Result<Bytes, Error> {
+pub(super) async fn read_limited(
+    response: &mut Response,
+    limit: usize,
+    limits: Limits,
+    fetched: &Fetched,
+) -> Result<Bytes, Error> {
     let (mut body, mut pace) = (BytesMut::new(), Pace::new(limits));
     while let Some(chunk) = pace.chunk(response).await? {
+        fetched.add(chunk.len());
         if body.len() + chunk.len() > limit {
             return Err(Error::unavailable(format!("its answer is larger than {limit} bytes")));
         }

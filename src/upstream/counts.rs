@@ -1,10 +1,11 @@
 //! What is counted of an upstream.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::StatusCode;
 
-use crate::metrics::Metrics;
+use crate::metrics::{Fetched, Metrics};
 
 use super::budget::Purpose;
 use super::error::Error;
@@ -13,8 +14,12 @@ use super::error::Error;
 #[derive(Clone)]
 pub(super) struct Counts {
     metrics: Metrics,
+    /// What it is called there.
     upstream: Arc<str>,
 }
+
+/// Upstreams that clients name are all called this: how many names there are is not for clients to say.
+const PUBLIC: &str = "public";
 
 // === impl Counts ===
 
@@ -23,14 +28,32 @@ impl Counts {
         Self { metrics, upstream }
     }
 
-    /// A request has been sent, and this became of it.
-    pub(super) fn asked(&self, purpose: Purpose, outcome: Result<StatusCode, &Error>) {
+    /// Of an upstream that a client has named.
+    pub(super) fn of_public(metrics: Metrics) -> Self {
+        Self::new(metrics, PUBLIC.into())
+    }
+
+    /// A request has been sent, and this became of it after this time.
+    pub(super) fn asked(&self, purpose: Purpose, outcome: Result<StatusCode, &Error>, took: Duration) {
+        if outcome.is_ok() {
+            self.metrics.upstream_began(&self.upstream, purpose.word(), took);
+        }
         let status = match &outcome {
             Ok(status) => status.as_str(),
             Err(Error::Unavailable { timed_out: true, .. }) => "timeout",
             Err(_) => "failed",
         };
         self.metrics.upstream_asked(&self.upstream, purpose.word(), status);
+    }
+
+    /// Where the bytes are counted that come for this; `None`: for a token.
+    pub(super) fn fetched(&self, purpose: Option<Purpose>) -> Fetched {
+        self.metrics.fetched(&self.upstream, purpose.map_or("token", Purpose::word))
+    }
+
+    /// It has sent other bytes than a digest promises.
+    pub(super) fn mismatched(&self) {
+        self.metrics.digest_mismatched(&self.upstream);
     }
 
     pub(super) fn hedged(&self, won: bool) {

@@ -152,7 +152,10 @@ impl Upstream {
         let answer = async {
             let mut response = self.send_to(endpoint, question).await?;
             let bytes = match question.whole {
-                Some(limit) => read_limited(&mut response, limit, self.limits).await?,
+                Some(limit) => {
+                    let fetched = self.counts.fetched(Some(question.purpose));
+                    read_limited(&mut response, limit, self.limits, &fetched).await?
+                }
                 None => Bytes::new(),
             };
             Ok((response, bytes))

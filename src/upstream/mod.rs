@@ -115,7 +115,7 @@ impl Upstream {
         let accounts = Accounts::of_options(&Accounts::default(), options, name, &url, &clock).map_err(wrong)?;
         let trust = Arc::new(Trust::new(url, options.token_hosts.clone()));
         let name: Arc<str> = name.into();
-        let counts = Counts::new(metrics, Arc::clone(&name));
+        let counts = if options.public_only { Counts::of_public(metrics) } else { Counts::new(metrics, Arc::clone(&name)) };
         let endpoint = |url| Endpoint::new(url, options, &trust, &accounts, clock.clone(), counts.clone()).map(Arc::new);
         let endpoints = urls.into_iter().map(endpoint).collect::<Result<Vec<_>, _>>().map_err(wrong)?;
         let quota = Arc::new(Quota::new(options.byte_quota.as_u64(), options.byte_quota_window));
@@ -171,6 +171,11 @@ impl Upstream {
     pub fn set_max_rates(&self, its_own: u64, all: u64) {
         self.rates[0].set(its_own);
         self.rates[1].set(all);
+    }
+
+    /// Counts that what came of it did not hash to its digest.
+    pub fn note_mismatch(&self) {
+        self.counts.mismatched();
     }
 
     /// Whether as much comes from it as may: what comes slowly then, would not come faster by another connection.

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use tokio::time::{Instant, sleep_until};
 
 use crate::allowance::Turn;
+use crate::metrics::Fetched;
 use crate::oci::{ACCEPT, Digest, INDEX_TYPE, MAX_MANIFEST, Page, Reference, RepositoryName, merge_indexes};
 
 use super::budget::Purpose;
@@ -73,6 +74,7 @@ pub struct Body {
     endpoint: Arc<Endpoint>,
     _place: Place,
     quota: Arc<Quota>,
+    fetched: Fetched,
     /// In bytes.
     received: u64,
     /// What came with the last of those that were passed over.
@@ -269,6 +271,7 @@ impl Asking<'_> {
             endpoint,
             _place: place,
             quota: Arc::clone(&self.upstream.quota),
+            fetched: self.upstream.counts.fetched(Some(Purpose::Blob)),
             received: 0,
             ahead: None,
         };
@@ -444,6 +447,7 @@ impl Body {
                 let before = self.received;
                 self.received += bytes.len() as u64;
                 self.quota.spend(bytes.len() as u64);
+                self.fetched.add(bytes.len());
                 self.turn.took(bytes.len());
                 if before < PROOF && self.received >= PROOF {
                     self.endpoint.body_came();

@@ -169,7 +169,7 @@ mod tests {
     use std::future::{pending, ready};
 
     use super::*;
-    use crate::metrics::Metrics;
+    use crate::metrics::{Format, Metrics};
 
     const ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
     const OTHER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::BROADCAST);
@@ -209,7 +209,7 @@ mod tests {
         clock.advance(MINUTE);
         assert_eq!(fails(&resolver).await, Err("no such name".into()), "what it said is not known for ever");
         let counted = "larder_dns_errors_total{upstream=\"docker.io\"} 11";
-        assert!(metrics.page().lines().any(|line| line == counted), "{}", metrics.page());
+        assert!(metrics.page(Format::Text).lines().any(|line| line == counted), "{}", metrics.page(Format::Text));
     }
 
     #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use http::{HeaderMap, Method, StatusCode, header};
 use reqwest::{Response, Url};
@@ -120,8 +121,9 @@ impl Upstream {
             question.sent.fetch_add(1, Ordering::Relaxed);
             let short = question.shortcut.and_then(|shortcut| shortcut.of(endpoint));
             let from = short.as_ref().unwrap_or(&url).clone();
+            let asked = Instant::now();
             let followed = endpoint.client.follow(method, from, &headers).await;
-            self.counts.asked(*purpose, followed.as_ref().map(|followed| followed.response.status()));
+            self.counts.asked(*purpose, followed.as_ref().map(|followed| followed.response.status()), asked.elapsed());
             let came = followed.as_ref().is_ok_and(|followed| followed.response.status().is_success());
             if let Some(short) = short.filter(|_| !came) {
                 // Its signature may have expired: the registry makes a new one.

@@ -115,7 +115,7 @@ impl Request {
             429 => return Err(Error::RateLimited { until: clock.now() + cool_down(response.headers()) }),
             status => return Err(Error::unavailable(format!("the token service answers {status}"))),
         }
-        let body = read_limited(&mut response, LARGEST_ANSWER, client.limits).await?;
+        let body = read_limited(&mut response, LARGEST_ANSWER, client.limits, &client.counts.fetched(None)).await?;
         let answer: Answer =
             serde_json::from_slice(&body).map_err(|_| Error::unavailable("the token service answers no JSON"))?;
         Token::of(answer, asked).map(Said::Token)

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each part of the crate may use. Its own parts it may always use.
-const MAY_USE: [(&str, &[&str]); 16] = [
+const MAY_USE: [(&str, &[&str]); 17] = [
     ("oci", &[]),
     ("clock", &[]),
     ("allowance", &[]),
@@ -12,15 +12,16 @@ const MAY_USE: [(&str, &[&str]); 16] = [
     ("current", &[]),
     ("sync", &[]),
     ("flight", &["sync"]),
+    ("lines", &[]),
     ("metrics", &[]),
     ("store", &["oci", "clock", "sync", "flight", "metrics"]),
     ("upstream", &["oci", "clock", "current", "sync", "flight", "metrics", "allowance"]),
     ("mirror", &["oci", "clock", "brake", "current", "sync", "flight", "metrics", "store", "upstream"]),
     ("orders", &["oci", "clock", "metrics", "store", "upstream", "mirror"]),
-    ("server", &["oci", "clock", "current", "flight", "metrics", "allowance", "brake", "upstream", "mirror", "orders"]),
+    ("server", &["oci", "clock", "current", "flight", "lines", "metrics", "allowance", "brake", "upstream", "mirror", "orders"]),
     ("config", &["oci", "server", "mirror", "store", "upstream", "app"]),
-    ("app", &["oci", "clock", "current", "metrics", "store", "upstream", "mirror", "orders", "server", "config"]),
-    ("cli", &["oci", "clock", "metrics", "store", "orders", "config", "app"]),
+    ("app", &["oci", "clock", "current", "lines", "metrics", "store", "upstream", "mirror", "orders", "server", "config"]),
+    ("cli", &["oci", "clock", "lines", "metrics", "store", "orders", "config", "app"]),
 ];
 
 fn sources(dir: &Path, found: &mut Vec<PathBuf>) {

@@ -12,6 +12,7 @@ use larder::{
     app::{App, Drained, Listening, Running},
     clock::{Clock, Timestamp},
     config::Config,
+    metrics::Format,
     mirror::Warmed,
     oci::{ImageName, Repository},
     store::{Scrubbed, Trouble, faults::Faults},
@@ -184,7 +185,7 @@ impl TestMirror {
 
     /// The value of a metric, with its labels as they are written; 0 if it has none yet.
     pub fn metric(&self, name: &str) -> u64 {
-        let page = self.app.mirror().measured().page();
+        let page = self.app.mirror().measured().page(Format::Text);
         let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
         value.unwrap_or_default()
     }
@@ -245,7 +246,7 @@ impl TestMirror {
 
     /// Ends it as [`stop`](Self::stop) does, and tells what had to be cut off.
     pub async fn drain(self) -> (StoppedMirror, Drained) {
-        secrets::search("the metrics", self.app.mirror().metrics().page().as_bytes());
+        secrets::search("the metrics", self.app.mirror().metrics().page(Format::Text).as_bytes());
         let drained = self.app.stop().await;
         (StoppedMirror { faults: Faults::default(), ..self.stopped }, drained)
     }

@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use crate::metrics::FillGauges;
 use crate::oci::{Digest, Repository};
 use crate::store::Growth;
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -128,6 +129,12 @@ impl Fills {
 
     pub(in crate::mirror) fn now(&self) -> Vec<Underway> {
         self.running().values().map(|fill| fill.now()).collect()
+    }
+
+    pub(in crate::mirror) fn gauges(&self) -> FillGauges {
+        let running = self.running();
+        let clients = running.values().map(|fill| fill.wanted_by.load(Ordering::Relaxed) as u64).sum();
+        FillGauges { running: running.len() as u64, clients }
     }
 
     /// Whoever wants a blob keeps its fill going. Without anyone, a few go on, if they are worth it.

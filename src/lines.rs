@@ -1,18 +1,17 @@
-//! Lines on their way out: whoever writes one never waits for whoever reads the log, nor for another who writes.
+//! Lines on their way out, to the log and to the audit log: whoever writes one never waits for whoever takes it, nor for another who
+//! writes. Floor 0.
 //!
-//! A reader may hang: a terminal that was stopped, a container engine whose disk is full. That must not hold up a pull. And a
-//! line for each request, one system call each, is a good part of what a small answer costs.
+//! A reader may hang: a terminal that was stopped, a container engine or a log whose disk is full. That must not hold up a pull. And
+//! a line for each request, one system call each, is a good part of what a small answer costs.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use tracing_subscriber::fmt::MakeWriter;
-
 /// What is written waits here for the thread that takes it out.
 #[derive(Clone)]
-pub(super) struct Lines(Arc<Shared>);
+pub(crate) struct Lines(Arc<Shared>);
 
 /// What has been written goes out before this is gone, if it is taken within [`LAST`].
 pub(crate) struct Ending(Lines);
@@ -45,15 +44,16 @@ const LAST: Duration = Duration::from_secs(1);
 // === impl Lines ===
 
 impl Lines {
-    /// Lines that go out to `to`, by a thread of their own.
+    /// Lines that a thread of this name gives to `out`, some whole ones at a time, with the number of those before them for which
+    /// there was no room.
     ///
     /// # Errors
     /// When there is no thread to be had.
-    pub(super) fn to(to: impl Write + Send + 'static) -> io::Result<(Self, Ending)> {
+    pub(crate) fn to(thread: &str, out: impl FnMut(&[u8], u64) + Send + 'static) -> io::Result<(Self, Ending)> {
         let shared = Shared { waiting: Mutex::default(), written: Condvar::new(), taken: Condvar::new() };
         let lines = Self(Arc::new(shared));
         let taking = lines.clone();
-        thread::Builder::new().name("larder-log".into()).spawn(move || taking.take_out(to))?;
+        thread::Builder::new().name(thread.into()).spawn(move || taking.take_out(out))?;
         Ok((lines.clone(), Ending(lines)))
     }
 
@@ -61,7 +61,7 @@ impl Lines {
         self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take_out(&self, mut to: impl Write) {
+    fn take_out(&self, mut out: impl FnMut(&[u8], u64)) {
         let mut text = Vec::new();
         loop {
             let waiting = self.0.written.wait_while(self.lock(), |waiting| waiting.text.is_empty());
@@ -73,12 +73,7 @@ impl Lines {
                 waiting.leaving = true;
                 std::mem::take(&mut waiting.lost)
             };
-            // There is nobody to tell that it cannot be told.
-            let _ = to.write_all(&text);
-            if lost > 0 {
-                let lost = format!("larder: {lost} lines of the log are lost: they came faster than they were read\n");
-                let _ = to.write_all(lost.as_bytes());
-            }
+            out(&text, lost);
             text.clear();
             self.lock().leaving = false;
             self.0.taken.notify_all();
@@ -109,14 +104,6 @@ impl Write for &Lines {
     }
 }
 
-impl<'a> MakeWriter<'a> for Lines {
-    type Writer = &'a Self;
-
-    fn make_writer(&'a self) -> Self::Writer {
-        self
-    }
-}
-
 // === impl Ending ===
 
 impl Drop for Ending {
@@ -136,33 +123,20 @@ mod tests {
 
     use super::*;
 
-    /// A reader that takes the next of what is written when it is told to.
-    struct Slow {
-        go: Receiver<()>,
-        got: Sender<String>,
-    }
-
-    impl Write for Slow {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            let _ = self.go.recv();
-            let _ = self.got.send(String::from_utf8(bytes.to_vec()).expect("text"));
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    fn slow() -> (Slow, Sender<()>, Receiver<String>) {
+    /// Lines to a reader that takes the next of what is written when it is told to.
+    fn slow() -> (Lines, Ending, Sender<()>, Receiver<(String, u64)>) {
         let ((go, told), (got, seen)) = (channel(), channel());
-        (Slow { go: told, got }, go, seen)
+        let out = move |text: &[u8], lost| {
+            let _ = told.recv();
+            let _ = got.send((String::from_utf8(text.to_vec()).expect("text"), lost));
+        };
+        let (lines, ending) = Lines::to("test", out).unwrap();
+        (lines, ending, go, seen)
     }
 
     #[test]
     fn nobody_waits_for_a_reader_that_hangs_and_what_is_lost_is_counted() {
-        let (reader, go, seen) = slow();
-        let (lines, ending) = Lines::to(reader).unwrap();
+        let (lines, ending, go, seen) = slow();
         (&lines).write_all(b"first\n").unwrap();
         while !lines.lock().leaving {
             thread::yield_now();
@@ -172,23 +146,22 @@ mod tests {
             (&lines).write_all(&line).unwrap();
         }
         assert_eq!(lines.lock().text.len(), ROOM);
-        (0..3).for_each(|_| go.send(()).unwrap());
-        assert_eq!(seen.recv().unwrap(), "first\n");
-        assert_eq!(seen.recv().unwrap().lines().count(), ROOM / line.len());
-        assert!(seen.recv().unwrap().starts_with("larder: 3 lines of the log are lost"));
+        (0..2).for_each(|_| go.send(()).unwrap());
+        assert_eq!(seen.recv().unwrap(), ("first\n".into(), 0));
+        let (text, lost) = seen.recv().unwrap();
+        assert_eq!((text.lines().count(), lost), (ROOM / line.len(), 3));
         drop(go);
         drop(ending);
     }
 
     #[test]
     fn what_was_written_goes_out_before_the_end() {
-        let (reader, go, seen) = slow();
-        let (lines, ending) = Lines::to(reader).unwrap();
+        let (lines, ending, go, seen) = slow();
         go.send(()).unwrap();
         (&lines).write_all(b"a\n").unwrap();
         (&lines).write_all(b"b\n").unwrap();
         drop(go);
         drop(ending);
-        assert_eq!(seen.try_iter().collect::<String>(), "a\nb\n");
+        assert_eq!(seen.try_iter().map(|(text, _)| text).collect::<String>(), "a\nb\n");
     }
 }

@@ -23,10 +23,11 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::dashboard::Dashboard;
 use crate::metrics::Metrics;
 use crate::mirror::{self, Mirror, Registries};
 use crate::orders::Orders;
-use crate::server::{self, Place, Service, Shares};
+use crate::server::{self, Guide, Office, Place, Service, Shares, Terms};
 use crate::store::{self, Store, Tally};
 use crate::upstream::{Hop, Spent, Upstream};
 
@@ -35,7 +36,7 @@ use bound::{bind, bind_for_operator, listen};
 use registries::registries;
 
 pub use check::{Finding, check};
-pub use offer::Offer;
+pub use offer::offer;
 pub use running::{Reloaded, Running};
 
 /// A running larder. To be ended with [`App::stop`]; dropped, its tasks go on.
@@ -44,6 +45,7 @@ pub struct App {
     admin_address: Option<SocketAddr>,
     store: Store,
     mirror: Mirror,
+    dashboard: Dashboard,
     running: Arc<Running>,
     stop: CancellationToken,
     ends: JoinHandle<Drained>,
@@ -145,6 +147,7 @@ impl App {
         let registries = registries(&config, &hop, &clock, &metrics).map_err(StartError::Upstream)?;
         let clients = bind(&config.server).await?;
         let operator = config.admin.listen.map(bind_for_operator).transpose()?;
+        let operators = Terms::of_operator(&config.admin.users_file).map_err(StartError::Listener)?;
         inherited::close_rest();
         let (audit_file, audit) = AuditFile::open(&config.log.audit_file, &metrics).map_err(StartError::Audit)?;
         let (store, mirror) = open(config.cache, config.mirror, registries, &clock, metrics).await?;
@@ -153,7 +156,8 @@ impl App {
         let listening = clients
             .iter()
             .flat_map(|(terms, bound)| bound.iter().map(|bound| Listening { place: bound.place.clone(), tls: terms.has_tls() }));
-        let listening = listening.collect();
+        let listening: Vec<Listening> = listening.collect();
+        let guide = guide(&told, &listening);
         let admin_address = operator.as_ref().map(|(_, address)| *address);
         let shares = Shares::within(&config.server);
         let terms = clients.iter().map(|(terms, _)| Arc::clone(terms)).collect();
@@ -169,9 +173,19 @@ impl App {
         let stop = CancellationToken::new();
         let beside = TaskTracker::new();
         beside.spawn(mirror.clone().keep(stop.clone()));
+        let dashboard = Dashboard::new(mirror.clone(), store.clone(), clock.clone());
+        dashboard.recall().await;
+        beside.spawn(dashboard.clone().run(stop.clone()));
         if let Some(listener) = admin {
             let stopped = stop.clone().cancelled_owned();
-            beside.spawn(server::serve_admin(listener, config.admin, mirror.clone(), clock.clone(), stopped));
+            let office = Office {
+                terms: operators.into(),
+                hosts: config.admin.hosts,
+                dashboard: dashboard.clone(),
+                guide,
+                audit: audit.clone(),
+            };
+            beside.spawn(server::serve_admin(listener, office, stopped));
         }
         match store.listen().await.and_then(UnixListener::from_std) {
             Ok(listener) => {
@@ -189,8 +203,8 @@ impl App {
             drop(made);
             cut
         };
-        let ends = tokio::spawn(run(clients, grace, beside, mirror.clone(), store.clone(), stop.clone()));
-        Ok(Self { listening, admin_address, store, mirror, running: Arc::new(running), stop, ends })
+        let ends = tokio::spawn(run(clients, grace, beside, dashboard.clone(), store.clone(), stop.clone()));
+        Ok(Self { listening, admin_address, store, mirror, dashboard, running: Arc::new(running), stop, ends })
     }
 
     /// Where it listens, first at `server.listen`.
@@ -219,6 +233,12 @@ impl App {
     #[must_use]
     pub fn mirror(&self) -> &Mirror {
         &self.mirror
+    }
+
+    /// What is known for the operator's page.
+    #[must_use]
+    pub fn dashboard(&self) -> &Dashboard {
+        &self.dashboard
     }
 
     /// What a changed configuration is given to.
@@ -288,6 +308,13 @@ impl fmt::Display for Listening {
     }
 }
 
+/// What clients are told of a larder that listens there.
+fn guide(config: &Config, listening: &[Listening]) -> Guide {
+    let config = config.clone();
+    let places = listening.iter().map(|listening| (listening.place.clone(), listening.tls)).collect();
+    Guide { places, offer: Box::new(move |url| offer(&config, Some(url))) }
+}
+
 /// The cache, and what stands before it.
 async fn open(
     cache: store::Options,
@@ -328,11 +355,12 @@ async fn run(
     clients: impl Future<Output = usize>,
     grace: Duration,
     beside: TaskTracker,
-    mirror: Mirror,
+    dashboard: Dashboard,
     store: Store,
     stop: CancellationToken,
 ) -> Drained {
-    let upkeep = tokio::spawn(upkeep(mirror.clone(), store.clone(), stop.clone()));
+    let mirror = dashboard.mirror().clone();
+    let upkeep = tokio::spawn(upkeep(dashboard.clone(), store.clone(), stop.clone()));
     let end = async {
         stop.cancelled().await;
         Instant::now() + grace + AFTER_GRACE
@@ -344,7 +372,8 @@ async fn run(
     let fills = mirror.stop(share(2)).await;
     upkeep.abort();
     note_spent(&mirror, &store);
-    let _ = timeout(share(2), mirror.keep_lacking()).await;
+    let written = async { tokio::join!(mirror.keep_lacking(), dashboard.keep()) };
+    let _ = timeout(share(2), written).await;
     // Clients that were cut off wrote nothing.
     if timeout(share(1), store.close(fills == 0)).await.is_err() {
         tracing::error!("the disk does not answer; the next start looks at every file");
@@ -352,7 +381,8 @@ async fn run(
     Drained { connections, fills }
 }
 
-async fn upkeep(mirror: Mirror, store: Store, stop: CancellationToken) {
+async fn upkeep(dashboard: Dashboard, store: Store, stop: CancellationToken) {
+    let mirror = dashboard.mirror();
     let mut due = tokio::time::interval(UPKEEP);
     due.tick().await;
     let mut probe = tokio::time::interval(PROBE);
@@ -361,8 +391,9 @@ async fn upkeep(mirror: Mirror, store: Store, stop: CancellationToken) {
             () = stop.cancelled() => return,
             _ = probe.tick() => store.probe().await,
             _ = due.tick() => {
-                note_spent(&mirror, &store);
+                note_spent(mirror, &store);
                 mirror.keep_lacking().await;
+                dashboard.keep().await;
                 store.upkeep().await;
             }
         }

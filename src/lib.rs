@@ -7,11 +7,12 @@
 //! ```text
 //! floor 4   cli  app  config         wiring; may use all below
 //! floor 3   server                   HTTP in: parse, ask the mirror, respond; connections, drain
-//! floor 2   orders                   what the operator tells a cache to do, beside a running larder or without one
+//! floor 2   dashboard                what the operator's page shows; above the others of this floor
+//!           orders                   what the operator tells a cache to do, beside a running larder or without one
 //!           mirror                   the pull-through policy: who answers, how fresh, one fill per digest
 //! floor 1   store      upstream      mechanisms, which never use each other
 //! floor 0   oci  clock  flight       words and small tools: no I/O
-//!           metrics  sync  allowance  brake  current  lines
+//!           metrics  sync  allowance  brake  current  lines  setup
 //! ```
 //!
 //! # A hit
@@ -44,6 +45,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod current;
+pub mod dashboard;
 pub mod flight;
 mod lines;
 pub mod metrics;
@@ -51,6 +53,7 @@ pub mod mirror;
 pub mod oci;
 pub mod orders;
 pub mod server;
+pub mod setup;
 pub mod store;
 mod sync;
 pub mod upstream;

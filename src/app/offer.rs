@@ -6,58 +6,32 @@ use reqwest::Url;
 
 use crate::config::Config;
 use crate::server::{ListenerOptions, Place};
+use crate::setup::Offer;
 use crate::upstream::{AuthMode, DOCKER_HUB};
 
-/// One way into a larder.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Offer {
-    pub tls: bool,
-    /// Host and port, as they stand in a URL.
-    pub authority: String,
-    /// Who comes there is asked for a password,
-    pub asks_for_users: bool,
-    /// or for a certificate.
-    pub asks_for_certificates: bool,
-    /// The registries that it stands before, with the URL that clients take when there is no larder.
-    pub registries: Vec<(String, String)>,
-    /// What it takes a client for that names no registry.
-    pub default: String,
-    /// Registries that are had under a URL of their own, where clients log in.
-    pub apart: Vec<(String, String)>,
-}
-
-// === impl Offer ===
-
-impl Offer {
-    /// By the URL that clients reach it by; without one, for clients on the same machine, by the first address that asks nothing.
-    ///
-    /// # Errors
-    /// One line that says what to give.
-    pub fn of(config: &Config, url: Option<&str>) -> Result<Self, String> {
-        let listeners = config.server.listeners();
-        let (tls, authority, port) = match url {
-            Some(url) => parsed(url)?,
-            None => local(&listeners)?,
-        };
-        // What stands before larder may have another port, and asks what it likes.
-        let listener = listeners.iter().find(|listener| listener.has_tls() == tls && port_of(listener) == Some(port));
-        let registries = config.upstream.iter().filter(|(_, options)| options.auth == AuthMode::Own);
-        let apart = config.upstream.iter().filter(|(_, options)| options.auth == AuthMode::Passthrough);
-        Ok(Self {
-            tls,
-            authority,
-            asks_for_users: listener.is_some_and(|listener| !listener.users_file.as_os_str().is_empty()),
-            asks_for_certificates: listener.is_some_and(|listener| !listener.client_ca_file.as_os_str().is_empty()),
-            registries: registries.map(|(name, _)| (name.clone(), own_url(name))).collect(),
-            default: config.mirror.default_upstream.clone(),
-            apart: apart.map(|(name, options)| (name.clone(), options.public_url.clone())).collect(),
-        })
-    }
-
-    #[must_use]
-    pub fn url(&self) -> String {
-        format!("{}://{}", if self.tls { "https" } else { "http" }, self.authority)
-    }
+/// By the URL that clients reach it by; without one, for clients on the same machine, by the first address that asks nothing.
+///
+/// # Errors
+/// One line that says what to give.
+pub fn offer(config: &Config, url: Option<&str>) -> Result<Offer, String> {
+    let listeners = config.server.listeners();
+    let (tls, authority, port) = match url {
+        Some(url) => parsed(url)?,
+        None => local(&listeners)?,
+    };
+    // What stands before larder may have another port, and asks what it likes.
+    let listener = listeners.iter().find(|listener| listener.has_tls() == tls && port_of(listener) == Some(port));
+    let registries = config.upstream.iter().filter(|(_, options)| options.auth == AuthMode::Own);
+    let apart = config.upstream.iter().filter(|(_, options)| options.auth == AuthMode::Passthrough);
+    Ok(Offer {
+        tls,
+        authority,
+        asks_for_users: listener.is_some_and(|listener| !listener.users_file.as_os_str().is_empty()),
+        asks_for_certificates: listener.is_some_and(|listener| !listener.client_ca_file.as_os_str().is_empty()),
+        registries: registries.map(|(name, _)| (name.clone(), own_url(name))).collect(),
+        default: config.mirror.default_upstream.clone(),
+        apart: apart.map(|(name, options)| (name.clone(), options.public_url.clone())).collect(),
+    })
 }
 
 /// Where the clients themselves would go, whatever way larder takes.
@@ -120,7 +94,7 @@ mod tests {
     use super::*;
 
     fn offer(toml: &str, url: Option<&str>) -> Result<Offer, String> {
-        Offer::of(&Config::from_toml(toml).unwrap(), url)
+        super::offer(&Config::from_toml(toml).unwrap(), url)
     }
 
     #[test]

@@ -1,21 +1,18 @@
 //! `larder setup`
 
-mod clients;
-mod merge;
 mod receipt;
-mod yaml;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
 
-use crate::app::Offer;
+use crate::app::offer;
+use crate::setup::{Client, Plan, Way};
 
 use super::Configured;
 use super::said::{put, say};
 
-use clients::{Client, Plan, Way};
 use receipt::Outcome;
 
 /// Tell what leads a client to this larder: what to put where. With --write, put it there, beside what stands there.
@@ -50,12 +47,12 @@ impl Setup {
             return Ok(told(&receipt::undo(&note)?));
         }
         let config = self.configured.load()?;
-        let offer = Offer::of(&config, self.url.as_deref())?;
+        let offer = offer(&config, self.url.as_deref())?;
         let ca = self.ca.as_deref().map(authority).transpose()?;
         if ca.is_some() && !offer.tls {
             return Err(format!("--ca is for https, and larder is at {}", offer.url()));
         }
-        let way = Way { offer: &offer, ca, root: &self.root };
+        let way = Way { offer: &offer, ca, root: &self.root, here: true };
         let Plan { edits, words, then, notes } = self.client.plan(&way)?;
         let client = self.client.word();
         let mut code = ExitCode::SUCCESS;

@@ -12,10 +12,12 @@ use super::said::{put, say};
 use super::table::{short, size};
 use super::{Configured, bars};
 
-/// Hash all that is in the cache again. What is damaged is set aside in quarantine/. Exit code 1 if something was, and is not here
+/// Hash what is in the cache again, all of it or these images. What is damaged is set aside in quarantine/. Exit code 1 if something was, and is not here
 /// again.
 #[derive(Args)]
 pub(super) struct Verify {
+    /// As for `docker pull`, or as `larder ls` shows them; none: all that is there.
+    images: Vec<String>,
     /// Fetch anew what is damaged.
     #[arg(long)]
     repair: bool,
@@ -33,7 +35,7 @@ pub(super) struct Verify {
 
 impl Verify {
     pub(super) fn run(self) -> Result<ExitCode, String> {
-        let order = Order::Verify { repair: self.repair, rate: self.rate.map(|rate| rate.as_u64()) };
+        let order = Order::Verify { repair: self.repair, rate: self.rate.map(|rate| rate.as_u64()), images: self.images };
         let (bar, json) = (bars::bytes(Some(0), !self.json), self.json);
         give(&self.configured, &order, |report| match report {
             report if json => put(&report.line()),

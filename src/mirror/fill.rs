@@ -143,6 +143,7 @@ impl Mirror {
     async fn give_up(&self, fill: &Fill, writer: BlobWriter, error: &upstream::Error) {
         tracing::error!(digest = %fill.digest, at = writer.accepted(), %error, "a fill is given up");
         self.0.metrics.fill_ended("given_up");
+        self.note_broken_off(&fill.origin, error);
         leave(fill, writer).await;
     }
 
@@ -281,6 +282,7 @@ impl Mirror {
         self.0.store.remove_proof(&fill.origin.repository, &fill.digest, Kind::Blob);
         let upstream = &fill.origin.repository.upstream;
         fill.origin.upstream().note_mismatch();
+        self.note_wrong_bytes(&fill.origin);
         tracing::error!(%upstream, repository = %fill.origin.repository.name, digest = %fill.digest, %found, size = writer.accepted(),
             "the upstream sent other bytes than the digest promises; nothing of them is kept");
         senders.now.iter().for_each(|sender| sender.gave_wrong_bytes(&fill.digest));

@@ -9,6 +9,7 @@ mod explain;
 mod fill;
 mod freshness;
 mod held_off;
+mod incidents;
 mod keep;
 mod lists;
 mod logins;
@@ -18,6 +19,7 @@ mod options;
 mod prefetch;
 mod proofs;
 mod public;
+mod pulls;
 mod rights;
 mod shopping;
 mod tags;
@@ -49,6 +51,7 @@ pub use body::{Broken, ByteStream};
 pub use explain::{Outlook, Question, ServedFrom};
 pub use fill::Underway;
 pub use freshness::Freshness;
+pub use incidents::{Cause, Incident};
 pub use lists::{Referrers, TagList};
 pub use logins::{Challenge, Gate, Shown, Token};
 pub use manifest::Manifest;
@@ -91,6 +94,8 @@ struct Inner {
     missing: moka::sync::Cache<(Asker, Thing), (Timestamp, upstream::Error)>,
     lists: moka::sync::Cache<(Asker, String), lists::Cached>,
     shopping: shopping::Shopping,
+    incidents: incidents::Incidents,
+    pulls: pulls::Pulls,
     listing: Flights<(Asker, String), Result<lists::Cached, Refusal>>,
     tasks: TaskTracker,
     stopping: CancellationToken,
@@ -212,6 +217,8 @@ impl Mirror {
                 .weigher(|(_, key): &(Asker, String), list| lists::weight(key, list))
                 .build(),
             shopping: shopping::Shopping::default(),
+            incidents: incidents::Incidents::default(),
+            pulls: pulls::Pulls::default(),
             listing: Flights::default(),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
@@ -243,6 +250,12 @@ impl Mirror {
     pub async fn measured_with_disk(&self) -> &Metrics {
         self.0.store.show_room().await;
         self.measured()
+    }
+
+    /// Whether it asks no upstream.
+    #[must_use]
+    pub fn is_sealed(&self) -> bool {
+        self.0.options.offline
     }
 
     /// The blobs that are being fetched.

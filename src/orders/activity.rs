@@ -73,7 +73,9 @@ impl Orders {
         }
     }
 
-    fn activity(&self) -> ActivityReport {
+    /// A larder at this moment.
+    #[must_use]
+    pub fn activity(&self) -> ActivityReport {
         let (metrics, health, account) = (self.mirror.metrics(), self.mirror.health(), self.store.account());
         let mut fills: Vec<_> = self.mirror.underway().into_iter().map(FillReport::of).collect();
         fills.sort_by(|a, b| (b.size, &a.digest).cmp(&(a.size, &b.digest)));

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::oci::{Digest, Pattern, Platform, Reference, Repository};
+use crate::oci::{Digest, Manifest, Pattern, Platform, Reference, Repository};
 use crate::store::{Known, Pin};
 use crate::upstream::DOCKER_HUB;
 
@@ -31,10 +31,10 @@ pub struct ImageReport {
 
 /// A name and what it means.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Image {
-    pub(super) repository: Repository,
-    pub(super) reference: Reference,
-    pub(super) digest: Digest,
+pub struct Image {
+    pub repository: Repository,
+    pub reference: Reference,
+    pub digest: Digest,
 }
 
 /// What an image takes of the cache.
@@ -90,8 +90,9 @@ impl Orders {
         }
     }
 
-    /// All images by name: tags, and manifests that no tag of their repository leads to.
-    pub(super) fn images(&self) -> Vec<Image> {
+    /// All images by name: tags, and manifests that no tag of their repository leads to. To be called where one may wait.
+    #[must_use]
+    pub fn images(&self) -> Vec<Image> {
         let (mut images, mut manifests) = (BTreeSet::new(), Vec::new());
         self.store.each_known(|known| match known {
             Known::Tag(repository, tag, record) => {
@@ -131,25 +132,42 @@ impl Orders {
         pins.map(|Pin { repository, reference, digest }| Image { repository, reference, digest }).collect()
     }
 
+    /// For what an image is: each platform, with the manifest that is for it.
+    ///
+    /// # Errors
+    /// It is not here, or cannot be read.
+    pub async fn platforms_of(&self, image: &Digest) -> Result<Vec<(Digest, String)>, String> {
+        let manifest = self.read_manifest(image, None).await?;
+        Ok(self.named_platforms(image, &manifest).await)
+    }
+
     /// For what an image is here.
     async fn platforms(&self, parts: &Parts) -> Vec<String> {
-        let Some((_, manifest)) = parts.manifests.first() else { return Vec::new() };
-        let here = |text: &String| text.parse().is_ok_and(|digest| self.store.size(&digest).is_some());
+        let Some((image, manifest)) = parts.manifests.first() else { return Vec::new() };
+        let platforms = self.named_platforms(image, manifest).await.into_iter();
+        platforms.filter(|(digest, _)| self.store.size(digest).is_some()).map(|(_, platform)| platform).collect()
+    }
+
+    async fn named_platforms(&self, image: &Digest, manifest: &Manifest) -> Vec<(Digest, String)> {
         if !manifest.children.is_empty() {
-            let here = manifest.children.iter().filter(|child| here(&child.digest));
-            return here.filter_map(|child| Some(child.platform.as_ref()?.to_string())).collect();
+            let children = manifest.children.iter();
+            return children
+                .filter_map(|child| Some((child.digest.parse().ok()?, child.platform.as_ref()?.to_string())))
+                .collect();
         }
         let Some(config) = &manifest.config else { return Vec::new() };
         let bytes = self.store.peek(config, MOST_CONFIG).await.ok().flatten().unwrap_or_default();
-        let platform = serde_json::from_slice::<Platform>(&bytes).ok();
-        platform.filter(|platform| !platform.os.is_empty()).map(|platform| platform.to_string()).into_iter().collect()
+        let platform = serde_json::from_slice::<Platform>(&bytes).ok().filter(|platform| !platform.os.is_empty());
+        platform.map(|platform| (image.clone(), platform.to_string())).into_iter().collect()
     }
 }
 
 // === impl Image ===
 
 impl Image {
-    pub(super) fn name(&self) -> String {
+    /// Its whole name: `docker.io/library/nginx:1.27`.
+    #[must_use]
+    pub fn name(&self) -> String {
         self.repository.image(&self.reference)
     }
 

@@ -36,7 +36,7 @@ pub use activity::{AccountReport, ActivityReport, AnswersReport, FillReport};
 pub use archive::{Archive, BLOCK, Entry, Input, header, own_header, padding};
 pub use explain::ExplainReport;
 pub use export::{Export, ExportReport};
-pub use images::ImageReport;
+pub use images::{Image, ImageReport};
 pub use import::{Import, ImportReport};
 pub use missing::MissingReport;
 pub use pull::{LayerReport, Pull, PullReport};
@@ -78,8 +78,13 @@ pub enum Order {
     /// Tell from where images would be served now, why, and what it would cost.
     Explain { images: Vec<String> },
     /// Hash all that is here again; what is damaged leaves the cache, and is fetched anew where that is wanted. `rate`: so many
-    /// bytes a second, or as in idle time.
-    Verify { repair: bool, rate: Option<u64> },
+    /// bytes a second, or as in idle time. `images`: these alone; none: all.
+    Verify {
+        repair: bool,
+        rate: Option<u64>,
+        #[serde(default)]
+        images: Vec<String>,
+    },
     /// Tell what the larder that serves is doing, each so many milliseconds until the order is taken back; without, once.
     Watch { every: Option<u64> },
 }
@@ -317,7 +322,7 @@ impl Orders {
             Order::Import(import) => self.import(&import, input, reports).await,
             Order::Missing => self.missing(reports).await,
             Order::Explain { images } => self.explain(&images, reports).await,
-            Order::Verify { repair, rate } => self.verify(repair, rate, reports).await,
+            Order::Verify { repair, rate, images } => self.verify(repair, rate, &images, reports).await,
             Order::Watch { every } => self.watch(every, reports).await,
         }
         // Before its end is told: who has heard that hangs up.

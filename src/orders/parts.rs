@@ -93,7 +93,7 @@ impl Orders {
         Ok(gathered(image, nodes, found))
     }
 
-    async fn read_manifest(&self, digest: &Digest, media_type: Option<&str>) -> Result<Manifest, String> {
+    pub(super) async fn read_manifest(&self, digest: &Digest, media_type: Option<&str>) -> Result<Manifest, String> {
         let bytes = self.store.peek(digest, MAX_MANIFEST).await.map_err(|error| error.to_string())?;
         let bytes = bytes.ok_or("it is too large for a manifest, or has just left the cache")?;
         let (digest, media_type) = (digest.clone(), media_type.map(str::to_owned));

@@ -1,6 +1,6 @@
-//! `larder verify`: all that is here is hashed again, by the verification that also runs in idle time.
+//! `larder verify`: what is here is hashed again, all of it or some images, by the verification that also runs in idle time.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::oci::{Digest, ImageName, Reference, Repository};
 use crate::store::Kind;
 
-use super::{Orders, Report, Reports};
+use super::{Orders, Report, Reports, absent};
 
 /// What has come of hashing the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -30,10 +30,14 @@ const RATE: u64 = 32 << 20;
 // === impl Orders ===
 
 impl Orders {
-    pub(super) async fn verify(&self, repair: bool, rate: Option<u64>, reports: &Reports) {
+    pub(super) async fn verify(&self, repair: bool, rate: Option<u64>, images: &[String], reports: &Reports) {
         let rate = rate.or(self.store.scrub_rate()).unwrap_or(RATE).max(1);
-        let store = self.store.clone();
-        let all = tokio::task::spawn_blocking(move || store.all()).await.unwrap_or_default();
+        let (all, missing) = if images.is_empty() {
+            let store = self.store.clone();
+            (tokio::task::spawn_blocking(move || store.all()).await.unwrap_or_default(), HashSet::new())
+        } else {
+            self.made_of(images, reports).await
+        };
         let of = all.iter().filter_map(|digest| self.store.size(digest)).sum();
         let (mut verified, mut bytes) = (VerifyReport::default(), 0);
         let mut told = Instant::now();
@@ -59,8 +63,10 @@ impl Orders {
                 reports.try_tell(Report::Verifying { bytes, of });
             }
         }
-        let (mut seen, mut needed): (HashSet<Digest>, HashSet<Digest>) = (all.into_iter().collect(), HashSet::new());
-        while let Some(digest) = self.lost(&seen, &needed).filter(|_| repair) {
+        // Of images, what they lack and was found damaged before; of all, whatever was.
+        let of_all = images.is_empty();
+        let (mut seen, mut needed): (HashSet<Digest>, HashSet<Digest>) = (all.into_iter().collect(), missing);
+        while let Some(digest) = self.lost(&seen, &needed, of_all).filter(|_| repair) {
             verified.damaged += 1;
             verified.repaired += u64::from(self.damaged(&digest, repair, reports).await);
             // A manifest that comes again tells what it needs.
@@ -72,13 +78,39 @@ impl Orders {
         reports.tell(Report::Verified(verified)).await;
     }
 
-    /// One that was found damaged before, has not come again, and is needed by what is here; none of those that were `seen`.
-    fn lost(&self, seen: &HashSet<Digest>, needed: &HashSet<Digest>) -> Option<Digest> {
+    /// What some images are made of: what is here, and what is not.
+    async fn made_of(&self, images: &[String], reports: &Reports) -> (Vec<Digest>, HashSet<Digest>) {
+        let (mut here, mut missing) = (BTreeSet::new(), HashSet::new());
+        for image in images {
+            let parts = match self.named(image) {
+                Ok((repository, reference)) => match self.digest_of(&repository, &reference) {
+                    Some(digest) => self.parts(&digest, None, None).await,
+                    None => Err(absent(image)),
+                },
+                Err(why) => Err(why),
+            };
+            match parts {
+                Ok(parts) => {
+                    here.extend(parts.here().map(|(digest, _)| digest.clone()));
+                    missing.extend(parts.missing.into_keys());
+                }
+                Err(why) => reports.tell(Report::Failed { what: image.clone(), why }).await,
+            }
+        }
+        // What is here and cannot be read is hashed as well.
+        here.extend(missing.iter().filter(|digest| self.store.size(digest).is_some()).cloned());
+        (here.into_iter().collect(), missing)
+    }
+
+    /// One that was found damaged before, has not come again, and is `needed`, or `of_all` by what is here; none of those that were
+    /// `seen`.
+    fn lost(&self, seen: &HashSet<Digest>, needed: &HashSet<Digest>, of_all: bool) -> Option<Digest> {
         let is_wanted = |digest: &Digest| {
             let is_manifest = |(_, kind): &(Repository, Kind)| *kind == Kind::Manifest;
             !seen.contains(digest)
                 && self.store.size(digest).is_none()
-                && (needed.contains(digest) || self.store.is_named(digest) || self.store.held_by(digest).iter().any(is_manifest))
+                && (needed.contains(digest)
+                    || of_all && (self.store.is_named(digest) || self.store.held_by(digest).iter().any(is_manifest)))
         };
         self.store.in_quarantine().into_iter().find(is_wanted)
     }

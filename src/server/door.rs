@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use http::HeaderMap;
@@ -180,16 +181,26 @@ impl Terms {
         self.tls.is_some()
     }
 
-    /// Nothing is asked of anyone.
-    pub(super) fn none() -> Self {
-        Self {
+    /// What is asked of the operator: a password, where there is a file of users.
+    ///
+    /// # Errors
+    /// One line that says which option is wrong.
+    pub fn of_operator(users_file: &Path) -> Result<Self, String> {
+        let users = || Users::new("the operator", users_file.to_owned(), PathBuf::new());
+        let no_users = users_file.as_os_str().is_empty();
+        Ok(Self {
             tls: None,
-            users: None,
+            users: (!no_users).then(users).transpose().map_err(|why| format!("admin: {why}"))?.map(Arc::new),
             certificates: None,
             rules: Rules::new(Vec::new()),
             proxies: Vec::new(),
             proxy_protocol: false,
-        }
+        })
+    }
+
+    /// Whether who comes is asked for a password.
+    pub(super) fn has_users(&self) -> bool {
+        self.users.is_some()
     }
 
     /// Lets these rules hold from now on, also on connections that are open.

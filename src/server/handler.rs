@@ -133,6 +133,10 @@ impl Handler {
         };
         match manifest {
             Ok(manifest) => {
+                self.mirror.note_served(&manifest.served, &line.upstream, &line.repository);
+                if asked.head.method == Method::GET {
+                    self.mirror.note_pull(&manifest.digest);
+                }
                 line.served = Some(manifest.served.clone());
                 respond::manifest(manifest, headers, matches!(reference, Reference::Tag(_)))
             }
@@ -163,6 +167,7 @@ impl Handler {
         }
         match self.mirror.blob(&origin, digest).await {
             Ok(blob) => {
+                self.mirror.note_served(&blob.served, &line.upstream, &line.repository);
                 line.served = Some(blob.served.clone());
                 respond::blob(&blob, digest, &head.headers, head.version).await
             }
@@ -232,6 +237,7 @@ impl Handler {
 
     pub(super) fn refuse(&self, refusal: &Refusal, kind: Kind, line: &mut AccessLine) -> Response<Body> {
         line.why = Some(refusal.to_string());
+        self.mirror.note_refusal(refusal, &line.upstream, &line.repository);
         respond::refusal(refusal, kind, |until| until.since(self.clock.now()))
     }
 }

@@ -45,7 +45,7 @@ use handler::Handler;
 use pace::Least;
 use passage::Buffers;
 
-pub use admin::{AdminOptions, serve_admin};
+pub use admin::{AdminOptions, Guide, Office, serve_admin};
 pub use audit::Audit;
 pub use door::{Door, Listener, Terms};
 pub use forwarded::Network;

@@ -14,6 +14,7 @@ use crate::clock::Timestamp;
 use crate::mirror::{self, ByteStream, Pieces, Served};
 use crate::oci::{Digest, ErrorCode};
 
+use super::admin::Page;
 use super::body::Body;
 use super::range::Ranges;
 
@@ -230,6 +231,43 @@ pub(super) fn document(document: &serde_json::Value) -> Response<Body> {
     json(StatusCode::OK, document.to_string().into_bytes())
 }
 
+/// What was asked for has begun, and goes on.
+pub(super) fn begun(document: &serde_json::Value) -> Response<Body> {
+    json(StatusCode::ACCEPTED, document.to_string().into_bytes())
+}
+
+/// It could not be done as things are; says why.
+pub(super) fn not_done(why: &str) -> Response<Body> {
+    error(StatusCode::CONFLICT, ErrorCode::Denied, why)
+}
+
+pub(super) fn page(page: &'static Page) -> Response<Body> {
+    let mut response = Response::new(Body::bytes(page.html.as_str()));
+    set(&mut response, header::CONTENT_TYPE, "text/html; charset=utf-8");
+    set(&mut response, header::CONTENT_LENGTH, &page.html.len().to_string());
+    set(&mut response, header::CONTENT_SECURITY_POLICY, &page.policy);
+    response
+}
+
+/// What every answer to the operator has: no page of others shows it, and nobody keeps it.
+pub(super) fn for_operator(mut response: Response<Body>) -> Response<Body> {
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::CACHE_CONTROL, "no-store"),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    if !headers.contains_key(header::CONTENT_SECURITY_POLICY) {
+        headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"));
+    }
+    response
+}
+
 pub(super) fn metrics(page: String, content_type: &'static str) -> Response<Body> {
     let mut response = Response::new(Body::bytes(page));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
@@ -251,7 +289,8 @@ pub(super) fn not_for_operators() -> Response<Body> {
     error(
         StatusCode::NOT_FOUND,
         ErrorCode::Unsupported,
-        "there is nothing here; there are /livez, /readyz, /metrics, /api/upstreams and /api/refresh",
+        "there is nothing here; there are /, /livez, /readyz, /metrics, and below /api/ now, history, images, upstreams, errors, \
+         setup, refresh, pin, unpin, remove, verify and pull",
     )
 }
 

@@ -27,6 +27,15 @@ pub struct Account {
     pub quarantined: u64,
 }
 
+/// What a manifest takes of the cache, with all here that it names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// Each blob once.
+    pub bytes: u64,
+    pub used: Timestamp,
+    pub pinned: bool,
+}
+
 /// A blob that eviction would take.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leaving {
@@ -43,6 +52,12 @@ impl Store {
     #[must_use]
     pub fn entry(&self, digest: &Digest) -> Option<Entry> {
         lock(&self.0.books).lru.entry(digest)
+    }
+
+    /// What an image takes, without using it.
+    #[must_use]
+    pub fn extent(&self, manifest: &Digest) -> Option<Extent> {
+        lock(&self.0.books).lru.extent(manifest)
     }
 
     /// Whether a manifest of the cache names a digest.
@@ -90,6 +105,21 @@ impl Store {
     pub async fn set_text(&self, name: &'static str, text: String) -> io::Result<()> {
         let store = Arc::clone(&self.0);
         self.0.writes.run(move || store.disk.replace(name, text.as_bytes())).await?
+    }
+
+    /// Moves what is kept under this name out of the way, to where its name has `.damaged` at its end.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub async fn set_text_aside(&self, name: &'static str) -> io::Result<()> {
+        let store = Arc::clone(&self.0);
+        self.0.writes.run(move || store.disk.move_aside(name)).await?
+    }
+
+    /// How often something has been recorded or taken back since the start: while this is the same, tags, proofs and pins are.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.0.records.changes()
     }
 
     /// Tells of all tags and proofs. To be called where one may wait.

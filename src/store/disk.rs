@@ -10,6 +10,8 @@
 //!       records                what bytes do not tell: tags and proofs
 //!       limits                 what the cache may take, as the larder was told that served it last
 //!       missing                what a sealed larder was asked for and does not have
+//!       history                what clients were served, over time; may be deleted
+//!       pulls                  how often images were pulled; may be deleted
 //!       index                  sizes and order of use; may be deleted
 //!       socket                 by which the operator's commands reach the process that owns the directory
 //!       clean                  there while nothing has changed since the index was written
@@ -325,6 +327,11 @@ impl Disk {
         File::new(file, temporary.clone(), &self.gate).append(bytes)?;
         self.gate.rename(&temporary, &self.root.join(name))?;
         self.gate.sync_dir(&self.root)
+    }
+
+    /// Moves a small file out of the way, in place of what was there.
+    pub(super) fn move_aside(&self, name: &str) -> io::Result<()> {
+        self.gate.rename(&self.root.join(name), &self.root.join(format!("{name}.damaged")))
     }
 
     /// Writes and removes a small file, as keeping a blob would.

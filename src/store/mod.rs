@@ -51,7 +51,7 @@ use pool::Pool;
 use records::Records;
 use verify::Verification;
 
-pub use care::{Account, Leaving};
+pub use care::{Account, Extent, Leaving};
 pub use disk::{OpenError, SocketPath};
 #[cfg(debug_assertions)]
 pub use disk::{Operation, faults};

@@ -59,6 +59,8 @@ struct Log {
     /// Of what was written before, some or all could not be read.
     unread: Unread,
     lines: usize,
+    /// How many have ever come.
+    changes: u64,
     /// How many there were when it was last written anew.
     lines_then: usize,
 }
@@ -233,6 +235,11 @@ impl Records {
         );
     }
 
+    /// How often something has been recorded or taken back since the start.
+    pub(super) fn changes(&self) -> u64 {
+        self.lock().log.changes
+    }
+
     /// The repositories that have proven to hold a digest, and as what.
     pub(super) fn held_by(&self, digest: &Digest) -> Vec<(Repository, Kind)> {
         self.lock().known.held_by(digest)
@@ -314,6 +321,7 @@ impl Records {
         // Writing to a string does not fail.
         let _ = write!(state.log.pending, "{line}");
         state.log.lines += 1;
+        state.log.changes += 1;
         // Lines that come while a job writes are written by that job: one sync for all of them.
         if !state.log.writing {
             state.log.writing = true;

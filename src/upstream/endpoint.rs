@@ -10,6 +10,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::current::Current;
 use crate::oci::Digest;
 
+use super::LeftAlone;
 use super::accounts::{Account, Accounts};
 use super::auth::{Auth, LoginKey};
 use super::breaker::{self, Breaker, Failure, Seldom};
@@ -122,6 +123,14 @@ impl Endpoint {
         let budgets = self.budgets.get();
         let limited = budgets.values().map(|budget| lock(budget).admit(Purpose::Blob, now).err().unwrap_or_default());
         limited.min().unwrap_or_default().max(self.client.left_alone_until()).since(now)
+    }
+
+    /// Until when that is, and why.
+    pub(super) fn left_alone(&self, now: Timestamp) -> Option<LeftAlone> {
+        let until = now + self.cool_down(now);
+        let why =
+            self.client.check().err().map_or_else(|| "it limits the rate of requests".to_owned(), |error| error.to_string());
+        (until > now).then_some(LeftAlone { until, why })
     }
 
     /// Looks at, or changes, the budget of a login.

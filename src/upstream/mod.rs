@@ -42,7 +42,7 @@ use std::time::Duration;
 
 use reqwest::Url;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::current::Current;
 use crate::metrics::Metrics;
 use crate::oci::RepositoryName;
@@ -99,6 +99,13 @@ pub struct Upstream {
 pub const LEAST_RATE: u64 = 64 << 10;
 /// So much of blobs may come at once after a time in which less has come.
 const AHEAD: Duration = Duration::from_millis(500);
+
+/// An upstream is not asked before this, for this reason.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeftAlone {
+    pub until: Timestamp,
+    pub why: String,
+}
 
 // === impl Upstream ===
 
@@ -268,6 +275,12 @@ impl Upstream {
     pub fn cool_down(&self) -> Duration {
         let now = self.clock.now();
         self.endpoints.first().map(|endpoint| endpoint.cool_down(now)).unwrap_or_default()
+    }
+
+    /// Until when that is, and why; `None`: it is asked as usual.
+    #[must_use]
+    pub fn left_alone(&self) -> Option<LeftAlone> {
+        self.endpoints.first()?.left_alone(self.clock.now())
     }
 
     /// What has been spent of the byte quota; `None` where there is none.

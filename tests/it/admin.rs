@@ -143,7 +143,7 @@ async fn the_budget_of_each_account_is_shown() {
 #[tokio::test]
 async fn what_is_not_there_is_said_to_be() {
     let mirror = TestMirror::builder().start().await;
-    assert_refused(get(mirror.admin_url("/")).await, 404, "/metrics");
+    assert_refused(get(mirror.admin_url("/nothing")).await, 404, "/metrics");
     get(mirror.admin_url("/v2/")).await.expect(404);
     let answer = get(mirror.admin_url("/api/refresh?image=app")).await.expect(405);
     assert_eq!(answer.header("allow"), Some("POST"));

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each part of the crate may use. Its own parts it may always use.
-const MAY_USE: [(&str, &[&str]); 17] = [
+const MAY_USE: [(&str, &[&str]); 19] = [
     ("oci", &[]),
     ("clock", &[]),
     ("allowance", &[]),
@@ -14,14 +14,50 @@ const MAY_USE: [(&str, &[&str]); 17] = [
     ("flight", &["sync"]),
     ("lines", &[]),
     ("metrics", &[]),
+    ("setup", &[]),
     ("store", &["oci", "clock", "sync", "flight", "metrics"]),
     ("upstream", &["oci", "clock", "current", "sync", "flight", "metrics", "allowance"]),
     ("mirror", &["oci", "clock", "brake", "current", "sync", "flight", "metrics", "store", "upstream"]),
     ("orders", &["oci", "clock", "metrics", "store", "upstream", "mirror"]),
-    ("server", &["oci", "clock", "current", "flight", "lines", "metrics", "allowance", "brake", "upstream", "mirror", "orders"]),
+    ("dashboard", &["oci", "clock", "metrics", "store", "upstream", "mirror", "orders"]),
+    (
+        "server",
+        &[
+            "oci",
+            "clock",
+            "current",
+            "flight",
+            "lines",
+            "metrics",
+            "allowance",
+            "brake",
+            "setup",
+            "upstream",
+            "mirror",
+            "orders",
+            "dashboard",
+        ],
+    ),
     ("config", &["oci", "server", "mirror", "store", "upstream", "app"]),
-    ("app", &["oci", "clock", "current", "lines", "metrics", "store", "upstream", "mirror", "orders", "server", "config"]),
-    ("cli", &["oci", "clock", "lines", "metrics", "store", "orders", "config", "app"]),
+    (
+        "app",
+        &[
+            "oci",
+            "clock",
+            "current",
+            "lines",
+            "metrics",
+            "setup",
+            "store",
+            "upstream",
+            "mirror",
+            "orders",
+            "dashboard",
+            "server",
+            "config",
+        ],
+    ),
+    ("cli", &["oci", "clock", "lines", "metrics", "setup", "store", "orders", "config", "app"]),
 ];
 
 fn sources(dir: &Path, found: &mut Vec<PathBuf>) {

@@ -14,8 +14,8 @@ use larder::{
     config::Config,
     metrics::Format,
     mirror::Warmed,
-    oci::{ImageName, Repository},
-    store::{Scrubbed, Trouble, faults::Faults},
+    oci::{Digest, ImageName, Repository},
+    store::{Proof, Scrubbed, TagRecord, Trouble, faults::Faults},
     upstream::Names,
 };
 use tempfile::TempDir;
@@ -40,6 +40,8 @@ pub struct StoppedMirror {
     faults: Faults,
     names: Names,
 }
+
+const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 
 /// Searches what larder has written for secrets, before it goes.
 struct Searched(PathBuf);
@@ -232,6 +234,37 @@ impl TestMirror {
     /// The round of upkeep that is due once a minute.
     pub async fn upkeep(&self) {
         self.app.store().upkeep().await;
+    }
+
+    /// What is written down once a minute for the operator's page.
+    pub async fn keep_history(&self) {
+        self.app.dashboard().keep().await;
+    }
+
+    /// Puts so many images into its cache, one for each tag of `repository`, which are `distinct` different ones; each has a layer of its
+    /// number in bytes.
+    pub async fn fill_with(&self, repository: &str, images: usize, distinct: usize) {
+        let (store, now) = (self.app.store(), self.clock().now());
+        let repository = Repository { upstream: "docker.io".into(), name: repository.parse().expect("a name") };
+        let mut digests = Vec::new();
+        for n in 1..=distinct {
+            let layer = vec![7; n];
+            let layer_digest = Digest::sha256(&layer);
+            store.put(&layer_digest, layer.into(), &[]).await;
+            let manifest = format!(
+                r#"{{"schemaVersion":2,"mediaType":"{MANIFEST_TYPE}","layers":[{{"digest":"{layer_digest}","size":{n}}}]}}"#
+            );
+            let (digest, manifest_size) = (Digest::sha256(manifest.as_bytes()), manifest.len() as u64);
+            store.put(&digest, manifest.into(), &[layer_digest]).await;
+            let proof = Proof { size: manifest_size, media_type: Some(MANIFEST_TYPE.into()), proven: now };
+            store.set_proof(&repository, &digest, proof);
+            digests.push(digest);
+        }
+        for n in 0..images {
+            let tag = format!("v{n:05}").parse().expect("a tag");
+            let record = TagRecord { digest: digests[n % distinct].clone(), checked: now };
+            store.set_tag(&repository, &tag, &record);
+        }
     }
 
     /// The round of verification that goes on in idle time.

@@ -84,6 +84,16 @@ pub use self::{
 /// that a hang becomes a failure that says what was missing.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
+/// The same for what has to be asked.
+pub async fn until_async(what: &str, so: impl AsyncFn() -> bool) {
+    let waited = tokio::time::timeout(PATIENCE, async {
+        while !so().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    assert!(waited.await.is_ok(), "never: {what}");
+}
+
 /// Waits until this is so.
 pub async fn until(what: &str, so: impl Fn() -> bool) {
     let waited = tokio::time::timeout(PATIENCE, async {

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::oci::{Algorithm, Hasher};
+use crate::setup::Edit;
 
 /// What was done for a client, as it lies beside the client's configuration.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -26,14 +27,6 @@ struct Changed {
     copy: Option<PathBuf>,
     /// The SHA-256 of what was written.
     written: String,
-}
-
-type Merge<'a> = dyn Fn(Option<&str>) -> Result<String, String> + 'a;
-
-/// What is to stand in a file, made of what stands there.
-pub(super) struct Edit<'a> {
-    pub(super) path: PathBuf,
-    pub(super) merge: Box<Merge<'a>>,
 }
 
 /// What became of a file.

@@ -1,11 +1,13 @@
 //! What is not evicted: what is pinned, and all that it names; and what orders need just now.
 
+use std::collections::HashSet;
+
 use crate::clock::Timestamp;
 use crate::oci::Digest;
 
-use super::super::care::Leaving;
+use super::super::care::{Extent, Leaving};
 use super::entries::{NONE, Place};
-use super::{AGAIN, Lru, charge};
+use super::{AGAIN, Lru, MOST_NAMES, charge};
 
 /// What is known of one blob of the cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -165,6 +167,22 @@ impl Lru {
         let named_by = self.entries.at(self.entries.find(digest)?).named_by.iter().map(|by| self.entries.at(*by));
         let last = named_by.filter(|by| by.place != Place::Absent).max_by_key(|by| (by.used(), by.turn))?;
         Some((last.digest.clone(), last.used()))
+    }
+
+    /// What a manifest takes with all that it names; of one that names more than any image does, a part.
+    pub(in crate::store) fn extent(&self, manifest: &Digest) -> Option<Extent> {
+        let root = self.entries.find(manifest)?;
+        let (mut bytes, mut seen, mut looked_at) = (0, HashSet::new(), vec![root]);
+        while let Some(slot) = looked_at.pop() {
+            if seen.len() > MOST_NAMES || !seen.insert(slot) {
+                continue;
+            }
+            let entry = self.entries.at(slot);
+            bytes += if entry.place == Place::Absent { 0 } else { entry.size };
+            looked_at.extend(entry.names());
+        }
+        let entry = self.entries.at(root);
+        (entry.place != Place::Absent).then_some(Extent { bytes, used: entry.used(), pinned: entry.pins > 0 })
     }
 
     pub(in crate::store) fn entry(&self, digest: &Digest) -> Option<Entry> {

@@ -4,14 +4,10 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 
-use crate::app::Offer;
-
-use super::merge;
-use super::receipt::Edit;
-use super::yaml;
+use super::{Edit, Offer, merge, yaml};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Client {
+pub enum Client {
     Docker,
     Containerd,
     K3s,
@@ -22,22 +18,24 @@ pub(super) enum Client {
 }
 
 /// What leads a client to larder.
-pub(super) struct Plan<'a> {
-    pub(super) edits: Vec<Edit<'a>>,
+pub struct Plan<'a> {
+    pub edits: Vec<Edit<'a>>,
     /// What is to be given to it otherwise, word for word.
-    pub(super) words: Vec<String>,
+    pub words: Vec<String>,
     /// What has it take that up.
-    pub(super) then: Option<&'static str>,
-    pub(super) notes: Vec<String>,
+    pub then: Option<&'static str>,
+    pub notes: Vec<String>,
 }
 
 /// Where clients go, and where they keep what they know.
-pub(super) struct Way<'a> {
-    pub(super) offer: &'a Offer,
+pub struct Way<'a> {
+    pub offer: &'a Offer,
     /// The certificates to verify larder by, where the system does not have them: file and text.
-    pub(super) ca: Option<(String, String)>,
+    pub ca: Option<(String, String)>,
     /// The file system: `/`, or one that is mounted elsewhere.
-    pub(super) root: &'a Path,
+    pub root: &'a Path,
+    /// It is at hand, so that what stands there already counts.
+    pub here: bool,
 }
 
 const DOCKER_HUB: &str = "docker.io";
@@ -47,7 +45,12 @@ const OWN: &str = "# Written by `larder setup`, which writes it anew.";
 // === impl Client ===
 
 impl Client {
-    pub(super) fn word(self) -> &'static str {
+    /// All of them.
+    pub const ALL: [Self; 7] =
+        [Self::Docker, Self::Containerd, Self::K3s, Self::Podman, Self::Crio, Self::Buildkit, Self::Kaniko];
+
+    #[must_use]
+    pub fn word(self) -> &'static str {
         match self {
             Self::Docker => "docker",
             Self::Containerd => "containerd",
@@ -60,7 +63,8 @@ impl Client {
     }
 
     /// Where it is noted what was done.
-    pub(super) fn note(self, root: &Path) -> PathBuf {
+    #[must_use]
+    pub fn note(self, root: &Path) -> PathBuf {
         let dir = match self {
             Self::Docker => "docker",
             Self::Containerd => "containerd",
@@ -73,7 +77,7 @@ impl Client {
 
     /// # Errors
     /// One line that says what is in the way.
-    pub(super) fn plan<'a>(self, way: &'a Way<'a>) -> Result<Plan<'a>, String> {
+    pub fn plan<'a>(self, way: &'a Way<'a>) -> Result<Plan<'a>, String> {
         let mut plan = match self {
             Self::Docker => way.docker(),
             Self::Containerd => way.containerd(),
@@ -253,6 +257,9 @@ impl<'a> Way<'a> {
 
     /// Whether the kubelet's pulls are led by hosts.toml already.
     fn containerd_reads_hosts(&self) -> Result<bool, String> {
+        if !self.here {
+            return Ok(false);
+        }
         let path = self.root.join("etc/containerd/config.toml");
         let Some(config) = table(&path)? else { return Ok(false) };
         let mut plugins = config.get("plugins").and_then(toml::Value::as_table).into_iter().flatten();
@@ -264,6 +271,9 @@ impl<'a> Way<'a> {
 
     /// The registries that other files than larder's are about.
     fn configured_elsewhere(&self) -> Result<Vec<(String, PathBuf)>, String> {
+        if !self.here {
+            return Ok(Vec::new());
+        }
         let dir = self.root.join("etc/containers/registries.conf.d");
         let mut files = vec![self.root.join("etc/containers/registries.conf")];
         #[expect(clippy::disallowed_methods, reason = "it is a directory of the machine's, not of the cache")]

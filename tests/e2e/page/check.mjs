@@ -1,0 +1,508 @@
+// The operator's page in a real browser. check.mjs LARDER WORK OUT: prints a line for each check, and puts screenshots into OUT.
+
+import { spawn } from "node:child_process";
+import { mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { setTimeout as sleep } from "node:timers/promises";
+
+import { Browser } from "./browser.mjs";
+import { contrasts } from "./contrast.mjs";
+import { Registry, digestOf } from "./registry.mjs";
+
+const [program, work, out] = process.argv.slice(2);
+const MIB = 1 << 20;
+const SIZES = [[390, 844], [1280, 800], [2560, 1440]];
+const SCHEMES = ["light", "dark"];
+const VIEWS = ["overview", "images", "upstreams", "setup"];
+const children = [];
+
+async function check(sentence, run) {
+  try {
+    await run();
+    console.log(`ok  - ${sentence}`);
+  } catch (error) {
+    console.log(`FAIL - ${sentence}: ${String(error.message || error).replaceAll("\n", " ")}`);
+  }
+}
+
+function same(one, other, what = "") {
+  const [a, b] = [JSON.stringify(one), JSON.stringify(other)];
+  if (a !== b) throw new Error(`${what} ${a} is not ${b}`);
+}
+
+function so(truth, what) {
+  if (!truth) throw new Error(what);
+}
+
+// === The world: a registry, a larder with a past, its clients ===
+
+// A month as a team has it: busy by day, quiet by night and at weekends.
+function past() {
+  const now = Date.now();
+  const lines = ["larder history 1"];
+  const spans = [["hour", 10e3, 360], ["day", 300e3, 288], ["month", 7200e3, 372]];
+  for (const [word, step, steps] of spans) {
+    const last = Math.floor(now / step);
+    for (let at = last - steps + 1; at < last; at += 1) {
+      const date = new Date(at * step);
+      const hour = date.getUTCHours() + date.getUTCMinutes() / 60;
+      const busy = word === "hour" ? 0.75 : (0.12 + Math.max(0, Math.sin(((hour - 6) / 14) * Math.PI))) * ([0, 6].includes(date.getUTCDay()) ? 0.3 : 1);
+      const noise = 0.6 + 0.4 * Math.abs(Math.sin(at * 12.9898) + Math.sin(at * 4.1414)) + (at % 37 === 0 ? 0.8 : 0);
+      const all = Math.round((step / 1000) * 2.6 * busy * noise);
+      if (!all) continue;
+      const fetched = Math.round(all * (0.035 + (at % 29 === 0 ? 0.2 : 0) + 0.02 * Math.abs(Math.sin(at))));
+      const here = all - fetched;
+      const each = 430e3;
+      lines.push([word, at, here, Math.round(here * each), fetched, Math.round(fetched * each * 1.3), 0, 0, at % 53 === 0 ? 2 : 0, Math.round(here * each), Math.round(fetched * each)].join(" "));
+    }
+  }
+  return `${lines.join("\n")}\n`;
+}
+
+async function world() {
+  const registry = new Registry();
+  const both = ["linux/amd64", "linux/arm64"];
+  registry.put("library/nginx", "1.27", 5 * MIB, both);
+  registry.put("library/postgres", "17", 9 * MIB, both);
+  registry.put("library/redis", "7.4-alpine", 3 * MIB, both);
+  registry.put("grafana/grafana", "11.3.0", 8 * MIB);
+  registry.put("prom/prometheus", "v2.55.0", 6 * MIB);
+  registry.put("myorg/api-gateway", "2024.11.3", 7 * MIB);
+  registry.put("myorg/a-repository-with-a-rather-long-name/of-a-service-that-nobody-remembers", "release-candidate-17", 2 * MIB);
+  registry.put("library/alpine", "3.20", 1 * MIB, [...both, "linux/arm/v7", "linux/386", "linux/ppc64le", "linux/s390x"]);
+  const slow = [registry.put("pytorch/pytorch", "2.5.1-cuda12.4", 60 * MIB, ["linux/amd64"], 3 * MIB), registry.put("library/rust", "1.82", 30 * MIB, ["linux/amd64"], 2 * MIB)];
+  const url = await registry.listen();
+  const cache = `${work}/page-cache`;
+  const config = `${work}/page.toml`;
+  writeFileSync(config, `
+[server]
+listen = "127.0.0.1:0"
+shutdown_grace = "1s"
+[admin]
+listen = "127.0.0.1:0"
+[cache]
+dir = "${cache}"
+max_size = "256MiB"
+min_free = "0%"
+[mirror]
+prefetch = 0
+blob_connections = 1
+[upstream."docker.io"]
+url = "${url}"
+[upstream."quay.io"]
+url = "${url}"
+[upstream."ghcr.io"]
+url = "http://127.0.0.1:9"
+`);
+  const world = { registry, slow, cache, config };
+  // It makes its directory, and finds its past there at the next start.
+  await start(world);
+  await stop(world);
+  return world;
+}
+
+async function start(world) {
+  const larder = spawn(program, ["serve", "--config", world.config], { stdio: ["ignore", "pipe", "pipe"], env: {} });
+  children.push(larder);
+  larder.stderr.on("data", (data) => writeFileSync(`${work}/log/larder-page`, data, { flag: "a" }));
+  let said = "";
+  for await (const data of larder.stdout) {
+    said += data;
+    if (said.includes("registry-mirrors")) break;
+  }
+  const [, clients] = said.match(/http:\/\/([\d.:]+)/);
+  const [, admin] = said.match(/Metrics.*http:\/\/([\d.:]+)/);
+  Object.assign(world, { larder, clients: `http://${clients}`, admin: `http://${admin}` });
+}
+
+async function stop({ larder }) {
+  const ended = new Promise((done) => larder.once("exit", done));
+  larder.kill("SIGTERM");
+  await ended;
+}
+
+const api = async ({ admin }, path) => (await fetch(`${admin}/api/${path}`)).json();
+
+// As a client pulls: the manifest, the one for its platform, its blobs.
+async function pull(world, name, tag, ns) {
+  const at = `${world.clients}/v2/${name}`;
+  const query = ns ? `?ns=${ns}` : "";
+  const get = async (path) => fetch(`${at}/${path}${query}`, { headers: { accept: "*/*" } });
+  let manifest = await (await get(`manifests/${tag}`)).json();
+  const images = manifest.manifests ? manifest.manifests.slice(0, 2) : [null];
+  for (const image of images) {
+    if (image) manifest = await (await get(`manifests/${image.digest}`)).json();
+    for (const blob of [manifest.config, ...manifest.layers]) await (await get(`blobs/${blob.digest}`)).arrayBuffer();
+  }
+}
+
+async function pulls(world) {
+  for (const [name, tag] of [["library/nginx", "1.27"], ["library/postgres", "17"], ["library/redis", "7.4-alpine"], ["grafana/grafana", "11.3.0"],
+    ["myorg/api-gateway", "2024.11.3"], ["myorg/a-repository-with-a-rather-long-name/of-a-service-that-nobody-remembers", "release-candidate-17"], ["library/alpine", "3.20"]]) await pull(world, name, tag);
+  for (let n = 0; n < 5; n += 1) await pull(world, "library/nginx", "1.27");
+  await pull(world, "prom/prometheus", "v2.55.0", "quay.io");
+  for (const path of ["v2/secret/app/manifests/latest?ns=quay.io", "v2/org/tool/manifests/v1?ns=ghcr.io", "v2/org/tool/manifests/v1?ns=ghcr.io"]) await fetch(`${world.clients}/${path}`);
+}
+
+// === What is checked ===
+
+async function shots(browser, name, sizes = SIZES) {
+  for (const [width, height] of sizes) {
+    await browser.size(width, height);
+    for (const scheme of SCHEMES) {
+      await browser.scheme(scheme);
+      await sleep(250);
+      writeFileSync(`${out}/${name}-${width}x${height}-${scheme}.png`, await browser.screenshot(width < 500));
+    }
+  }
+}
+
+const click = (browser, selector) => browser.eval(`document.querySelector(${JSON.stringify(selector)}).click()`);
+const text = (browser, selector) => browser.eval(`document.querySelector(${JSON.stringify(selector)})?.textContent`);
+const view = async (browser, name) => {
+  await browser.eval(`location.hash = "#${name}"`);
+  await browser.until(`the view ${name}`, `!document.getElementById("view-${name}").hidden`);
+};
+
+async function empty(browser, world) {
+  await browser.size(1280, 800);
+  await check("a new larder's page loads, and says what to do next", async () => {
+    await browser.go(`${world.admin}/`);
+    await browser.until("it says that it is new", "document.getElementById('headline').textContent.includes('new')");
+    so(await browser.eval("!document.getElementById('first-steps').hidden"), "there is no way to the set-up");
+    await browser.until("charts", "document.querySelector('#chart-answers svg')");
+  });
+  await shots(browser, "empty", [[390, 844], [1280, 800]]);
+}
+
+async function overview(browser, world) {
+  await check("the page loads", async () => {
+    await browser.go(`${world.admin}/`);
+    await browser.until("a headline", "/came from here/.test(document.getElementById('headline').textContent)");
+  });
+  await check("its numbers are those of the API", async () => {
+    const now = await api(world, "now");
+    const { here_answers: here, fetched_answers: fetched, past_answers: past } = now.served.hour;
+    const all = (here + fetched + past).toLocaleString("en");
+    await browser.until(`${all} answers in the headline`, `document.getElementById("headline").textContent.includes(${JSON.stringify(`of ${all} answers`)})`);
+    const headline = await text(browser, "#headline");
+    so(headline.startsWith(`${Math.round((100 * here) / (here + fetched + past))} %`), headline);
+    await browser.until("the disk", `document.getElementById("disk-count").textContent.includes("of ${Math.round(now.cache.limit / MIB)} MiB")`);
+    same(await browser.eval("document.getElementById('disk-bar').getAttribute('aria-label').split(',').length") >= 2, true);
+    await browser.until("the budget", "document.querySelector('#budget .value')");
+    const hub = (await api(world, "upstreams")).upstreams.find(({ name }) => name === "docker.io");
+    same(await text(browser, "#budget .value"), String(hub.accounts[0].remaining));
+    const errors = (await api(world, "errors")).errors_seen;
+    same(await browser.eval("document.querySelectorAll('#errors > li').length"), errors.length);
+    so(errors.some(({ what }) => what.includes("ghcr.io")), JSON.stringify(errors));
+    await browser.until("the table of the chart", "document.querySelectorAll('#table-answers tbody tr').length > 10");
+    const hour = await api(world, "history?span=hour");
+    const sum = hour.pieces.reduce((total, piece) => total + piece.here_answers, 0);
+    const shown = await browser.eval("[...document.querySelectorAll('#table-answers tbody tr')].reduce((sum, row) => sum + Number(row.cells[1].textContent.replaceAll(',', '')), 0)");
+    so(Math.abs(sum - shown) <= sum / 50, `${shown} answers in the table, ${sum} by the API`);
+  });
+  await check("a pull moves a bar, with its speed and its clients", async () => {
+    const reading = [];
+    for (const { children: [child] } of world.slow) {
+      const name = child === world.slow[0].children[0] ? "pytorch/pytorch" : "library/rust";
+      for (let n = 0; n < (name === "library/rust" ? 1 : 3); n += 1) reading.push(fetch(`${world.clients}/v2/${name}/blobs/${child.layer.digest}`).then((answer) => answer.arrayBuffer()));
+    }
+    await browser.until("two bars", "document.querySelectorAll('#fills progress').length === 2");
+    const at = () => browser.eval("document.querySelector('#fills progress').value");
+    await browser.until("it has begun", "document.querySelector('#fills progress').value > 0");
+    const before = await at();
+    await browser.until("it moves", `document.querySelector('#fills progress').value > ${before + MIB}`);
+    await browser.until("it says how fast and for whom", "/MiB\\/s, for 3 clients/.test(document.getElementById('fills').textContent)");
+    so((await text(browser, "#fills")).includes("pytorch/pytorch"), "which");
+    await shots(browser, "overview");
+    await browser.size(1280, 800);
+    await Promise.all(reading);
+    await browser.until("the bars are gone", "!document.querySelector('#fills progress')");
+  });
+  await check("day and month are shown when they are asked for", async () => {
+    for (const span of ["day", "month", "hour"]) {
+      await click(browser, `[data-span=${span}]`);
+      const words = { day: "in the last day", month: "this month", hour: "in the last hour" }[span];
+      await browser.until(words, `document.getElementById("ratio-of").textContent.includes("${words}")`);
+      if (span !== "hour") writeFileSync(`${out}/${span}-1280x800-light.png`, (await browser.scheme("light"), await sleep(100), await browser.screenshot()));
+    }
+  });
+  await check("a tab that nobody sees asks for nothing", async () => {
+    const hide = (hidden) => browser.eval(`Object.defineProperty(document, "hidden", { configurable: true, get: () => ${hidden} }); document.dispatchEvent(new Event("visibilitychange"))`);
+    await hide(true);
+    await sleep(500);
+    const before = browser.requests.length;
+    await sleep(4500);
+    same(browser.requests.length, before, "requests");
+    await hide(false);
+    await browser.until("it asks again", "true");
+    await sleep(1500);
+    so(browser.requests.length > before, "it asks again when it is seen");
+  });
+}
+
+async function images(browser, world) {
+  const rows = () => browser.eval("[...document.querySelectorAll('#rows tr')].map((row) => row.querySelector('.image b').textContent)");
+  await check("the table of images is that of the API", async () => {
+    await view(browser, "images");
+    await browser.until("rows", "document.querySelectorAll('#rows tr').length > 5");
+    const told = await api(world, "images?limit=25");
+    same(await browser.eval("document.querySelectorAll('#rows tr').length"), told.images.length);
+    so((await text(browser, "#images-sum")).startsWith(`${told.all} images`), "their number");
+    same((await rows())[0], told.images[0].image.replace(/[:@].*/, ""));
+  });
+  await shots(browser, "images");
+  await browser.size(1280, 800);
+  await check("it is searched", async () => {
+    await browser.eval("document.getElementById('search').focus()");
+    await browser.type("postgres");
+    await browser.until("one row", "document.querySelectorAll('#rows tr').length === 1");
+    same(await rows(), ["docker.io/library/postgres"]);
+    await browser.eval("search = document.getElementById('search'); search.value = ''; search.dispatchEvent(new Event('input', { bubbles: true }))");
+    await browser.until("all rows", "document.querySelectorAll('#rows tr').length > 5");
+  });
+  await check("it is sorted", async () => {
+    for (const [sort, order] of [["size", "desc"], ["size", "asc"], ["pulls", "desc"], ["name", "asc"]]) {
+      await click(browser, `th[data-sort=${sort}] button`);
+      const expected = (await api(world, `images?sort=${sort}&order=${order}&limit=25`)).images.map(({ image }) => image.slice(0, image.includes("@") ? image.indexOf("@") : image.lastIndexOf(":")));
+      await browser.until(`${sort} ${order}`, `JSON.stringify([...document.querySelectorAll('#rows .image b')].map((b) => b.textContent)) === ${JSON.stringify(JSON.stringify(expected))}`);
+      same(await browser.eval(`document.querySelector("th[data-sort=${sort}]").getAttribute("aria-sort")`), order === "asc" ? "ascending" : "descending");
+    }
+  });
+  const image = "docker.io/library/nginx:1.27";
+  const row = async () => (await api(world, `images?search=${image}`)).images[0];
+  await check("pin pins, and unpin does the contrary", async () => {
+    await click(browser, `[aria-label="Pin ${image}"]`);
+    await browser.until("Unpin", `document.querySelector('[aria-label="Unpin ${image}"]')`);
+    same((await row()).pinned, true);
+    await click(browser, `[aria-label="Unpin ${image}"]`);
+    await browser.until("Pin", `document.querySelector('[aria-label="Pin ${image}"]')`);
+    same((await row()).pinned, false);
+  });
+  await check("remove asks first", async () => {
+    await click(browser, `[aria-label="Remove ${image}"]`);
+    await browser.until("a question", "document.getElementById('ask').open");
+    same(await browser.eval("document.activeElement.id"), "ask-no");
+    writeFileSync(`${out}/remove-1280x800.png`, await browser.screenshot());
+    await click(browser, "#ask-no");
+    so(await row(), "it stays");
+    await click(browser, `[aria-label="Remove ${image}"]`);
+    await click(browser, "#ask-yes");
+    await browser.until("it goes", `!document.querySelector('[aria-label="Remove ${image}"]')`);
+    same(await row(), undefined);
+  });
+  await check("pull brings it back, and verify finds it right", async () => {
+    await browser.eval("document.getElementById('pull-name').focus()");
+    await browser.type("nginx:1.27");
+    await browser.press("Enter");
+    await browser.until("it is here", "/Pull nginx:1.27.*it is here whole/.test(document.getElementById('errands').textContent)");
+    await browser.until("its row", `document.querySelector('[aria-label="Verify ${image}"]')`);
+    await click(browser, `[aria-label="Verify ${image}"]`);
+    await browser.until("it is right", "/Verify .*what their digests promise/.test(document.getElementById('errands').textContent)");
+    await click(browser, `[aria-label="Pull ${image}"]`);
+    await browser.until("it is the newest", "/was here already/.test(document.getElementById('errands').textContent)");
+    so((await text(browser, "#said")).includes("newest"), "screen readers are told");
+  });
+  await check("what cannot be done is said", async () => {
+    await browser.eval("document.getElementById('pull-name').value = 'Nonsense'; document.getElementById('pull-form').requestSubmit()");
+    await browser.until("why", "/is no image such as/.test(document.getElementById('errands').textContent)");
+    browser.errors = browser.errors.filter((error) => !error.includes("400 (Bad Request)"));
+  });
+}
+
+async function others(browser, world) {
+  await check("upstreams are shown with their health", async () => {
+    await view(browser, "upstreams");
+    await browser.until("docker.io", "document.getElementById('upstreams').textContent.includes('docker.io')");
+    await fetch(`${world.clients}/v2/org/tool/manifests/v1?ns=ghcr.io`);
+    await browser.until("ghcr.io is left alone", "/ghcr.ioleft alone/.test(document.getElementById('upstreams').textContent)");
+    await shots(browser, "upstreams", [[390, 844], [1280, 800]]);
+  });
+  await check("the set-up is that of this larder, and is copied", async () => {
+    await browser.size(1280, 800);
+    await view(browser, "setup");
+    await browser.until("Docker's file", `document.getElementById("setup-shown").textContent.includes(${JSON.stringify(world.clients)})`);
+    await browser.send("Browser.grantPermissions", { permissions: ["clipboardReadWrite", "clipboardSanitizedWrite"] }, undefined);
+    await click(browser, "#setup-shown .file button");
+    await browser.until("it says so", "/copied/.test(document.getElementById('setup-shown').textContent)");
+    so((await browser.eval("navigator.clipboard.readText()")).includes("registry-mirrors"), "the clipboard");
+    for (const word of ["containerd, Kubernetes", "k3s", "podman", "CRI-O", "BuildKit"]) {
+      await browser.eval(`[...document.querySelectorAll('#setup-clients button')].find((button) => button.textContent === ${JSON.stringify(word)}).click()`);
+      await browser.until(word, `document.querySelector('#setup-shown h2').textContent === ${JSON.stringify(word)} && document.querySelectorAll('#setup-shown pre').length > 0`);
+    }
+    await shots(browser, "setup", [[390, 844], [1280, 800]]);
+  });
+}
+
+async function access(browser, world) {
+  await browser.size(1280, 800);
+  await check("all is done with the keyboard alone", async () => {
+    await browser.go(`${world.admin}/`);
+    await browser.until("a headline", "/came from here/.test(document.getElementById('headline').textContent)");
+    await browser.press("Tab");
+    same(await browser.eval("document.activeElement.className"), "skip");
+    const focused = () => browser.eval(`(() => { const at = document.activeElement; const style = getComputedStyle(at);
+      return { name: at.getAttribute("aria-label") || at.textContent.trim().slice(0, 40) || at.id, seen: at.matches(":focus-visible") && style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 2 }; })()`);
+    const until = async (name) => {
+      for (let n = 0; n < 80; n += 1) {
+        await browser.press("Tab");
+        const at = await focused();
+        so(at.seen, `the focus is not seen at ${at.name}`);
+        if (at.name === name) return;
+      }
+      throw new Error(`Tab never comes to ${name}`);
+    };
+    await until("Images");
+    await browser.press("Enter");
+    await browser.until("the images", "document.querySelectorAll('#rows tr').length > 5");
+    await until("search");
+    await browser.type("redis");
+    await browser.until("one row", "document.querySelectorAll('#rows tr').length === 1");
+    await until("Pin docker.io/library/redis:7.4-alpine");
+    await browser.press(" ");
+    await browser.until("it is pinned", `document.querySelector('[aria-label="Unpin docker.io/library/redis:7.4-alpine"]')`);
+    same((await focused()).name, "Unpin docker.io/library/redis:7.4-alpine", "the focus stays:");
+    await until("Remove docker.io/library/redis:7.4-alpine");
+    await browser.press("Enter");
+    await browser.until("a question", "document.getElementById('ask').open");
+    await browser.press("Escape");
+    await browser.until("no question", "!document.getElementById('ask').open");
+    same((await focused()).name, "Remove docker.io/library/redis:7.4-alpine", "the focus comes back:");
+  });
+  await check("a screen reader finds landmarks, headings, tables and names", async () => {
+    const named = new Set(["button", "link", "textbox", "searchbox", "combobox", "table", "progressbar", "navigation", "dialog", "columnheader", "img", "image"]);
+    for (const name of VIEWS) {
+      await browser.go("about:blank");
+      await browser.go(`${world.admin}/#${name}`);
+      await browser.until("it is there", `!document.getElementById("view-${name}").hidden && document.getElementById("state").textContent !== "asking …"`);
+      await sleep(1200);
+      const tree = await browser.tree();
+      const has = (role, name) => tree.some((node) => node.role === role && (name === undefined || node.name === name));
+      for (const role of ["banner", "main", "heading", "navigation"]) so(has(role), `${name} has no ${role}`);
+      so(has("navigation", "Views"), "the views have no name");
+      same(tree.filter(({ role, level }) => role === "heading" && level === 1).length, 1, `${name}: headings of the first level`);
+      const nameless = tree.filter(({ role, name }) => named.has(role) && !name.trim());
+      same(nameless, [], `${name}: without a name`);
+      if (name === "images") {
+        so(has("table", "Images in the cache") && tree.filter(({ role }) => role === "columnheader").length === 7, "the table");
+        so(tree.filter(({ role }) => role === "row").length > 5 && has("cell"), "its rows");
+        so(has("button", "Verify docker.io/library/postgres:17"), "its buttons");
+      }
+    }
+  });
+  await check("texts have a contrast of 4.5 at least, light and dark", async () => {
+    for (const scheme of SCHEMES) {
+      await browser.scheme(scheme);
+      for (const name of VIEWS) {
+        await browser.go("about:blank");
+        await browser.go(`${world.admin}/#${name}`);
+        await browser.until("it is there", `!document.getElementById("view-${name}").hidden && document.getElementById("state").textContent !== "asking …"`);
+        await sleep(800);
+        const { least, seen } = await browser.eval(contrasts);
+        so(seen > 20, `${name}: ${seen} texts`);
+        so(least.contrast >= 4.5, `${scheme} ${name}: “${least.text}” has ${least.contrast.toFixed(2)}, ${least.colour} on ${least.ground}`);
+      }
+    }
+  });
+  await check("on a phone nothing goes beyond the edge", async () => {
+    await browser.size(390, 844);
+    for (const name of VIEWS) {
+      await view(browser, name);
+      await sleep(500);
+      so(await browser.eval("document.scrollingElement.scrollWidth <= innerWidth"), `${name} is ${await browser.eval("document.scrollingElement.scrollWidth")} wide`);
+    }
+    await browser.size(1280, 800);
+  });
+}
+
+async function crowd(world) {
+  await check("a larder with 10,000 images starts", async () => {
+    await stop(world);
+    const type = "application/vnd.oci.image.manifest.v1+json";
+    const put = (bytes) => {
+      const digest = digestOf(bytes);
+      const dir = `${world.cache}/blobs/sha256/${digest.slice(7, 9)}`;
+      mkdirSync(dir, { recursive: true });
+      writeFileSync(`${dir}/${digest.slice(7)}`, bytes);
+      return { digest, size: bytes.length };
+    };
+    const config = put(Buffer.from(JSON.stringify({ os: "linux", architecture: "amd64" })));
+    const manifests = Array.from({ length: 5000 }, (_, n) => {
+      const layer = put(Buffer.from(`layer ${n % 1000}`));
+      return put(Buffer.from(JSON.stringify({ schemaVersion: 2, mediaType: type, config, layers: [layer], annotations: { n: String(n) } })));
+    });
+    const now = Date.now();
+    const records = Array.from({ length: 10000 }, (_, n) => {
+      const [repository, { digest, size }] = [`docker.io team/app-${String(n % 1000).padStart(4, "0")}`, manifests[n % 5000]];
+      return `proof ${repository} ${digest} ${size} ${type} ${now}\ntag ${repository} v${Math.floor(n / 1000)} ${digest} ${now}\n`;
+    });
+    writeFileSync(`${world.cache}/records`, records.join(""), { flag: "a" });
+    for (const name of ["index", "clean"]) rmSync(`${world.cache}/${name}`);
+    await start(world);
+    let all = 0;
+    for (let n = 0; n < 200 && all < 10000; n += 1) { all = (await api(world, "images?limit=1")).all; await sleep(50); }
+    so(all >= 10000, `${all} are in the table`);
+  });
+  const ticks = () => readFileSync(`/proc/${world.larder.pid}/stat`, "utf8").split(") ")[1].split(" ").slice(11, 13).reduce((sum, n) => sum + Number(n), 0) * 10;
+  await check("with 10,000 images an update of the page takes less than 5 ms of the processor", async () => {
+    await sleep(3000);
+    const rounds = 200;
+    const before = ticks();
+    for (let n = 0; n < rounds; n += 1) {
+      await api(world, "now");
+      await api(world, `images?sort=${["used", "size", "pulls", "name"][n % 4]}&order=desc&limit=25&offset=${25 * n}&search=${n % 3 ? "" : "app-00"}`);
+    }
+    const each = (ticks() - before) / rounds;
+    console.log(`# ${each.toFixed(2)} ms of the processor for each update`);
+    so(each < 5, `${each} ms`);
+  });
+  await check("while nobody looks next to nothing is computed", async () => {
+    const before = ticks();
+    await sleep(5000);
+    const used = ticks() - before;
+    console.log(`# ${used} ms of the processor in 5 s`);
+    so(used <= 50, `${used} ms in 5 s`);
+  });
+}
+
+// === All of it ===
+
+mkdirSync(`${work}/log`, { recursive: true });
+mkdirSync(out, { recursive: true });
+const larder = await world();
+const browser = new Browser(`${work}/chromium`);
+await browser.open();
+const origins = [];
+try {
+  await start(larder);
+  origins.push(larder.admin);
+  await empty(browser, larder);
+  await browser.go("about:blank");
+  await stop(larder);
+  writeFileSync(`${larder.cache}/history`, past());
+  await start(larder);
+  origins.push(larder.admin);
+  await pulls(larder);
+  await overview(browser, larder);
+  await images(browser, larder);
+  await others(browser, larder);
+  await access(browser, larder);
+  await check("the page is smaller than 100 KiB", async () => {
+    const page = await (await fetch(`${larder.admin}/`)).arrayBuffer();
+    console.log(`# ${page.byteLength} bytes`);
+    so(page.byteLength < 100 << 10, `${page.byteLength} bytes`);
+  });
+  await check("the console has no error", async () => same(browser.errors, []));
+  await check("nothing is asked of anyone else", async () => {
+    const strangers = browser.requests.filter((url) => !origins.some((origin) => url.startsWith(`${origin}/`)) && !/^(data:|about:)/.test(url));
+    same([...new Set(strangers)], []);
+    so(browser.requests.length > 50, "it has asked");
+  });
+  await browser.go("about:blank");
+  await crowd(larder);
+  await check("larder ends when it is told to", async () => stop(larder));
+} finally {
+  browser.end();
+  for (const child of children) child.kill("SIGKILL");
+  larder.registry.server.close();
+}
+process.exit(0);

@@ -7,6 +7,7 @@ mod inherited;
 mod offer;
 mod registries;
 mod running;
+mod traces;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -34,10 +35,12 @@ use crate::upstream::{Hop, Spent, Upstream};
 use audit_file::AuditFile;
 use bound::{bind, bind_for_operator, listen};
 use registries::registries;
+use traces::Exporter;
 
 pub use check::{Finding, check};
 pub use offer::offer;
 pub use running::{Reloaded, Running};
+pub use traces::TraceOptions;
 
 /// A running larder. To be ended with [`App::stop`]; dropped, its tasks go on.
 pub struct App {
@@ -85,6 +88,8 @@ pub enum StartError {
     Listener(String),
     #[error("{0}")]
     Audit(String),
+    #[error("{0}")]
+    Traces(String),
     #[error(transparent)]
     Cache(#[from] store::OpenError),
 }
@@ -150,6 +155,7 @@ impl App {
         let operators = Terms::of_operator(&config.admin.users_file).map_err(StartError::Listener)?;
         inherited::close_rest();
         let (audit_file, audit) = AuditFile::open(&config.log.audit_file, &metrics).map_err(StartError::Audit)?;
+        let (exporter, tracer) = Exporter::start(&config.traces, &metrics).map_err(StartError::Traces)?;
         let (store, mirror) = open(config.cache, config.mirror, registries, &clock, metrics).await?;
         running::warn_of_credentials_for_all(&told, &Config::default());
         config.server.doubts().iter().for_each(|doubt| tracing::warn!("{doubt}"));
@@ -197,13 +203,20 @@ impl App {
         beside.spawn(scrub(store.clone(), stop.clone()));
         beside.close();
         let (stopped, grace) = (stop.clone().cancelled_owned(), config.server.shutdown_grace);
-        let service = Service { mirror: mirror.clone(), shares, audit, hop, clock };
+        let service = Service { mirror: mirror.clone(), shares, audit, tracer, hop, clock };
         let clients = async move {
             let cut = server::serve(doors, &config.server, service, stopped).await;
             drop(made);
             cut
         };
-        let ends = tokio::spawn(run(clients, grace, beside, dashboard.clone(), store.clone(), stop.clone()));
+        let running_on = run(clients, grace, beside, dashboard.clone(), store.clone(), stop.clone());
+        let ends = tokio::spawn(async move {
+            let drained = running_on.await;
+            if let Some(exporter) = exporter {
+                exporter.end().await;
+            }
+            drained
+        });
         Ok(Self { listening, admin_address, store, mirror, dashboard, running: Arc::new(running), stop, ends })
     }
 

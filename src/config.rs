@@ -25,6 +25,7 @@ pub struct Config {
     pub cache: store::Options,
     pub mirror: mirror::Options,
     pub log: app::LogOptions,
+    pub traces: app::TraceOptions,
     pub upstream: BTreeMap<String, upstream::Options>,
 }
 
@@ -134,6 +135,7 @@ impl Config {
         config.cache.check().map_err(ConfigError)?;
         config.server.check().map_err(ConfigError)?;
         config.mirror.check().map_err(ConfigError)?;
+        config.traces.check().map_err(ConfigError)?;
         let mut passthrough = config.upstream.iter().filter(|(_, options)| options.auth == AuthMode::Passthrough);
         passthrough.try_for_each(|(name, _)| config.server.check_passthrough(name)).map_err(ConfigError)?;
         if let Some(name) = config.upstream.keys().find(|name| !name.bytes().all(|b| b.is_ascii_graphic() && b != b'/')) {
@@ -297,6 +299,7 @@ mod tests {
             &[
                 "server.listen=0.0.0.0:2",
                 "mirror.offline=true",
+                "traces.sample_ratio=0.25",
                 "mirror.tag_ttls=latest=30s,v*=forever",
                 "upstream.\"docker.io\".tag_ttl=5s",
             ],
@@ -305,6 +308,7 @@ mod tests {
         assert_eq!(config.server.listen, Some(Place::Tcp(([0, 0, 0, 0], 2).into())));
         assert_eq!(config.cache.max_size, ByteSize::gib(1));
         assert!(config.mirror.offline);
+        assert!((config.traces.sample_ratio - 0.25).abs() < f64::EPSILON);
         assert_eq!(config.mirror.tag_ttls.iter().map(ToString::to_string).collect::<Vec<_>>(), ["latest=30s", "v*=forever"]);
         let hub = &config.upstream["docker.io"];
         assert_eq!((hub.username.as_str(), hub.tag_ttl.as_secs()), ("12345", 5));
@@ -369,6 +373,8 @@ mod tests {
         assert!(error("[mirror]\nkeep = [\"Nginx:1.27\"]").starts_with("mirror.keep[0]: \"Nginx:1.27\" is no image such as "));
         assert!(error("[mirror]\nkeep_platforms = [\"amd64\"]").starts_with("mirror.keep_platforms: \"amd64\" is no platform; "));
         assert!(error("[mirror]\nkeep_every = \"1s\"").starts_with("mirror.keep_every must be at least "));
+        assert!(error("[traces]\nsample_ratio = 1.5").starts_with("traces.sample_ratio is 1.5; "));
+        assert!(error("[traces]\nendpoint = \"http://a:b@x/\"").starts_with("traces.endpoint must be a URL without a password"));
         assert!(error("[mirror]\nstretch_factor = 0").starts_with("mirror.stretch_factor is 0; "));
         assert!(
             error("[mirror]\norphan_fills = 9000000000000000000").starts_with("mirror.orphan_fills is 9000000000000000000; ")

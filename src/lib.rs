@@ -12,7 +12,7 @@
 //!           mirror                   the pull-through policy: who answers, how fresh, one fill per digest
 //! floor 1   store      upstream      mechanisms, which never use each other
 //! floor 0   oci  clock  flight       words and small tools: no I/O
-//!           metrics  sync  allowance  brake  current  lines  setup
+//!           metrics  traces  sync  allowance  brake  current  lines  setup
 //! ```
 //!
 //! # A hit
@@ -56,4 +56,5 @@ pub mod server;
 pub mod setup;
 pub mod store;
 mod sync;
+pub mod traces;
 pub mod upstream;

@@ -115,6 +115,7 @@ pub(super) fn put(table: &mut Table, key: &[String], text: &str) -> Result<(), C
         None | Some(Value::Table(_)) => return Err(unknown(key)),
         Some(Value::Boolean(_)) => Value::Boolean(text.parse().map_err(|_| wrong("neither true nor false"))?),
         Some(Value::Integer(_)) => Value::Integer(text.parse().map_err(|_| wrong("no whole number"))?),
+        Some(Value::Float(_)) => Value::Float(text.parse().map_err(|_| wrong("no number"))?),
         // A list of tables.
         Some(Value::Array(_)) if text.starts_with("[{") => {
             let lists: Table = format!("list = {text}").parse().map_err(|_| wrong("no list of tables"))?;

@@ -120,6 +120,11 @@ impl Metrics {
         self.0.audit_lost.inc_by(lines);
     }
 
+    /// The collector has not taken so many spans.
+    pub fn spans_lost(&self, spans: u64) {
+        self.0.spans_lost.inc_by(spans);
+    }
+
     // --- fills ---
 
     pub fn fill_ended(&self, how: &'static str) {

@@ -78,6 +78,7 @@ struct Shared {
     disk_size: Gauge,
     disk_floor: Gauge,
     audit_lost: Counter,
+    spans_lost: Counter,
     process: gauges::Process,
 }
 
@@ -229,6 +230,7 @@ impl Metrics {
             disk_size: register.add("disk_size_bytes", "Bytes that this file system has in all"),
             disk_floor: register.add("disk_floor_bytes", "Bytes that the cache leaves free there"),
             audit_lost: register.add("audit_lost", "Lines that the audit log does not have, as it could not be written"),
+            spans_lost: register.add("spans_lost", "Spans of traces that the collector has not taken"),
             process: gauges::Process::default(),
             registries: <[Registry; 2]>::default(),
             described: Vec::new(),

@@ -127,6 +127,9 @@ impl Mirror {
                     continue;
                 }
             };
+            if !started {
+                origin.behalf.trace.shares(&interest.origin().behalf.trace);
+            }
             let own = interest.origin().asker() == origin.asker();
             if interest.origin().repository != origin.repository && !proven {
                 // The bytes come by another repository; the right to them does not.

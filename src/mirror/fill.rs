@@ -87,7 +87,7 @@ impl Mirror {
             }
             Err(error) => {
                 self.note_failure(&fill.origin, Thing::Blob(fill.digest.clone()), &error);
-                self.0.metrics.fill_ended("failed");
+                self.fill_ended(fill, "failed");
                 fill.head.send_replace(Head::Failed(error.into()));
                 writer.suspend().await;
                 return false;
@@ -136,15 +136,20 @@ impl Mirror {
     /// Nobody wants it any more, or larder stops.
     async fn stop_fill(&self, fill: &Fill, writer: BlobWriter) {
         tracing::info!(digest = %fill.digest, at = writer.accepted(), "a fill stops");
-        self.0.metrics.fill_ended("stopped");
+        self.fill_ended(fill, "stopped");
         leave(fill, writer).await;
     }
 
     async fn give_up(&self, fill: &Fill, writer: BlobWriter, error: &upstream::Error) {
         tracing::error!(digest = %fill.digest, at = writer.accepted(), %error, "a fill is given up");
-        self.0.metrics.fill_ended("given_up");
+        self.fill_ended(fill, "given_up");
         self.note_broken_off(&fill.origin, error);
         leave(fill, writer).await;
+    }
+
+    fn fill_ended(&self, fill: &Fill, how: &'static str) {
+        self.0.metrics.fill_ended(how);
+        fill.span(|span| span.text("larder.outcome", || how));
     }
 
     /// Asks for the blob, from where an earlier fill stopped, and tells those who wait how large it is.
@@ -265,7 +270,7 @@ impl Mirror {
         // Before anyone sees the end: who comes back for the blob then need not ask.
         self.set_proof(&fill.origin.repository, &fill.digest, writer.accepted(), None);
         let finished = writer.finish().await;
-        self.0.metrics.fill_ended(finished.word());
+        self.fill_ended(fill, finished.word());
         match finished {
             Finished::Kept => {}
             Finished::Passed(why) => tracing::warn!(digest = %fill.digest, %why, "a blob was passed on and not kept"),
@@ -293,7 +298,7 @@ impl Mirror {
         }
         writer.discard().await;
         if !anew {
-            self.0.metrics.fill_ended("mismatch");
+            self.fill_ended(fill, "mismatch");
         }
         anew
     }

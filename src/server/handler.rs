@@ -9,6 +9,7 @@ use hyper::body::{Body as _, Incoming};
 use crate::clock::Clock;
 use crate::mirror::{Mirror, Origin, Refusal, Served, Wanted};
 use crate::oci::{Accept, Digest, Page, Reference, Route, Target, namespace};
+use crate::traces::Tracer;
 use crate::upstream::Hop;
 
 use super::audit::Audit;
@@ -29,6 +30,7 @@ pub(super) struct Handler {
     pub(super) buffers: Buffers,
     pub(super) shares: Shares,
     pub(super) audit: Audit,
+    pub(super) tracer: Tracer,
 }
 
 /// A request as it has come.
@@ -52,6 +54,7 @@ impl Handler {
         assert!(!head.headers.contains_key("x-larder-panic"), "a test has asked for it");
         let from = client.terms.who_asks(&client, &head.headers);
         let mut line = AccessLine::new(client.tells_of(from), &head.method, self.mirror.metrics().clone(), self.audit.clone());
+        line.span = self.tracer.request(|| Some(head.headers.get("traceparent")?.to_str().ok()?.to_owned()));
         let mut response = match self.shares.ask(from.ip()) {
             Ok(()) => self.hear(&head, &client, from, &mut line).await,
             Err(wait) => {
@@ -222,6 +225,7 @@ impl Handler {
     ) -> Result<Origin, Refusal> {
         let mut origin = self.mirror.registries().locate(target, asked.host())?;
         origin.behalf.via.clone_from(&asked.via);
+        origin.behalf.trace = line.span.trace();
         line.upstream = origin.repository.upstream.to_string();
         line.repository = origin.repository.name.to_string();
         asked.client.terms.rules.check(&asked.identity, &origin.repository)?;

@@ -8,6 +8,7 @@ use http::{Method, StatusCode};
 use crate::metrics::{AnswerKind, Metrics};
 use crate::mirror::Served;
 use crate::oci::ErrorCode;
+use crate::traces::Span;
 
 use super::audit::{Access, Audit};
 
@@ -37,6 +38,8 @@ pub(super) struct AccessLine {
     pub(super) status: Option<StatusCode>,
     /// The code of an error that was answered.
     pub(super) code: Option<ErrorCode>,
+    /// The same in a trace.
+    pub(super) span: Span,
     pub(super) begun: Instant,
     first_byte: Option<Duration>,
     bytes: u64,
@@ -79,6 +82,7 @@ impl AccessLine {
             why: None,
             status: None,
             code: None,
+            span: Span::default(),
             begun: Instant::now(),
             first_byte: None,
             bytes: 0,
@@ -147,6 +151,26 @@ impl AccessLine {
         self.audit.accessed(total, &access);
     }
 
+    fn tell_span(&mut self) {
+        let (served, end) = (self.served(), self.end());
+        let Self { span, method, kind, client, upstream, repository, reference, status, bytes, why, .. } = self;
+        // What a client makes up is no name.
+        let known = if matches!(*method, Method::GET | Method::HEAD) { method.as_str() } else { "other" };
+        span.name(|| format!("{known} {kind}"));
+        span.text("http.request.method", || &*method);
+        span.text("client.address", || &*client);
+        span.text("larder.upstream", || &*upstream);
+        span.text("larder.repository", || &*repository);
+        span.text("larder.reference", || &*reference);
+        span.text("larder.served", || served);
+        span.text("larder.end", || end);
+        span.number("http.response.body.size", *bytes);
+        status.iter().for_each(|status| span.number("http.response.status_code", status.as_u16()));
+        if status.is_some_and(|status| status.is_server_error()) {
+            span.failed(why.as_deref().unwrap_or("an error"));
+        }
+    }
+
     /// How it ended, in a word.
     fn end(&self) -> &'static str {
         match self.end {
@@ -177,6 +201,7 @@ impl Drop for AccessLine {
         }
         self.count(total);
         self.audit(total);
+        self.tell_span();
         tracing::info!(
             target: "access",
             client = %self.client,

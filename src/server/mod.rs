@@ -38,6 +38,7 @@ use std::sync::Arc;
 
 use crate::clock::Clock;
 use crate::mirror::Mirror;
+use crate::traces::Tracer;
 use crate::upstream::Hop;
 
 use connections::{Limits, accept_all};
@@ -61,6 +62,7 @@ pub struct Service {
     /// What each of them may take.
     pub shares: Shares,
     pub audit: Audit,
+    pub tracer: Tracer,
     pub hop: Hop,
     pub clock: Clock,
 }
@@ -68,7 +70,7 @@ pub struct Service {
 /// Serves who comes by `doors` until `stop` resolves, then lets answers under way end for as long as the options say.
 /// Returns how many connections were cut off.
 pub async fn serve(doors: Vec<Door>, options: &Options, service: Service, stop: impl Future<Output = ()>) -> usize {
-    let Service { mirror, shares, audit, hop, clock } = service;
+    let Service { mirror, shares, audit, tracer, hop, clock } = service;
     let limits = Limits {
         connections: options.max_connections,
         least: Least { idle: options.write_idle, rate: options.min_rate.as_u64() },
@@ -78,7 +80,7 @@ pub async fn serve(doors: Vec<Door>, options: &Options, service: Service, stop: 
         metrics: mirror.metrics().clone(),
     };
     let buffers = limits.buffers.clone();
-    let handler = Arc::new(Handler { mirror, hop, clock, buffers, shares, audit });
+    let handler = Arc::new(Handler { mirror, hop, clock, buffers, shares, audit, tracer });
     let handle = move |request, client| {
         let handler = Arc::clone(&handler);
         async move { handler.handle(request, client).await }

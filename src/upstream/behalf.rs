@@ -6,6 +6,8 @@ use std::sync::{Arc, LazyLock};
 use http::HeaderValue;
 use sha2::{Digest as _, Sha256};
 
+use crate::traces::Trace;
+
 use super::credentials::Credential;
 
 /// What a request takes along of the client that caused it. By default nothing: it is made for larder itself.
@@ -15,6 +17,8 @@ pub struct Behalf {
     pub via: Option<HeaderValue>,
     /// The client's own credential, where the upstream is to be asked with that and not with larder's.
     pub client: Option<ClientCredential>,
+    /// The trace in which that is told.
+    pub trace: Trace,
 }
 
 /// What a client has shown of itself: a user and a password, or that it is nobody. It has no `Debug`, so that it cannot get

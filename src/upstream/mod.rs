@@ -74,6 +74,7 @@ pub use public_url::PublicUrl;
 pub use quota::Spent;
 pub use request::{Asking, BlobAnswer, Body, Found, ManifestAnswer, ReferrersAnswer, Source, Span, TagsAnswer};
 pub use send::Shortcut;
+pub(crate) use tls::for_others as tls;
 
 /// A registry. Offline is a kind of upstream: it is there and answers nothing.
 pub struct Upstream {

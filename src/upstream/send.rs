@@ -9,6 +9,7 @@ use reqwest::{Response, Url};
 
 use crate::clock::Timestamp;
 use crate::oci::{Digest, RepositoryName};
+use crate::traces::{Span, SpanKind};
 
 use super::accounts::Account;
 use super::auth::{Login, LoginKey, Proof, refused};
@@ -121,9 +122,15 @@ impl Upstream {
             question.sent.fetch_add(1, Ordering::Relaxed);
             let short = question.shortcut.and_then(|shortcut| shortcut.of(endpoint));
             let from = short.as_ref().unwrap_or(&url).clone();
-            let asked = Instant::now();
+            let (asked, mut span) = (Instant::now(), self.span(endpoint, question));
             let followed = endpoint.client.follow(method, from, &headers).await;
-            self.counts.asked(*purpose, followed.as_ref().map(|followed| followed.response.status()), asked.elapsed());
+            let outcome = followed.as_ref().map(|followed| followed.response.status());
+            match outcome {
+                Ok(status) => span.number("http.response.status_code", status.as_u16()),
+                Err(error) => span.failed(error),
+            }
+            drop(span);
+            self.counts.asked(*purpose, outcome, asked.elapsed());
             let came = followed.as_ref().is_ok_and(|followed| followed.response.status().is_success());
             if let Some(short) = short.filter(|_| !came) {
                 // Its signature may have expired: the registry makes a new one.
@@ -167,6 +174,16 @@ impl Upstream {
                 _ => return self.judge(&response, own, login.key, sent.as_ref()).map(|()| response),
             }
         }
+    }
+
+    fn span(&self, endpoint: &Endpoint, question: &Question<'_>) -> Span {
+        let Question { method, repository, behalf, purpose, .. } = question;
+        let mut span = behalf.trace.begin(|| format!("{method} {} upstream", purpose.word()), SpanKind::Client);
+        span.text("http.request.method", || method.as_str());
+        span.text("server.address", || endpoint.client.host());
+        span.text("larder.upstream", || &self.name);
+        span.text("larder.repository", || repository);
+        span
     }
 
     fn judge(&self, response: &Response, own: bool, login: LoginKey, sent: Option<&Proof>) -> Result<(), Error> {

@@ -37,6 +37,14 @@ pub(super) fn config(options: &Options, trusted: bool) -> Result<rustls::ClientC
     builder.with_client_auth_cert(chain, key).map_err(|error| format!("client_cert_file does not fit client_key_file: {error}"))
 }
 
+/// For who is no upstream: trusts what the system trusts.
+///
+/// # Errors
+/// There is no TLS to be had.
+pub(crate) fn for_others() -> Result<rustls::ClientConfig, String> {
+    config(&Options::default(), false)
+}
+
 fn system_roots() -> &'static RootCertStore {
     static ROOTS: OnceLock<RootCertStore> = OnceLock::new();
     ROOTS.get_or_init(|| {

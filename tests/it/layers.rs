@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each part of the crate may use. Its own parts it may always use.
-const MAY_USE: [(&str, &[&str]); 19] = [
+const MAY_USE: [(&str, &[&str]); 20] = [
     ("oci", &[]),
     ("clock", &[]),
     ("allowance", &[]),
@@ -15,9 +15,10 @@ const MAY_USE: [(&str, &[&str]); 19] = [
     ("lines", &[]),
     ("metrics", &[]),
     ("setup", &[]),
+    ("traces", &[]),
     ("store", &["oci", "clock", "sync", "flight", "metrics"]),
-    ("upstream", &["oci", "clock", "current", "sync", "flight", "metrics", "allowance"]),
-    ("mirror", &["oci", "clock", "brake", "current", "sync", "flight", "metrics", "store", "upstream"]),
+    ("upstream", &["oci", "clock", "current", "sync", "flight", "metrics", "traces", "allowance"]),
+    ("mirror", &["oci", "clock", "brake", "current", "sync", "flight", "metrics", "traces", "store", "upstream"]),
     ("orders", &["oci", "clock", "metrics", "store", "upstream", "mirror"]),
     ("dashboard", &["oci", "clock", "metrics", "store", "upstream", "mirror", "orders"]),
     (
@@ -29,6 +30,7 @@ const MAY_USE: [(&str, &[&str]); 19] = [
             "flight",
             "lines",
             "metrics",
+            "traces",
             "allowance",
             "brake",
             "setup",
@@ -47,6 +49,7 @@ const MAY_USE: [(&str, &[&str]); 19] = [
             "current",
             "lines",
             "metrics",
+            "traces",
             "setup",
             "store",
             "upstream",

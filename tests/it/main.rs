@@ -92,6 +92,7 @@ mod sweep;
 mod tags;
 mod tls;
 mod tokens;
+mod traces;
 mod two_logins;
 mod unreadable;
 mod untold;

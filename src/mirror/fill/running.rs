@@ -11,6 +11,7 @@ use crate::oci::{Digest, Repository};
 use crate::store::Growth;
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sync::{Mutex, MutexGuard, Notify, watch};
+use crate::traces::{Span, SpanKind};
 use crate::upstream::CacheStatus;
 
 use super::{Interest, Origin, Refusal};
@@ -41,6 +42,7 @@ pub(super) struct Fill {
     closing: AtomicBool,
     /// It is off the list.
     pub(super) landed: CancellationToken,
+    span: Mutex<Span>,
 }
 
 /// A fill as it is now.
@@ -112,14 +114,18 @@ impl Fills {
         if cached() {
             return (Joined::Cached, None);
         }
+        let mut origin = origin.clone();
+        let span = span(&origin, digest);
+        origin.behalf.trace = span.trace();
         let fill = Arc::new(Fill {
-            origin: origin.clone(),
+            origin,
             digest: digest.clone(),
             head: watch::Sender::new(Head::Waiting),
             wanted_by: AtomicUsize::new(0),
             abandoned: Notify::new(),
             closing: AtomicBool::new(false),
             landed: CancellationToken::new(),
+            span: Mutex::new(span),
         });
         running.insert(key, Arc::clone(&fill));
         let interest = Interest::of(&fill);
@@ -165,6 +171,15 @@ impl Fills {
     }
 }
 
+/// It is told of as what the one who came first has led to.
+fn span(origin: &Origin, digest: &Digest) -> Span {
+    let mut span = origin.behalf.trace.begin(|| "fill".into(), SpanKind::Internal);
+    span.text("larder.upstream", || &origin.repository.upstream);
+    span.text("larder.repository", || &origin.repository.name);
+    span.text("larder.digest", || digest);
+    span
+}
+
 fn key(origin: &Origin, digest: &Digest) -> Key {
     (origin.registry.anyones.then(|| Arc::clone(&origin.repository.upstream)), digest.clone())
 }
@@ -179,6 +194,11 @@ impl Fill {
         };
         let (repository, digest) = (self.origin.repository.clone(), self.digest.clone());
         Underway { repository, digest, bytes, size, clients: self.wanted_by.load(Ordering::Relaxed) }
+    }
+
+    /// Tells more of it.
+    pub(super) fn span(&self, tell: impl FnOnce(&mut Span)) {
+        tell(&mut self.span.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Waits until nobody wants it; it may be wanted again by then.
@@ -208,6 +228,7 @@ impl Drop for Landing {
             }
             waiting
         });
+        self.fill.span(|span| drop(std::mem::take(span)));
         self.fill.landed.cancel();
     }
 }

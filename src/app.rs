@@ -4,6 +4,7 @@ mod audit_file;
 mod bound;
 mod check;
 mod inherited;
+mod log;
 mod offer;
 mod registries;
 mod running;
@@ -11,11 +12,9 @@ mod traces;
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
@@ -38,6 +37,7 @@ use registries::registries;
 use traces::Exporter;
 
 pub use check::{Finding, check};
+pub use log::{LogFormat, LogLevel, LogOptions};
 pub use offer::offer;
 pub use running::{Reloaded, Running};
 pub use traces::TraceOptions;
@@ -92,38 +92,6 @@ pub enum StartError {
     Traces(String),
     #[error(transparent)]
     Cache(#[from] store::OpenError),
-}
-
-/// `[log]`
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct LogOptions {
-    /// How log lines are written: `text` or `json`.
-    pub format: LogFormat,
-    /// The least that is logged: `error`, `warn`, `info`, `debug`, `trace`. Requests are logged at `info`.
-    pub level: LogLevel,
-    /// The audit log: a line of JSON for each access of a client and each order of an operator, appended to this file; `-`: to standard
-    /// output. Empty: none. On SIGHUP it is opened anew.
-    pub audit_file: PathBuf,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    #[default]
-    Text,
-    Json,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogLevel {
-    Error,
-    Warn,
-    #[default]
-    Info,
-    Debug,
-    Trace,
 }
 
 /// How often it is looked whether a command has let go of the cache.

@@ -197,15 +197,14 @@ impl Order {
             | Self::Unpin { images }
             | Self::Remove { images }
             | Self::Explain { images }
+            | Self::Verify { images, .. }
             | Self::Pull(Pull { images, .. })
             | Self::Export { export: Export::These(images) } => images.clone(),
             Self::List { patterns } => patterns.iter().map(ToString::to_string).collect(),
             Self::Import(Import { name, .. }) => name.iter().cloned().collect(),
-            Self::Export { export: Export::Pinned | Export::All }
-            | Self::Usage
-            | Self::Missing
-            | Self::Verify { .. }
-            | Self::Watch { .. } => Vec::new(),
+            Self::Export { export: Export::Pinned | Export::All } | Self::Usage | Self::Missing | Self::Watch { .. } => {
+                Vec::new()
+            }
         }
     }
 

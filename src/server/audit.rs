@@ -55,6 +55,8 @@ pub(super) struct Ordered {
     more: usize,
     /// Where its reports go, as far as it has come.
     reports: Reports,
+    /// Beside those that its reports tell of.
+    failed: u64,
     done: bool,
 }
 
@@ -113,6 +115,7 @@ impl Audit {
             what: named.iter().take(MOST_TOLD).map(short).collect(),
             more: named.len().saturating_sub(MOST_TOLD),
             reports: reports.clone(),
+            failed: 0,
             done: false,
         }
     }
@@ -135,13 +138,19 @@ impl Ordered {
     pub(super) fn done(mut self) {
         self.done = true;
     }
+
+    /// Likewise, and came to nothing.
+    pub(super) fn failed(mut self) {
+        self.failed = 1;
+        self.done();
+    }
 }
 
 impl Drop for Ordered {
     fn drop(&mut self) {
         let end = if self.done { "complete" } else { "broken_off" };
-        let line =
-            OrderLine { by: &self.by, order: self.order, what: &self.what, more: self.more, failed: self.reports.failed(), end };
+        let failed = self.reports.failed() + self.failed;
+        let line = OrderLine { by: &self.by, order: self.order, what: &self.what, more: self.more, failed, end };
         self.audit.tell("order", self.began, &line);
     }
 }

@@ -74,7 +74,7 @@ pub struct Ended {
     name: String,
     kind: SpanKind,
     began: SystemTime,
-    ended: SystemTime,
+    until: SystemTime,
     attributes: Vec<(&'static str, Value)>,
     links: Vec<Context>,
     error: Option<String>,
@@ -190,7 +190,7 @@ impl Drop for Span {
         let Running { place, parent, name, kind, began: (began, since), attributes, error } = *running;
         let links = std::mem::take(&mut *place.links.lock().unwrap_or_else(PoisonError::into_inner));
         let ended =
-            Ended { context: place.context, parent, name, kind, began, ended: began + since.elapsed(), attributes, links, error };
+            Ended { context: place.context, parent, name, kind, began, until: began + since.elapsed(), attributes, links, error };
         if place.collecting.to.try_send(ended).is_err() {
             (place.collecting.lost)();
         }
@@ -232,7 +232,7 @@ mod tests {
             (&request.attributes[..], request.error.as_deref()),
             (&[("http.response.status_code", Value::Number(200))][..], Some("no"))
         );
-        assert!(request.began <= request.ended);
+        assert!(request.began <= request.until);
     }
 
     #[test]

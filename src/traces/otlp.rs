@@ -24,7 +24,7 @@ pub fn export(spans: &[Ended]) -> String {
 }
 
 fn span(span: &Ended) -> serde_json::Value {
-    let Ended { context, parent, name, kind, began, ended, attributes, links, error } = span;
+    let Ended { context, parent, name, kind, began, until, attributes, links, error } = span;
     let mut told = ids(*context);
     told["name"] = name.as_str().into();
     told["kind"] = match kind {
@@ -35,7 +35,7 @@ fn span(span: &Ended) -> serde_json::Value {
     .into();
     // Numbers of 64 bits are strings in the JSON of protocol buffers.
     told["startTimeUnixNano"] = nanos(*began).into();
-    told["endTimeUnixNano"] = nanos(*ended).into();
+    told["endTimeUnixNano"] = nanos(*until).into();
     told["attributes"] = attributes.iter().map(|(key, value)| attribute(key, value)).collect();
     parent.iter().for_each(|parent| told["parentSpanId"] = format!("{parent:016x}").into());
     if !links.is_empty() {
@@ -76,7 +76,7 @@ mod tests {
             name: "GET blob".into(),
             kind: SpanKind::Server,
             began,
-            ended: began + Duration::from_millis(2),
+            until: began + Duration::from_millis(2),
             attributes: vec![("http.response.status_code", Value::Number(502)), ("larder.served", Value::Text("a\"b".into()))],
             links: vec![Context { trace: 2, span: 3 }],
             error: Some("no".into()),

@@ -193,6 +193,17 @@ async fn each_order_is_a_line_with_who_gave_it_and_what_came_of_it() {
         ],
         "it is pinned, and the other is not there"
     );
+    // By the listener for operators as well.
+    let refresh = format!("http://{}/api/refresh?image=", larder.admin());
+    for (image, status) in [("app", 200), ("nowhere", 404)] {
+        Client::h1().request(Method::POST, format!("{refresh}{image}"), &[("x-larder", "1")]).await.expect(status);
+    }
+    let told = lines(&file, 4).await;
+    for (line, image, failed) in [(&told[2], "app", 0), (&told[3], "nowhere", 1)] {
+        assert!(line["by"].as_str().unwrap().starts_with("127.0.0.1:"), "{line}");
+        let refresh = json!({ "event": "order", "order": "refresh", "what": [image], "failed": failed, "end": "complete" });
+        assert_eq!(without(line.clone(), &["time", "by"]), refresh);
+    }
     larder.terminate();
 }
 

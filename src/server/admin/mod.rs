@@ -25,7 +25,7 @@ use crate::dashboard::{Dashboard, ImagesQuery, Sort, Span, Witness};
 use crate::metrics::Metrics;
 use crate::mirror::{Health, Mirror, Trouble};
 use crate::oci::{ErrorCode, ImageName};
-use crate::orders::{self, NotRefreshed, Order};
+use crate::orders::{self, NotRefreshed, Order, Reports};
 use crate::setup::Offer;
 use crate::upstream::{BudgetReport, LeftAlone, Upstream};
 
@@ -193,12 +193,9 @@ impl Admin {
             (&Method::GET, "/api/upstreams") => respond::document(&self.upstreams()),
             (&Method::GET, "/api/errors") => respond::document(&json!({ "errors_seen": self.dashboard.incidents() })),
             (&Method::GET, "/api/setup") => self.guide.answer(head),
-            (&Method::POST, "/api/refresh") => self.refresh(head).await,
+            (&Method::POST, "/api/refresh") => self.refresh(head, by(client, user)).await,
             (&Method::POST, path) if ORDERS.contains(&path) => match self.guard.may_change(head, client) {
-                Ok(()) => {
-                    let by = user.map_or_else(|| client.peer.to_string(), |user| format!("{user} from {}", client.peer));
-                    self.order(path, head, by).await
-                }
+                Ok(()) => self.order(path, head, by(client, user)).await,
                 Err(why) => respond::forbidden(&why),
             },
             (_, path) if PAGES.contains(&path) => respond::wrong_method("GET"),
@@ -241,9 +238,16 @@ impl Admin {
     }
 
     /// `POST /api/refresh?image=nginx:1.27`: asks for the tag upstream, however fresh it is.
-    async fn refresh(&self, head: &Parts) -> Response<Body> {
+    async fn refresh(&self, head: &Parts, by: String) -> Response<Body> {
         let Some(image) = parameter(head, "image") else { return respond::invalid(ErrorCode::NameInvalid, WHICH) };
-        match orders::refresh(self.mirror(), &image).await {
+        let ordered = self.audit.ordered(by, &Order::Refresh { images: vec![image.clone()] }, &Reports::channel().0);
+        let refreshed = orders::refresh(self.mirror(), &image).await;
+        if refreshed.is_ok() {
+            ordered.done();
+        } else {
+            ordered.failed();
+        }
+        match refreshed {
             Ok(refreshed) => respond::document(&json!(refreshed)),
             Err(NotRefreshed::Refused(refusal)) => {
                 respond::refusal(&refusal, Kind::Manifest, |until| until.since(self.dashboard.clock().now()))
@@ -292,6 +296,11 @@ impl Admin {
     fn by_name(&self) -> BTreeMap<&str, &Upstream> {
         self.mirror().registries().upstreams().map(|upstream| (&**upstream.name(), upstream)).collect()
     }
+}
+
+/// Who gives an order, for the audit log.
+fn by(client: &Client, user: Option<&str>) -> String {
+    user.map_or_else(|| client.peer.to_string(), |user| format!("{user} from {}", client.peer))
 }
 
 /// The value of a parameter of the query.

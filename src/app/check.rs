@@ -34,6 +34,10 @@ pub async fn check(config: &Config) -> Vec<Finding> {
         let outcome = Terms::of(&listener).map(|_| "what it names can be used".to_owned());
         findings.push(Finding { what: format!("listener {}", listener.listen), outcome });
     }
+    if !config.admin.users_file.as_os_str().is_empty() {
+        let outcome = Terms::of_operator(&config.admin.users_file).map(|_| "its users can be used".to_owned());
+        findings.push(Finding { what: "the operator's listener".into(), outcome });
+    }
     findings.push(Finding { what: "disk".into(), outcome: store::survey(&config.cache) });
     if !config.log.audit_file.as_os_str().is_empty() {
         let outcome = audit_file::try_out(&config.log.audit_file).map(|()| "can be written".to_owned());

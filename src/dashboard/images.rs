@@ -2,9 +2,9 @@
 //!
 //! It is made when somebody asks and something has changed, in at most a fiftieth of the time; what is shown of a page is as it is now.
 
-use std::cmp::{Ordering, Reverse};
+use std::cmp::Reverse;
 use std::str::FromStr;
-use std::sync::atomic::{AtomicBool, Ordering as Memory};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
@@ -121,12 +121,12 @@ impl Dashboard {
     pub async fn images(&self, query: &ImagesQuery) -> ImagesReport {
         let table = self.table().await;
         let mut rows: Vec<&Row> = table.rows.iter().filter(|row| row.matches(&query.search)).collect();
-        // It is by name that it was made.
-        if query.sort != Sort::Name {
-            rows.sort_by(|one, other| one.compare(other, query.sort));
-        }
-        if query.descending {
-            rows.reverse();
+        // It was made by name: where that alone counts it is in order, and else those that are alike stay so.
+        match (query.sort, query.descending) {
+            (Sort::Name, false) => {}
+            (Sort::Name, true) => rows.reverse(),
+            (sort, false) => rows.sort_by_key(|row| row.key(sort)),
+            (sort, true) => rows.sort_by_key(|row| Reverse(row.key(sort))),
         }
         let mut images = Vec::new();
         for row in rows.iter().skip(query.offset).take(query.limit.min(MOST_ROWS)) {
@@ -173,7 +173,7 @@ impl Dashboard {
         // Of those who ask at once, one makes it.
         let mut table = self.0.images.table.lock().await;
         let stamp: Stamp = (self.0.store.changes(), self.0.store.usage());
-        let forgotten = self.0.images.forgotten.swap(false, Memory::Relaxed);
+        let forgotten = self.0.images.forgotten.swap(false, Ordering::Relaxed);
         if forgotten || !table.made.is_some_and(|made| made.will_do(&stamp)) {
             let (dashboard, begun) = (self.clone(), Instant::now());
             // Where that fails, it is what it was.
@@ -201,7 +201,7 @@ impl Dashboard {
 impl Images {
     /// Something has changed that the operator is to see at once.
     pub(super) fn forget(&self) {
-        self.forgotten.store(true, Memory::Relaxed);
+        self.forgotten.store(true, Ordering::Relaxed);
     }
 }
 
@@ -223,16 +223,15 @@ impl Row {
             || search.starts_with("sha256:") && self.digest.to_string().starts_with(search)
     }
 
-    /// The smallest first; where that says nothing, by name.
-    fn compare(&self, other: &Self, by: Sort) -> Ordering {
-        match by {
-            Sort::Name => Ordering::Equal,
-            Sort::Size => self.bytes.cmp(&other.bytes),
-            Sort::Used => self.used.cmp(&other.used),
-            Sort::Pulls => self.pulls.cmp(&other.pulls),
-            Sort::Pinned => self.pinned.cmp(&other.pinned),
+    /// By what it is sorted, but for its name.
+    fn key(&self, sort: Sort) -> u64 {
+        match sort {
+            Sort::Name => 0,
+            Sort::Size => self.bytes,
+            Sort::Used => self.used.unix_millis(),
+            Sort::Pulls => self.pulls,
+            Sort::Pinned => self.pinned.into(),
         }
-        .then_with(|| Reverse(&self.name).cmp(&Reverse(&other.name)))
     }
 }
 

@@ -281,7 +281,7 @@ impl TestMirror {
     pub async fn drain(self) -> (StoppedMirror, Drained) {
         secrets::search("the metrics", self.app.mirror().metrics().page(Format::Text).as_bytes());
         let drained = self.app.stop().await;
-        (StoppedMirror { faults: Faults::default(), ..self.stopped }, drained)
+        (StoppedMirror { faults: Faults::planned(), ..self.stopped }, drained)
     }
 }
 
@@ -292,7 +292,7 @@ impl StoppedMirror {
         let dir = tempfile::tempdir().expect("a temporary directory");
         secrets::search_log();
         let searched = Searched(dir.path().join("cache"));
-        let (clock, faults, names) = (Clock::system(), Faults::default(), Names::default());
+        let (clock, faults, names) = (Clock::system(), Faults::planned(), Names::default());
         let stopped = Self { _searched: searched, dir, config: Table::new(), clock, faults, names };
         let cache_dir = Value::from(stopped.cache_dir().to_str().expect("a path of text"));
         stopped

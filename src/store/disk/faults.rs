@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use super::gate::Operation;
 
-/// What goes wrong with the disk of one larder. Clones are the same plan.
+/// What goes wrong with the disk of one larder: nothing, unless it is planned. Clones are the same plan.
 #[derive(Clone, Default)]
-pub struct Faults(Arc<Shared>);
+pub struct Faults(Option<Arc<Shared>>);
 
 #[derive(Default)]
 struct Shared {
@@ -99,6 +99,12 @@ pub enum Loss {
 // === impl Faults: the test's side ===
 
 impl Faults {
+    /// A plan in which nothing goes wrong yet. It keeps account of every operation.
+    #[must_use]
+    pub fn planned() -> Self {
+        Self(Some(Arc::default()))
+    }
+
     /// How many operations there have been.
     #[must_use]
     pub fn count(&self) -> usize {
@@ -135,7 +141,7 @@ impl Faults {
         state.planned.clear();
         state.healed += 1;
         drop(state);
-        self.0.healed.notify_all();
+        self.plan().healed.notify_all();
     }
 
     /// How many operations hang.
@@ -153,7 +159,7 @@ impl Faults {
     /// Ends the process, as far as the disk can tell, between two operations.
     pub fn die(&self) {
         self.lock().dead = true;
-        self.0.healed.notify_all();
+        self.plan().healed.notify_all();
     }
 
     /// Makes of the directory what may be left of it when the power goes: for a process that has died.
@@ -186,8 +192,14 @@ impl Faults {
 // === impl Faults: the disk's side ===
 
 impl Faults {
+    /// # Panics
+    /// Where nothing is planned.
+    fn plan(&self) -> &Shared {
+        self.0.as_ref().expect("a plan")
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.plan().state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Does `work` as the plan says.
@@ -197,6 +209,9 @@ impl Faults {
         path: &Path,
         work: impl FnOnce(Option<usize>) -> io::Result<T>,
     ) -> io::Result<T> {
+        if self.0.is_none() {
+            return work(None);
+        }
         let mut state = self.lock();
         if state.dead {
             return Err(dead());
@@ -225,7 +240,7 @@ impl Faults {
                 state.hanging += 1;
                 let healed = state.healed;
                 let hangs = |state: &mut State| !state.dead && state.healed == healed;
-                state = self.0.healed.wait_while(state, hangs).unwrap_or_else(PoisonError::into_inner);
+                state = self.plan().healed.wait_while(state, hangs).unwrap_or_else(PoisonError::into_inner);
                 state.hanging -= 1;
                 if state.dead {
                     return Err(dead());
@@ -263,6 +278,9 @@ impl Faults {
     }
 
     pub(super) fn will_rename(&self, from: &Path, to: &Path) {
+        if self.0.is_none() {
+            return;
+        }
         let replaced = fs::read(to).ok();
         self.lock().loose.push(Loose { from: from.into(), to: to.into(), replaced, done: false });
     }
@@ -322,7 +340,7 @@ impl State {
 
 impl std::fmt::Debug for Faults {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Faults").field("operations", &self.count()).finish()
+        f.debug_struct("Faults").field("operations", &self.0.is_some().then(|| self.count())).finish()
     }
 }
 

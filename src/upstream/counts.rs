@@ -83,3 +83,26 @@ impl Counts {
         self.metrics.dns_failed(&self.upstream);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::clock::Clock;
+    use crate::metrics::{Format, Metrics};
+    use crate::upstream::{Hop, Options, Upstream};
+
+    /// Each name that a client made up was a series, and stayed one.
+    #[test]
+    fn upstreams_that_clients_name_are_one_to_who_counts() {
+        let metrics = Metrics::new();
+        let told = |name: &str, options| {
+            Upstream::new(name, &options, Hop::unique(), Clock::system(), metrics.clone()).unwrap().note_mismatch();
+        };
+        told("docker.io", Options::default().with_presets("docker.io"));
+        (0..10).for_each(|n| told(&format!("r{n}.example"), Options::of_public(&format!("r{n}.example"))));
+        let page = metrics.page(Format::Text);
+        let mut shown: Vec<_> = page.lines().filter(|line| line.starts_with("larder_digest_mismatches_total{")).collect();
+        shown.sort_unstable();
+        let one = |upstream, times| format!("larder_digest_mismatches_total{{upstream=\"{upstream}\"}} {times}");
+        assert_eq!(shown, [one("docker.io", 1), one("public", 10)]);
+    }
+}

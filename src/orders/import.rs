@@ -14,6 +14,7 @@
 //! named by its digest, or where there is no config, by being there.
 
 mod blobs;
+mod commits;
 mod legacy;
 mod named;
 
@@ -29,6 +30,8 @@ use crate::store::Holds;
 use super::archive::{Archive, Input, shown};
 use super::parts::{Lack, Parts};
 use super::{Orders, Report, Reports};
+
+use commits::Commits;
 
 pub(super) use named::check_small;
 use named::{Made, Named, Promised};
@@ -76,6 +79,7 @@ struct Read {
     /// The manifests of images that were looked at, each in its repository.
     reached: HashSet<(String, Digest)>,
     added: HashSet<Digest>,
+    commits: Commits,
     /// Hashes of all paths, as a path may be long.
     paths: HashSet<Digest>,
     skipped: u64,
@@ -117,7 +121,9 @@ impl Orders {
     pub(super) async fn import(&self, import: &Import, input: &mut Input, reports: &Reports) {
         let holds = self.store.holds();
         let mut read = Read::default();
-        let images = match self.read_archive(&mut read, input, &holds, reports).await {
+        let came = self.read_archive(&mut read, input, &holds, reports).await;
+        let kept = read.commits.end().await;
+        let images = match came.and(kept) {
             Ok(()) => self.images_of(&mut read, import, &holds, reports).await,
             Err(why) => Err(why),
         };
@@ -169,9 +175,7 @@ impl Orders {
                     at_most(read.revisions.len(), MOST_NAMELESS, "manifests")?;
                 }
                 Role::Blob(digest) => {
-                    if self.take_blob(&mut archive, &entry, &digest, holds, reports).await? {
-                        read.added.insert(digest.clone());
-                    }
+                    self.take_blob(&mut archive, &entry, &digest, read, holds, reports).await?;
                     read.files.insert(digest, entry.size);
                 }
                 Role::Layer(id) => {

@@ -28,16 +28,16 @@ struct Waiting(u32);
 // === impl Orders ===
 
 impl Orders {
-    /// Admits the bytes of a file as a blob. False if it was here, and is right: then they are verified all the same.
+    /// Admits the bytes of a file as a blob, which is kept by and by. If it was here, and is right, they are verified all the same.
     pub(super) async fn take_blob(
         &self,
         archive: &mut Archive<'_>,
         entry: &Entry,
         digest: &Digest,
+        read: &mut Read,
         holds: &Holds,
         reports: &Reports,
-    ) -> Result<bool, String> {
-        let wrong = || refused(entry, &"its bytes are not those that its name promises");
+    ) -> Result<(), String> {
         let mut waiting = Waiting::default();
         holds.bring(digest);
         let writer = loop {
@@ -47,13 +47,13 @@ impl Orders {
             {
                 holds.named(digest);
                 if size != entry.size {
-                    return Err(wrong());
+                    return Err(wrong(entry));
                 }
                 let mut hashing = Hashing::new(digest.algorithm());
                 while let Some(bytes) = archive.data().await? {
                     hashing.update(bytes).await;
                 }
-                return if hashing.finish().await.as_ref() == Some(digest) { Ok(false) } else { Err(wrong()) };
+                return if hashing.finish().await.as_ref() == Some(digest) { Ok(()) } else { Err(wrong(entry)) };
             }
             let writer = self.store.begin(digest.clone()).await;
             match writer.bypassed() {
@@ -61,12 +61,15 @@ impl Orders {
                 _ => break writer,
             }
         };
-        let (writer, _) = filled(writer, archive, entry).await?;
-        match writer.finish().await {
-            Finished::Kept => Ok(true),
-            Finished::Mismatch => Err(wrong()),
-            Finished::Passed(why) => Err(refused(entry, &why)),
+        let (mut writer, _) = filled(writer, archive, entry).await?;
+        // What comes behind it is of no use then.
+        if writer.digest_so_far().await != *digest {
+            writer.discard().await;
+            return Err(wrong(entry));
         }
+        // Where it is not kept after all, nothing of the archive is.
+        read.added.insert(digest.clone());
+        read.commits.begin(writer, entry).await
     }
 
     /// Admits the bytes of a layer that has no digest for a name. It lies on the disk before it is known whether it was here.
@@ -177,7 +180,11 @@ async fn filled(mut writer: BlobWriter, archive: &mut Archive<'_>, entry: &Entry
     }
 }
 
-fn refused(entry: &Entry, why: &dyn Display) -> String {
+pub(super) fn wrong(entry: &Entry) -> String {
+    refused(entry, &"its bytes are not those that its name promises")
+}
+
+pub(super) fn refused(entry: &Entry, why: &dyn Display) -> String {
     format!("{:?}: {why}", shown(&entry.path))
 }
 

@@ -1,8 +1,9 @@
 //! `larder check`: whether larder could do its work here, said in a line for each thing.
 
 use std::fs;
+use std::time::{Duration, SystemTime};
 
-use crate::support::{Auth, Process, Registry, Setup, TokenService, get};
+use crate::support::{Auth, Fault, Match, Process, Registry, Setup, TokenService, get};
 
 const BOBS: &str = "canary-of-bob";
 
@@ -66,6 +67,23 @@ async fn what_is_wrong_is_said_with_what_to_do_and_by_the_exit_code() {
     assert_eq!((checked.status.code(), checked.stdout.as_str()), (Some(1), ""));
     assert!(checked.log.contains("unknown key server.lsten"), "{}", checked.log);
     assert!(!dir.path().join("cache").exists(), "nothing was made");
+}
+
+/// Certificates and tokens seem to have expired then, and nothing says why.
+#[tokio::test]
+async fn a_clock_that_is_wrong_is_found_by_those_of_the_upstreams() {
+    let (upstream, dir) = (Registry::start().await, tempfile::tempdir().unwrap());
+    let url = format!("upstream.\"docker.io\".url={}", upstream.url());
+    let settings = [&*url, "mirror.well_known=false", "cache.max_size=20MiB", "cache.min_free=1MiB"];
+    for (away, wrong) in [(30, false), (7_300, true)] {
+        let date = httpdate::fmt_http_date(SystemTime::now() - Duration::from_secs(away));
+        upstream.heal();
+        upstream.on(Match::any(""), Fault::answer(200, &[("date", &date)], "{}"));
+        let checked = Process::order(dir.path(), &["check"], &settings).await;
+        let clock = checked.stdout.lines().find(|line| line.contains(" clock: ")).unwrap();
+        assert_eq!(checked.status.code(), Some(i32::from(wrong)), "{}", checked.stdout);
+        assert!(clock.starts_with(if wrong { "wrong clock: is 2h 1m" } else { "ok    clock: " }), "{clock}");
+    }
 }
 
 #[tokio::test]

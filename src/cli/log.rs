@@ -19,7 +19,10 @@ use crate::lines::{Ending, Lines};
 
 /// A line of text: when, how bad, where, what, and `name=value` for all else. There is one for each request, so it is written
 /// without detours.
-struct Line;
+struct Line {
+    /// The journal of systemd notes when each line came, and takes how bad it is as a number before it.
+    journal: bool,
+}
 
 /// What others have said must not end a line, or colour it.
 struct Escaped<'a>(&'a mut String);
@@ -49,10 +52,17 @@ pub(super) fn begin(options: &LogOptions) -> Result<(Level, Ending), String> {
     let layer = tracing_subscriber::fmt::layer().with_writer(lines);
     let registry = tracing_subscriber::registry().with(filter);
     match options.format {
-        LogFormat::Text => registry.with(layer.event_format(Line)).init(),
+        LogFormat::Text => registry.with(layer.event_format(Line { journal: is_journal() })).init(),
         LogFormat::Json => registry.with(layer.json().flatten_event(true)).init(),
     }
     Ok((Level(changes.then_some(handle)), ending))
+}
+
+/// Whether stderr is what systemd has connected with its journal
+/// (<https://www.freedesktop.org/software/systemd/man/latest/systemd.exec.html#%24JOURNAL_STREAM>).
+fn is_journal() -> bool {
+    let told = std::env::var("JOURNAL_STREAM").unwrap_or_default();
+    rustix::fs::fstat(io::stderr()).is_ok_and(|stderr| told == format!("{}:{}", stderr.st_dev, stderr.st_ino))
 }
 
 /// There is nobody to tell that it cannot be told.
@@ -106,22 +116,36 @@ where
         // What is shown in a line may itself log, and that line is another one.
         let mut text = LINE.take();
         text.clear();
-        let result = Self::of(event, &mut text).and_then(|()| writer.write_str(&text));
+        let result = self.put(event, &mut text).and_then(|()| writer.write_str(&text));
         LINE.set(text);
         result
     }
 }
 
 impl Line {
-    fn of(event: &Event<'_>, text: &mut String) -> fmt::Result {
+    fn put(&self, event: &Event<'_>, text: &mut String) -> fmt::Result {
         let about = event.metadata();
-        let now = humantime::format_rfc3339_micros(SystemTime::now());
-        write!(text, "{now} {:>5} {}:", about.level().as_str(), about.target())?;
+        if self.journal {
+            write!(text, "<{}>{}:", priority(*about.level()), about.target())?;
+        } else {
+            let now = humantime::format_rfc3339_micros(SystemTime::now());
+            write!(text, "{now} {:>5} {}:", about.level().as_str(), about.target())?;
+        }
         let mut fields = Fields { text, result: Ok(()) };
         event.record(&mut fields);
         fields.result?;
         text.push('\n');
         Ok(())
+    }
+}
+
+/// As syslog numbers them (RFC 5424, section 6.2.1; sd-daemon(3)).
+fn priority(level: tracing::Level) -> u8 {
+    match level {
+        tracing::Level::ERROR => 3,
+        tracing::Level::WARN => 4,
+        tracing::Level::INFO => 6,
+        _ => 7,
     }
 }
 
@@ -218,13 +242,17 @@ mod tests {
         }
     }
 
-    /// What is logged, without the time.
-    fn line(log: impl FnOnce()) -> String {
+    fn text(line: Line, log: impl FnOnce()) -> String {
         let page = Page::default();
         let writer = page.clone();
-        let lines = tracing_subscriber::fmt().event_format(Line).with_writer(move || writer.clone()).finish();
+        let lines = tracing_subscriber::fmt().event_format(line).with_writer(move || writer.clone()).finish();
         tracing::subscriber::with_default(lines, log);
-        let text = String::from_utf8(page.0.lock().expect("nobody panics").clone()).expect("text");
+        String::from_utf8(page.0.lock().expect("nobody panics").clone()).expect("text")
+    }
+
+    /// What is logged, without the time.
+    fn line(log: impl FnOnce()) -> String {
+        let text = text(Line { journal: false }, log);
         let (time, rest) = text.split_once(' ').expect("a time");
         assert!(humantime::parse_rfc3339(time).is_ok(), "{time}");
         rest.to_owned()
@@ -236,6 +264,15 @@ mod tests {
         assert_eq!(said, " INFO access: done kind=\"blob\" bytes=10 ms=0.500\n");
         let said = line(|| tracing::warn!(target: "larder", path = "a \"b\"", error = %"no", found = ?Some(1), "it {}", "fails"));
         assert_eq!(said, " WARN larder: it fails path=\"a \\\"b\\\"\" error=no found=Some(1)\n");
+    }
+
+    #[test]
+    fn the_journal_is_told_how_bad_a_line_is_and_no_time() {
+        let said = text(Line { journal: true }, || {
+            tracing::info!(target: "access", bytes = 10, "done");
+            tracing::error!(target: "larder", "it fails");
+        });
+        assert_eq!(said, "<6>access: done bytes=10\n<3>larder: it fails\n");
     }
 
     #[test]

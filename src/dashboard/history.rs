@@ -1,4 +1,5 @@
-//! What clients were served over the last hour, day and month, from where, and what that has saved.
+//! What clients were served over the last hour, day and month, from where, and what came from upstreams meanwhile: the difference is
+//! saved, in a whole span, as what is fetched ahead comes before it goes out.
 //!
 //! Kept in three rings of sums, and in a small file of lines, which survives restarts. What it lacks after a kill is what came since it
 //! was written last, a minute at most. A file that is not what larder writes is set aside, and all begins anew.
@@ -36,8 +37,6 @@ pub struct Amounts {
     pub past_answers: u64,
     pub past_bytes: u64,
     pub refused_answers: u64,
-    /// Bytes that went out and were not fetched for it: from the cache, or from what was being fetched for another.
-    pub saved_bytes: u64,
     /// Bytes that came from upstreams, for whomever.
     pub upstream_bytes: u64,
 }
@@ -273,7 +272,7 @@ impl Ring {
 // === impl Amounts ===
 
 impl Amounts {
-    const NUMBERS: usize = 9;
+    const NUMBERS: usize = 8;
 
     /// All that was counted since the start.
     fn counted(metrics: &Metrics) -> Self {
@@ -288,9 +287,6 @@ impl Amounts {
             };
             *of_answers += answers;
             *of_bytes += bytes;
-            if !matches!(served, "miss" | "bypass" | "refused") {
-                all.saved_bytes += bytes;
-            }
         }
         all
     }
@@ -305,34 +301,14 @@ impl Amounts {
             past_answers,
             past_bytes,
             refused_answers,
-            saved_bytes,
             upstream_bytes,
         } = self;
-        [
-            here_answers,
-            here_bytes,
-            fetched_answers,
-            fetched_bytes,
-            past_answers,
-            past_bytes,
-            refused_answers,
-            saved_bytes,
-            upstream_bytes,
-        ]
+        [here_answers, here_bytes, fetched_answers, fetched_bytes, past_answers, past_bytes, refused_answers, upstream_bytes]
     }
 
     fn of(numbers: [u64; Self::NUMBERS]) -> Self {
-        let [
-            here_answers,
-            here_bytes,
-            fetched_answers,
-            fetched_bytes,
-            past_answers,
-            past_bytes,
-            refused_answers,
-            saved_bytes,
-            upstream_bytes,
-        ] = numbers;
+        let [here_answers, here_bytes, fetched_answers, fetched_bytes, past_answers, past_bytes, refused_answers, upstream_bytes] =
+            numbers;
         Self {
             here_answers,
             here_bytes,
@@ -341,7 +317,6 @@ impl Amounts {
             past_answers,
             past_bytes,
             refused_answers,
-            saved_bytes,
             upstream_bytes,
         }
     }
@@ -367,8 +342,8 @@ mod tests {
     use std::time::Duration;
 
     /// When this changes, so must the version in the header.
-    const GOLDEN: &str = "larder history 1\nhour 360 1 2 3 4 5 6 7 8 9\nhour 361 0 0 0 0 0 0 1 0 0\nday 12 1 2 3 4 5 6 8 8 9\n\
-        month 0 1 2 3 4 5 6 8 8 9\n";
+    const GOLDEN: &str = "larder history 1\nhour 360 1 2 3 4 5 6 7 8\nhour 361 0 0 0 0 0 0 1 0\nday 12 1 2 3 4 5 6 8 8\n\
+        month 0 1 2 3 4 5 6 8 8\n";
 
     fn at(seconds: u64) -> Timestamp {
         Timestamp::from_unix_millis(seconds * 1000)
@@ -381,8 +356,8 @@ mod tests {
     #[test]
     fn the_format_is_what_it_was() {
         let mut state = State::default();
-        state.add(Amounts::of([1, 2, 3, 4, 5, 6, 7, 8, 9]), at(3600));
-        state.add(Amounts::of([1, 2, 3, 4, 5, 6, 8, 8, 9]), at(3610));
+        state.add(Amounts::of([1, 2, 3, 4, 5, 6, 7, 8]), at(3600));
+        state.add(Amounts::of([1, 2, 3, 4, 5, 6, 8, 8]), at(3610));
         assert_eq!(written(&state.rings), GOLDEN);
         assert_eq!(read(GOLDEN, at(3610)), Some(state.rings));
     }
@@ -394,8 +369,8 @@ mod tests {
             ("hour 360 1", "hour 360 x"),
             ("hour 361", "hour 359"),
             ("month", "year"),
-            (" 9\nmonth", "\nmonth"),
-            ("8 9\nmonth", "8 8 9\nmonth"),
+            (" 8\nmonth", "\nmonth"),
+            ("8 8\nmonth", "8 8 8\nmonth"),
             ("\nday", "\n\nday"),
         ] {
             assert!(GOLDEN.contains(from), "{from}");
@@ -427,6 +402,6 @@ mod tests {
     #[test]
     fn what_a_wrong_clock_has_written_is_passed_over() {
         let rings = read(GOLDEN, at(3600)).unwrap();
-        assert_eq!(rings[0].0, [(360, Amounts::of([1, 2, 3, 4, 5, 6, 7, 8, 9]))]);
+        assert_eq!(rings[0].0, [(360, Amounts::of([1, 2, 3, 4, 5, 6, 7, 8]))]);
     }
 }

@@ -72,7 +72,7 @@ impl AccessLine {
             user: None,
             certificate: None,
             login: None,
-            method: method.clone(),
+            method: written(method),
             kind: "other",
             upstream: String::new(),
             repository: String::new(),
@@ -182,6 +182,12 @@ impl AccessLine {
             End::Stopped => "stopped",
         }
     }
+}
+
+/// What a client makes up may be as long as a head.
+fn written(method: &Method) -> Method {
+    const LONGEST: usize = 16;
+    if method.as_str().len() > LONGEST { Method::from_bytes(b"_OTHER").unwrap_or_default() } else { method.clone() }
 }
 
 /// Milliseconds with their thousandths.

@@ -155,6 +155,10 @@ impl Budget {
     pub(super) fn report(&self, account: String, now: Timestamp) -> Option<BudgetReport> {
         let Counted { limit, remaining, window, source, seen, .. } = self.counted.clone()?;
         let resets = Some(self.pulls_from).filter(|from| now < *from);
+        // As above.
+        if resets.is_none() && now.since(seen) > window {
+            return None;
+        }
         Some(BudgetReport { account, limit, remaining, window, source, seen, resets })
     }
 }

@@ -162,10 +162,12 @@ async fn no_client_writes_a_line_of_its_own() {
     let evil = "/v2/library/a%22%7D%0A%7B%22event%22:%22order%22/manifests/%1B%5B31m";
     mirror.get(evil).await.expect(400);
     Client::h1().request(Method::from_bytes(b"X-ORDER").unwrap(), mirror.url("/v2/"), &[]).await.expect(405);
-    let lines = lines(&mirror.dir().join("audit.log"), 2).await;
-    assert_eq!(lines.len(), 2, "{lines:?}");
+    let long = Method::from_bytes(&b"X".repeat(5_000)).unwrap();
+    Client::h1().request(long, mirror.url("/v2/"), &[]).await.expect(405);
+    let lines = lines(&mirror.dir().join("audit.log"), 3).await;
+    assert_eq!(lines.len(), 3, "{lines:?}");
     assert!(lines.iter().all(|line| line["event"] == "access"), "{lines:?}");
-    assert_eq!(lines[1]["method"], "X-ORDER");
+    assert_eq!([&lines[1]["method"], &lines[2]["method"]], ["X-ORDER", "_OTHER"]);
 }
 
 // === orders ===

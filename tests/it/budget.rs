@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 
-use crate::support::{ANONYMOUS, MultiArch, PutIndex, Registry, Setup, TestMirror};
+use serde_json::Value;
+
+use crate::support::{ANONYMOUS, MultiArch, PutIndex, Registry, Setup, TestMirror, get};
 
 const IMAGES: usize = 50;
 const TTLS: usize = 20;
@@ -53,4 +55,21 @@ async fn ten_thousand_pulls_of_fifty_cached_tags_over_their_ttl_cost_no_counted_
     assert_eq!(pulls, 10_000);
     assert_eq!((upstream.count("GET", ""), upstream.requests().len()), (0, TTLS * IMAGES));
     assert_eq!(upstream.budget(ANONYMOUS), 100);
+}
+
+/// Who had none left was still told so a day later.
+#[tokio::test]
+async fn after_its_window_nobody_knows_a_budget() {
+    let upstream = Registry::with(Setup { budget: Some(100), ..Setup::default() }).await;
+    let image = MultiArch::new(0).put(&upstream, "library/app", "latest");
+    let mirror = TestMirror::of(&upstream).await;
+    pull(&mirror, &image).await;
+    let told = async || {
+        let told: Value = get(mirror.admin_url("/api/upstreams")).await.expect(200).json();
+        let hub = told["upstreams"].as_array().unwrap().iter().find(|upstream| upstream["name"] == "docker.io").unwrap().clone();
+        hub["accounts"].as_array().unwrap().len()
+    };
+    assert_eq!(told().await, 1);
+    mirror.clock().advance(Duration::from_hours(24));
+    assert_eq!(told().await, 0);
 }

@@ -332,7 +332,7 @@ async fn no_page_of_another_origin_can_ask() {
     for get_only in ["now", "history", "images", "errors", "setup"] {
         assert_eq!(order(&mirror, get_only, &[]).await.expect(405).header("allow"), Some("GET"));
     }
-    for post_only in ["pin", "unpin", "remove", "verify", "pull"] {
+    for post_only in ["pin", "unpin", "remove", "verify", "pull", "refresh"] {
         assert_eq!(get(mirror.admin_url(&format!("/api/{post_only}?image=app"))).await.expect(405).header("allow"), Some("POST"));
     }
 }
@@ -342,7 +342,7 @@ async fn who_is_not_on_this_machine_may_look_and_change_nothing() {
     let mirror = TestMirror::builder().start().await;
     for header in [("x-forwarded-for", "10.0.0.1"), ("forwarded", "for=10.0.0.1"), ("x-real-ip", "10.0.0.1")] {
         assert_eq!(get_with(mirror.admin_url("/api/now"), &[header]).await.expect(200).json()["may_change"], false);
-        for what in ["pin", "unpin", "remove", "verify", "pull"] {
+        for what in ["pin", "unpin", "remove", "verify", "pull", "refresh"] {
             let answer = order(&mirror, &format!("{what}?image=app"), &[header]).await.expect(403);
             assert!(says(&answer).contains("admin.users_file"), "{what}");
         }

@@ -45,13 +45,39 @@ async fn what_clients_got_is_told_by_whence_it_came_and_what_was_saved() {
     mirror.metric_is("larder_answers_total{served=\"hit\"}", 2).await;
     for span in ["hour", "day", "month"] {
         assert_eq!(answers(&mirror, span).await, [1, 2, 1], "{span}");
-        assert_eq!(sum(&mirror, span, "saved_bytes").await, 200_000, "{span}");
+        assert_eq!(
+            [sum(&mirror, span, "here_bytes").await, sum(&mirror, span, "fetched_bytes").await],
+            [200_000, 100_000],
+            "{span}"
+        );
         assert_eq!(sum(&mirror, span, "upstream_bytes").await, 100_000, "{span}");
     }
     let now = get(mirror.admin_url("/api/now")).await.expect(200).json();
-    assert_eq!((&now["served"]["hour"]["here_answers"], &now["served"]["month"]["saved_bytes"]), (&2.into(), &200_000.into()));
+    assert_eq!((&now["served"]["hour"]["here_answers"], &now["served"]["month"]["here_bytes"]), (&2.into(), &200_000.into()));
     get(mirror.admin_url("/api/history?span=year")).await.expect(400);
     get(mirror.admin_url("/api/history")).await.expect(400);
+}
+
+/// The page said that nearly all of a cold image was saved.
+#[tokio::test]
+async fn what_is_fetched_ahead_of_the_first_client_is_no_less_fetched() {
+    let upstream = Registry::start().await;
+    let image = Image::new(1).layers(&[100_000; 4]).put(&upstream, "library/app", "latest");
+    let mirror = TestMirror::builder().upstream("docker.io", &upstream).set("mirror.prefetch = 4").start().await;
+    mirror.get(&image.tag_path("latest")).await.expect(200);
+    mirror.get(&image.blob_path(&image.layers[0])).await.expect(200);
+    for blob in image.blobs() {
+        mirror.kept(&blob.digest).await;
+    }
+    for blob in image.blobs().filter(|blob| blob.digest != image.layers[0].digest) {
+        assert_eq!(mirror.get(&image.blob_path(blob)).await.expect(200).header("cache-status"), Some("larder; hit"));
+    }
+    mirror.metric_is("larder_answers_total{served=\"hit\"}", 4).await;
+    let mut sent = 0;
+    for of in ["here_bytes", "fetched_bytes", "past_bytes"] {
+        sent += sum(&mirror, "month", of).await;
+    }
+    assert_eq!(sum(&mirror, "month", "upstream_bytes").await, sent, "none of it is saved");
 }
 
 #[tokio::test]

@@ -105,7 +105,7 @@ const PAGES: [&str; 10] = [
     "/api/setup",
 ];
 /// and what changes something.
-const ORDERS: [&str; 5] = ["/api/pin", "/api/unpin", "/api/remove", "/api/verify", "/api/pull"];
+const ORDERS: [&str; 6] = ["/api/pin", "/api/unpin", "/api/remove", "/api/verify", "/api/pull", "/api/refresh"];
 
 // === impl AdminOptions ===
 
@@ -193,13 +193,13 @@ impl Admin {
             (&Method::GET, "/api/upstreams") => respond::document(&self.upstreams()),
             (&Method::GET, "/api/errors") => respond::document(&json!({ "errors_seen": self.dashboard.incidents() })),
             (&Method::GET, "/api/setup") => self.guide.answer(head),
-            (&Method::POST, "/api/refresh") => self.refresh(head, by(client, user)).await,
             (&Method::POST, path) if ORDERS.contains(&path) => match self.guard.may_change(head, client) {
+                Ok(()) if path == "/api/refresh" => self.refresh(head, by(client, user)).await,
                 Ok(()) => self.order(path, head, by(client, user)).await,
                 Err(why) => respond::forbidden(&why),
             },
             (_, path) if PAGES.contains(&path) => respond::wrong_method("GET"),
-            (_, path) if path == "/api/refresh" || ORDERS.contains(&path) => respond::wrong_method("POST"),
+            (_, path) if ORDERS.contains(&path) => respond::wrong_method("POST"),
             _ => respond::not_for_operators(),
         }
     }

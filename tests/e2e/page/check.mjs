@@ -52,7 +52,7 @@ function past() {
       const fetched = Math.round(all * (0.035 + (at % 29 === 0 ? 0.2 : 0) + 0.02 * Math.abs(Math.sin(at))));
       const here = all - fetched;
       const each = 430e3;
-      lines.push([word, at, here, Math.round(here * each), fetched, Math.round(fetched * each * 1.3), 0, 0, at % 53 === 0 ? 2 : 0, Math.round(here * each), Math.round(fetched * each)].join(" "));
+      lines.push([word, at, here, Math.round(here * each), fetched, Math.round(fetched * each * 1.3), 0, 0, at % 53 === 0 ? 2 : 0, Math.round(fetched * each)].join(" "));
     }
   }
   return `${lines.join("\n")}\n`;

@@ -20,8 +20,9 @@ function headline({ served, cache, sealed }) {
   }
   const all = answersOf(of);
   const share = `${percent(of.here_answers, all)} of ${many(all, "answer", "answers")} ${words} came from here`;
-  const saved = served.month.saved_bytes;
-  if (!saved) return `${share}.`;
+  const { here_bytes: here, fetched_bytes: fetched, past_bytes: past, upstream_bytes: upstream } = served.month;
+  const saved = here + fetched + past - upstream;
+  if (saved <= 0) return `${share}.`;
   return sealed ? `${share}; ${bytes(saved)} were given out this month, and no upstream was asked.`
     : `${share}; ${bytes(saved)} not fetched from upstreams this month.`;
 }
@@ -163,10 +164,18 @@ function showCharts() {
     { name: "refused", className: "fill-refused", values: of("refused_answers") },
   ];
   const sent = [of("here_bytes"), of("fetched_bytes"), of("past_bytes")].reduce((a, b) => a.map((value, at) => value + b[at]));
-  const saved = of("saved_bytes");
+  // What is fetched ahead comes before it goes out.
+  const upstream = of("upstream_bytes");
+  let ahead = 0;
+  const saved = sent.map((all, at) => {
+    ahead += upstream[at];
+    const fetched = Math.min(all, ahead);
+    ahead -= fetched;
+    return all - fetched;
+  });
   const traffic = [
     { name: "saved", className: "fill-here", values: saved },
-    { name: "fetched", className: "fill-fetched", values: sent.map((all, at) => Math.max(0, all - saved[at])) },
+    { name: "fetched", className: "fill-fetched", values: sent.map((all, at) => all - saved[at]) },
   ];
   const all = answers.slice(0, 3).reduce((a, { values }) => a + sum(values), 0);
   const here = sum(answers[0].values);

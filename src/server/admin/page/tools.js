@@ -85,7 +85,10 @@ async function answerOf(response) {
   throw new Error(body?.errors?.[0]?.message || `larder answers ${response.status}`);
 }
 
-const ask = async (path) => answerOf(await fetch(path));
+// Who does not answer is not there.
+const PATIENCE = 10_000;
+
+const ask = async (path) => answerOf(await fetch(path, { signal: AbortSignal.timeout(PATIENCE) }));
 const tell = async (order, parameters) =>
   answerOf(await fetch(`/api/${order}?${new URLSearchParams(parameters)}`, { method: "POST", headers: { "X-Larder": "1" } }));
 

@@ -1,8 +1,10 @@
 //! `larder export`
 
+mod directory;
 mod output;
 
 use std::fmt::Write as _;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -57,7 +59,11 @@ impl Export {
             _ => orders::Export::These(self.images),
         };
         let shown = self.output.display().to_string();
-        let failed = |error: std::io::Error| format!("{shown}: {error}");
+        let whole = self.split.is_none();
+        let failed = |error: std::io::Error| match error.kind() {
+            ErrorKind::FileTooLarge if whole => format!("{shown}: {error}; --split 4GiB writes several files"),
+            _ => format!("{shown}: {error}"),
+        };
         let output = Output::new(&self.output, self.split.map(|split| split.as_u64())).map_err(failed)?;
         // Standard output may be for the archive.
         let says = |line: &str| if shown == "-" { note(line) } else { say(line) };

@@ -27,6 +27,8 @@ use super::{Configured, log};
 /// For so long a larder may hold the cache and not answer: it is starting, or stopping.
 const PATIENCE: Duration = Duration::from_secs(10);
 const AGAIN: Duration = Duration::from_millis(50);
+/// Within this time a signal is the one before.
+const SAME: Duration = Duration::from_millis(500);
 /// As a shell says of what was interrupted.
 const INTERRUPTED: u8 = 130;
 
@@ -40,8 +42,8 @@ struct Reader<F> {
 /// An order and what comes behind it, as the body of a request.
 struct Sent(Input);
 
-/// Ctrl-C, and its like.
-struct Interrupt(Signal, Signal);
+/// Ctrl-C, and its like; and what of itself ends a process that writes beyond its largest file. Where it is received, the write fails.
+struct Interrupt(Signal, Signal, #[expect(dead_code, reason = "it is received as long as this is there")] Signal);
 
 /// Why an order was not carried out by the larder that was asked.
 enum Unheard {
@@ -100,7 +102,9 @@ async fn carried_out<F: FnMut(Report) -> Result<(), String>>(
             return Err(format!("{}: {error}; give this order as the user that larder runs as", dir.display()));
         }
     }
-    let mut interrupt = Interrupt::new().map_err(|error| error.to_string())?;
+    let signals = || Interrupt::new().map_err(|error| error.to_string());
+    let mut interrupt = signals()?;
+    tokio::spawn(signals()?.ends_when_asked_again());
     let reached = reach(&config, order, input, &mut reader);
     let alone = tokio::select! {
         reached = reached => reached?,
@@ -284,7 +288,23 @@ impl Body for Sent {
 
 impl Interrupt {
     fn new() -> std::io::Result<Self> {
-        Ok(Self(signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?))
+        let too_large = signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?;
+        Ok(Self(signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, too_large))
+    }
+
+    /// Ends the process where it is asked for a second time: what is to be done at the first one may wait for a disk that hangs, or
+    /// for whoever is to read what is written. Some tell of the same Ctrl-C twice.
+    #[expect(clippy::disallowed_methods, reason = "main may be what waits")]
+    async fn ends_when_asked_again(mut self) {
+        self.comes().await;
+        let since = Instant::now();
+        loop {
+            self.comes().await;
+            if since.elapsed() > SAME {
+                break;
+            }
+        }
+        std::process::exit(INTERRUPTED.into())
     }
 
     async fn comes(&mut self) {

@@ -12,6 +12,8 @@ use saphyr_parser::{Event, Parser};
 /// # Errors
 /// Says in one line, and where it is wrong, what is.
 pub(super) fn images(text: &str) -> Result<Vec<String>, String> {
+    // What Windows begins a text with.
+    let text = text.trim_start_matches('\u{feff}');
     let lines: Vec<&str> = text.lines().map(|line| without_comment(line).trim()).filter(|line| !line.is_empty()).collect();
     let is_list = lines.iter().all(|line| is_word(line));
     if is_list { Ok(lines.into_iter().map(str::to_owned).collect()) } else { in_yaml(text) }
@@ -30,11 +32,11 @@ fn is_word(line: &str) -> bool {
     !line.contains(char::is_whitespace) && !line.ends_with(':') && !line.starts_with(['{', '[', '-'])
 }
 
-/// What comes next in a mapping, and whether it is the value of `image`.
+/// What comes next in a mapping, and whether it is an image: the value of `image`, or of `reference` in that, as for a volume.
 enum Place {
     Sequence,
-    Key,
-    Value { of_image: bool },
+    Key { in_image: bool },
+    Value { of_image: bool, in_image: bool },
 }
 
 fn in_yaml(text: &str) -> Result<Vec<String>, String> {
@@ -56,7 +58,9 @@ fn in_yaml(text: &str) -> Result<Vec<String>, String> {
                 take(&mut places, value.as_deref(), span.start.line(), &mut images)?;
             }
             Event::SequenceStart(..) => places.push(Place::Sequence),
-            Event::MappingStart(..) => places.push(Place::Key),
+            Event::MappingStart(..) => {
+                places.push(Place::Key { in_image: matches!(places.last(), Some(Place::Value { of_image: true, .. })) });
+            }
             Event::SequenceEnd | Event::MappingEnd => {
                 places.pop();
                 take(&mut places, None, span.start.line(), &mut images)?;
@@ -72,8 +76,11 @@ fn take(places: &mut [Place], text: Option<&str>, line: usize, images: &mut Vec<
     let Some(place) = places.last_mut() else { return Ok(()) };
     match place {
         Place::Sequence => {}
-        Place::Key => *place = Place::Value { of_image: text == Some("image") },
-        Place::Value { of_image } => {
+        Place::Key { in_image } => {
+            let of_image = text == Some("image") || *in_image && text == Some("reference");
+            *place = Place::Value { of_image, in_image: *in_image };
+        }
+        Place::Value { of_image, in_image } => {
             if let (true, Some(image)) = (*of_image, text.filter(|text| !text.is_empty())) {
                 if image.contains('$') || image.contains("{{") {
                     return Err(format!(
@@ -82,7 +89,7 @@ fn take(places: &mut [Place], text: Option<&str>, line: usize, images: &mut Vec<
                 }
                 images.push(image.to_owned());
             }
-            *place = Place::Key;
+            *place = Place::Key { in_image: *in_image };
         }
     }
     Ok(())
@@ -97,14 +104,16 @@ mod tests {
         let text = "# all that we need\nnginx:1.27\n\n  ghcr.io/o/x@sha256:00  # asked for twice\nnginx:1.27\n";
         assert_eq!(images(text).unwrap(), ["nginx:1.27", "ghcr.io/o/x@sha256:00", "nginx:1.27"]);
         assert_eq!(images("").unwrap(), [""; 0]);
+        assert_eq!(images("\u{feff}nginx:1.27\r\nredis\r\n").unwrap(), ["nginx:1.27", "redis"]);
     }
 
     #[test]
     fn images_are_found_in_what_kubernetes_is_given() {
         let text = "apiVersion: apps/v1\nkind: Deployment\nmetadata:\n  name: image\nspec:\n  template:\n    spec:\n      initContainers:\n      - name: init\n        \
                     image: busybox:1.36\n      containers:\n      - image: \"nginx:1.27\" # the web\n        args: [image, --image, x]\n      - {name: side, image: quay.io/o/side}\n---\n\
-                    kind: List\nitems:\n- kind: Pod\n  spec:\n    containers: [{image: nginx:1.27}]\n    image:\n      pull: never\n";
-        assert_eq!(images(text).unwrap(), ["busybox:1.36", "nginx:1.27", "quay.io/o/side", "nginx:1.27"]);
+                    kind: List\nitems:\n- kind: Pod\n  spec:\n    containers: [{image: nginx:1.27}]\n    image:\n      pull: never\n    \
+                    volumes: [{image: {pullPolicy: Always, reference: quay.io/o/model:v1}}, {reference: no}]\n";
+        assert_eq!(images(text).unwrap(), ["busybox:1.36", "nginx:1.27", "quay.io/o/side", "nginx:1.27", "quay.io/o/model:v1"]);
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod import;
 mod lists;
 mod log;
 mod missing;
+mod notify;
 mod pull;
 mod refresh;
 mod said;

@@ -15,7 +15,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::metrics;
 
-use super::{Configured, log};
+use super::{Configured, log, notify};
 
 /// Run the mirror.
 #[derive(Args)]
@@ -70,6 +70,7 @@ async fn serve(
         }
     };
     greeting.print(&app);
+    notify::tell(notify::READY);
     if max_connections < wanted_connections {
         tracing::info!(
             max_connections,
@@ -87,6 +88,7 @@ async fn serve(
             }
         }
     }
+    notify::tell(notify::STOPPING);
     tracing::info!("stopping; a second signal stops at once");
     let drained = tokio::select! {
         drained = app.stop() => drained,

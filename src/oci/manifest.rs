@@ -13,7 +13,11 @@ pub const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
 const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 const DOCKER_LIST_TYPE: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 const DOCKER_MANIFEST_TYPE: &str = "application/vnd.docker.distribution.manifest.v2+json";
+const SCHEMA_1_TYPE: &str = "application/vnd.docker.distribution.manifest.v1+prettyjws";
 const ARTIFACT_TYPE: &str = "application/vnd.oci.artifact.manifest.v1+json";
+
+/// A digest of any algorithm is shorter.
+const LONGEST_SHOWN: usize = 150;
 
 /// What larder accepts from an upstream: every current media type, so that one answer fits all clients. Schema 1 is left
 /// out, or an upstream would convert to it.
@@ -32,6 +36,8 @@ pub struct Manifest {
     pub children: Vec<Descriptor>,
     /// For an image: what says how to run it, and for what it is.
     pub config: Option<Digest>,
+    /// What it needs and larder cannot have: the digest of a part, which is of an algorithm that larder does not know, or is none.
+    pub strange: Option<String>,
 }
 
 /// <https://github.com/opencontainers/image-spec/blob/main/descriptor.md>
@@ -53,7 +59,7 @@ pub enum BadManifest {
     NotJson(String),
     #[error("it is sent as {header} but says that it is {body}")]
     TypeConflict { header: String, body: String },
-    #[error("it has both manifests and layers")]
+    #[error("it is manifests of two kinds at once")]
     TwoKinds,
     #[error("its media type cannot be told")]
     NoType,
@@ -69,6 +75,14 @@ struct Document {
     config: Option<Descriptor>,
     layers: Option<Vec<Descriptor>>,
     blobs: Option<Vec<Descriptor>>,
+    /// Those of Docker's schema 1.
+    fs_layers: Option<Vec<FsLayer>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct FsLayer {
+    blob_sum: String,
 }
 
 // === impl BadManifest ===
@@ -90,7 +104,9 @@ impl Manifest {
     /// differently (CVE-2021-41190).
     pub fn parse(content_type: Option<&str>, bytes: &[u8]) -> Result<Self, BadManifest> {
         let document: Document = serde_json::from_slice(bytes).map_err(|error| BadManifest::not_json(&error))?;
-        if document.manifests.is_some() && (document.layers.is_some() || document.config.is_some()) {
+        let of_image = document.layers.is_some() || document.config.is_some();
+        let kinds = [document.manifests.is_some(), of_image, document.fs_layers.is_some()];
+        if kinds.into_iter().filter(|is_one| *is_one).count() > 1 {
             return Err(BadManifest::TwoKinds);
         }
         let media_type = document.media_type(content_type)?;
@@ -103,16 +119,15 @@ impl Manifest {
             return Err(BadManifest::Empty);
         }
         let children = document.manifests.unwrap_or_default();
-        let names = children
-            .iter()
-            .chain(&document.config)
-            .chain(document.layers.iter().flatten())
-            .chain(document.blobs.iter().flatten())
-            .filter(|descriptor| descriptor.urls.is_empty())
-            .filter_map(|descriptor| descriptor.digest.parse().ok())
-            .collect();
+        let parts = document.config.iter().chain(document.layers.iter().flatten()).chain(document.blobs.iter().flatten());
+        let parts = parts.filter(|descriptor| descriptor.urls.is_empty()).map(|descriptor| &descriptor.digest);
+        let parts = parts.chain(document.fs_layers.iter().flatten().map(|layer| &layer.blob_sum));
+        let is_strange = |digest: &&String| digest.parse::<Digest>().is_err();
+        let strange = parts.clone().find(is_strange).map(|digest| digest.chars().take(LONGEST_SHOWN).collect());
+        let children_here = children.iter().filter(|child| child.urls.is_empty()).map(|child| &child.digest);
+        let names = children_here.chain(parts).filter_map(|digest| digest.parse().ok()).collect();
         let config = document.config.and_then(|config| config.digest.parse().ok());
-        Ok(Self { media_type, names, children, config })
+        Ok(Self { media_type, names, children, config, strange })
     }
 
     /// Docker's lists were once served by tag to clients that know only images: they get the image for linux/amd64.
@@ -147,6 +162,7 @@ impl Document {
             (None, Some(body)) if is_token(body) => Ok(body.clone()),
             (None, None) if self.manifests.is_some() => Ok(INDEX_TYPE.into()),
             (None, None) if self.config.is_some() || self.layers.is_some() => Ok(MANIFEST_TYPE.into()),
+            (None, None) if self.fs_layers.is_some() => Ok(SCHEMA_1_TYPE.into()),
             _ => Err(BadManifest::NoType),
         }
     }
@@ -213,6 +229,14 @@ mod tests {
     }
 
     #[test]
+    fn a_manifest_of_schema_1_names_its_layers() {
+        let manifest = format!(r#"{{"schemaVersion":1,"fsLayers":[{{"blobSum":"{A}"}},{{"blobSum":"{A}"}}]}}"#);
+        let manifest = Manifest::parse(None, manifest.as_bytes()).unwrap();
+        assert_eq!((manifest.media_type.as_str(), manifest.names.len(), manifest.strange), (SCHEMA_1_TYPE, 2, None));
+        assert!(is_manifest_type(SCHEMA_1_TYPE));
+    }
+
+    #[test]
     fn the_type_is_found_where_the_header_is_careless() {
         for header in [None, Some("text/plain; charset=utf-8"), Some("application/octet-stream")] {
             assert_eq!(Manifest::parse(header, image().as_bytes()).unwrap().media_type, MANIFEST_TYPE);
@@ -225,7 +249,13 @@ mod tests {
     fn what_different_clients_would_read_differently_is_refused() {
         let header = Some(INDEX_TYPE);
         assert!(matches!(Manifest::parse(header, image().as_bytes()), Err(BadManifest::TypeConflict { .. })));
-        assert_eq!(Manifest::parse(header, br#"{"manifests":[],"layers":[]}"#).unwrap_err(), BadManifest::TwoKinds);
+        for two in [
+            r#"{"manifests":[],"layers":[]}"#,
+            r#"{"manifests":[],"fsLayers":[]}"#,
+            r#"{"config":null,"layers":[],"fsLayers":[]}"#,
+        ] {
+            assert_eq!(Manifest::parse(header, two.as_bytes()).unwrap_err(), BadManifest::TwoKinds, "{two}");
+        }
         assert!(matches!(Manifest::parse(Some("text/html"), b"<html>"), Err(BadManifest::NotJson(_))));
         assert_eq!(Manifest::parse(Some("text/html"), b"{}").unwrap_err(), BadManifest::NoType);
         for header in [INDEX_TYPE, MANIFEST_TYPE, DOCKER_LIST_TYPE, DOCKER_MANIFEST_TYPE] {

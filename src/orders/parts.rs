@@ -29,7 +29,7 @@ pub(super) struct Parts {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Lack {
     Absent,
-    /// It is here, and no manifest.
+    /// It is here, and no manifest, or none of which all could ever be here.
     Broken(String),
 }
 
@@ -71,6 +71,9 @@ impl Orders {
                 (None, _) => Node::Lacks(Lack::Absent),
                 (Some(size), Wanted::Blob) => Node::Blob(size),
                 (Some(size), Wanted::Manifest(media_type)) => match self.read_manifest(&digest, media_type.as_deref()).await {
+                    Ok(Manifest { strange: Some(part), .. }) => {
+                        Node::Lacks(Lack::Broken(format!("it needs {part:?}, and larder knows only sha256 and sha512")))
+                    }
                     Ok(manifest) => Node::Manifest(size, manifest),
                     // An index may name what is no manifest.
                     Err(_) if digest != *image && media_type.is_none() => Node::Blob(size),

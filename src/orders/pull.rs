@@ -6,6 +6,7 @@ use crate::mirror::{Step, Warmed, Warming};
 use crate::oci::{ImageName, Platforms, Reference};
 use crate::store::Holds;
 
+use super::parts::Lack;
 use super::{Orders, Report, Reports};
 
 /// What is to be pulled.
@@ -92,8 +93,11 @@ impl Orders {
         if !warmed.failed.is_empty() {
             return Err(why(&warmed, &name.reference));
         }
-        if let Some((digest, _)) = parts.missing.first_key_value() {
-            return Err(format!("{digest} came, and is not here any more"));
+        if let Some((digest, lack)) = parts.missing.first_key_value() {
+            return Err(match lack {
+                Lack::Broken(why) => format!("{digest}: {why}"),
+                Lack::Absent => format!("{digest} came, and is not here any more"),
+            });
         }
         if let Some(why) = warmed.stale {
             return Err(format!("it is here, but whether it is the newest could not be asked: {why}"));

@@ -132,11 +132,17 @@ impl<'a> Way<'a> {
     /// of which those before see nothing.
     fn docker(&'a self) -> Result<Plan<'a>, String> {
         let mut plan = Plan { edits: Vec::new(), words: Vec::new(), then: Some("systemctl reload docker"), notes: Vec::new() };
-        if self.names().contains(&DOCKER_HUB) {
-            // Its requests do not say whose images they are for.
-            let path = if self.offer.default == DOCKER_HUB { "" } else { "/docker.io" };
-            let mirror = format!("{}{path}", self.offer.url());
-            plan.edit(self.root.join("etc/docker/daemon.json"), move |text| merge::daemon_json(text, &mirror));
+        let mirror = self.offer.url();
+        match self.names().contains(&DOCKER_HUB) {
+            true if self.offer.default == DOCKER_HUB => {
+                plan.edit(self.root.join("etc/docker/daemon.json"), move |text| merge::daemon_json(text, &mirror));
+            }
+            // Its requests do not say whose images they are for, and which of the two it is, only it could say.
+            true => plan.notes.push(format!(
+                "from Docker 25 on, /etc/docker/daemon.json may say \"registry-mirrors\": [\"{mirror}/{DOCKER_HUB}\"]; before, Docker does not \
+                 start with a path there: let it come to a larder whose mirror.default_upstream is {DOCKER_HUB}"
+            )),
+            false => {}
         }
         plan.edits.extend(self.hosts("etc/docker/certs.d", |name| name != DOCKER_HUB)?);
         plan.edits.extend(self.authority("etc/docker/certs.d"));

@@ -18,6 +18,7 @@ sealed() {
     check "larder writes one archive of them" outside export --all --output "$site/bundle.tar"
     check "the same images give the same bytes, also through a pipe" piped_alike
     check "and in several files" split_alike
+    too_small
     takes_the_bundle
     killed_orders
 
@@ -44,6 +45,37 @@ piped_alike() { cmp <(outside export --all --output -) "$site/bundle.tar"; }
 split_alike() {
     outside export --all --output "$site/split.tar" --split 5MiB && test -f "$site/split.tar.001" &&
         cmp <(cat "$site"/split.tar.*) "$site/bundle.tar"
+}
+
+# === a disk that is full under the archive ===
+
+too_small() {
+    local small=$site/small size
+    involved=(seal)
+    size=$(stat -c %s "$site/bundle.tar")
+    mkdir -p "$small" && mount -t tmpfs -o size=$((size / 2)) tmpfs "$small" && mkdir "$small/layout"
+    check "where the disk is full under the archive, a line says so and nothing stays" does_not_fit "$small/a.tar"
+    check "nor of several files" does_not_fit "$small/s.tar" --split 1MiB
+    check "nor in a directory" does_not_fit "$small/layout"
+    check "what is in the cache is as it was" outside verify --rate 10GiB
+    mount -o "remount,size=$((size * 4))" "$small"
+    check "with room the same order writes it, whole" fits_now
+    umount "$small"
+}
+
+# does_not_fit OUTPUT [OPTION...]
+does_not_fit() {
+    local said status=0
+    said=$(bounded "$work/larder" export --all --output "$@" --config "$work/larder.toml" 2>&1 >/dev/null) || status=$?
+    [[ $status == 1 && $said == "larder: $1: No space left on device (os error 28)" ]] || { echo "$status: $said" && return 1; }
+    [[ $(cd "$small" && find . -mindepth 1) == ./layout ]]
+}
+
+fits_now() {
+    outside export --all --output "$small/a.tar" && cmp "$small/a.tar" "$site/bundle.tar" &&
+        outside export --all --output "$small/s.tar" --split 1MiB && cmp <(cat "$small"/s.tar.*) "$site/bundle.tar" &&
+        outside export --all --output "$small/layout" && tar -xf "$site/bundle.tar" -C "$(mktemp -d "$small/here.XXX")" &&
+        diff -r "$small/layout" "$small"/here.*
 }
 
 # === the archive, as it is, for each of those who load archives ===
@@ -106,6 +138,9 @@ killed_orders() {
         killed_at $((RANDOM % 200)) export --all --output "$site/killed.tar"
         [[ ! -e $site/killed.tar ]] || cmp "$site/killed.tar" "$site/bundle.tar" || echo "$round: a torn archive" >>"$wrong"
         gives_the_bundle || echo "$round: export after export" >>"$wrong"
+        rm -rf "$site/killed" && mkdir "$site/killed"
+        killed_at $((RANDOM % 200)) export --all --output "$site/killed"
+        gives_a_layout || echo "$round: export into a directory after export" >>"$wrong"
         killed_at $((RANDOM % 100)) rm docker.io/library/hello
         killed_at $((RANDOM % 200)) verify --rate 10GiB
         rm -rf "$site/cache"
@@ -122,6 +157,12 @@ killed_orders() {
 killed_at() { timeout --signal=KILL "$(printf '0.%03d' "$1")" "$work/larder" "${@:2}" "${on[@]}" >>"$work/log/seal" 2>&1 || true; }
 
 alone() { bounded "$work/larder" "$@" "${on[@]}" 2>>"$work/log/seal"; }
+
+# Where it was whole before it could be killed, there is nothing left to do.
+gives_a_layout() {
+    [[ -e $site/killed/oci-layout ]] || alone export --all --output "$site/killed" >/dev/null || return 1
+    rm -rf "$site/layout" && mkdir "$site/layout" && tar -xf "$site/bundle.tar" -C "$site/layout" && diff -r "$site/killed" "$site/layout"
+}
 
 gives_the_bundle() { alone export --all --output "$site/again.tar" >/dev/null && cmp "$site/again.tar" "$site/bundle.tar"; }
 

@@ -43,6 +43,7 @@ mod likes;
 mod lists;
 mod logins;
 mod loops;
+mod media;
 mod model;
 mod names;
 mod negotiation;

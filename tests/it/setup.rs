@@ -214,3 +214,14 @@ async fn who_is_asked_for_a_login_is_told_how_to_show_it() {
     let machines_own = machine.setup(&["docker"], &["mirror.default_upstream=ghcr.io"]).await.stdout;
     assert!(machines_own.contains("[\"http://127.0.0.1:5000/docker.io\"]"), "its requests do not say what they are for");
 }
+
+/// Docker 20 to 24 would not start any more.
+#[tokio::test]
+async fn no_path_is_written_into_dockers_mirrors() {
+    let machine = Machine::new();
+    let settings = ["mirror.default_upstream=ghcr.io"];
+    let written = machine.setup(&["docker", "--write"], &settings).await;
+    assert!(written.status.success() && written.stdout.contains("does not start with a path there"), "{}", written.log);
+    assert!(machine.path("etc/docker/certs.d/quay.io/hosts.toml").exists());
+    assert!(!machine.path("etc/docker/daemon.json").exists());
+}

@@ -3,7 +3,9 @@
 use std::fs::{self, DirBuilder};
 use std::io::ErrorKind;
 use std::net::{TcpListener, TcpStream};
+use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::process::Command;
 
 use std::time::{Duration, Instant};
@@ -11,7 +13,7 @@ use std::time::{Duration, Instant};
 use larder::store::faults::Fault as DiskFault;
 use rustix::fs::{CWD, Mode, mkfifoat};
 
-use crate::support::{Fault, Image, Match, Process, Registry, TestMirror, get, head, stream, until};
+use crate::support::{Fault, Image, Match, PATIENCE, Process, Registry, TestMirror, get, head, stream, until};
 
 fn to(registry: &Registry) -> String {
     format!("upstream.\"docker.io\".url={}", registry.url())
@@ -33,6 +35,34 @@ async fn it_says_where_it_listens_and_what_to_tell_docker() {
     get(larder.url("/v2/")).await.expect(200);
     let mode = fs::metadata(dir.path().join("cache")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o700, "what is cached may be private");
+}
+
+/// By both kinds of sockets that systemd may have for it.
+#[tokio::test]
+async fn systemd_is_told_when_it_listens_and_when_it_stops() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("notify");
+    let name = format!("larder-test-{}", std::process::id());
+    for (address, named) in [
+        (SocketAddr::from_pathname(&path).unwrap(), path.to_str().unwrap().to_owned()),
+        (SocketAddr::from_abstract_name(&name).unwrap(), format!("@{name}")),
+    ] {
+        let systemd = UnixDatagram::bind_addr(&address).unwrap();
+        systemd.set_read_timeout(Some(PATIENCE)).unwrap();
+        let hears = || {
+            let mut said = [0; 100];
+            let length = systemd.recv(&mut said).unwrap();
+            String::from_utf8(said[..length].to_vec()).unwrap()
+        };
+        let larder = Process::start(dir.path(), &[], &[("NOTIFY_SOCKET", &named)]);
+        assert_eq!(hears(), "READY=1");
+        get(larder.url("/v2/")).await.expect(200);
+        assert!(larder.terminate().status.success());
+        assert_eq!(hears(), "STOPPING=1");
+    }
+    let larder = Process::start(dir.path(), &[], &[("NOTIFY_SOCKET", "/nowhere")]);
+    get(larder.url("/v2/")).await.expect(200);
+    assert!(larder.terminate().log.contains("systemd could not be told READY=1"), "it serves all the same");
 }
 
 #[tokio::test]

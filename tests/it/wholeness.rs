@@ -6,8 +6,8 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Image, MultiArch, PATIENCE, Process, PutIndex, Registry, TestMirror, archive, assert_whole, blob_path, entries, refused,
-    sealed, told,
+    Image, MultiArch, PATIENCE, Process, PutIndex, Registry, TestMirror, archive, assert_whole, blob_path, digest_of, entries,
+    get, noise, refused, sealed, told,
 };
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -150,4 +150,58 @@ async fn a_tag_that_has_moved_since_it_was_pinned_leaves_by_its_name_as_it_was_t
     let (names, digests) = contents(&mirror.dir().join("all.tar"));
     assert_eq!(names, ["docker.io/library/app:v1".into(), format!("docker.io/library/app@{}", old.digest)]);
     assert!(digests.contains(&old.digest) && digests.contains(&new.digest));
+}
+
+/// What was of no algorithm that larder knows was left out, and the rest called whole.
+#[tokio::test]
+async fn an_image_that_needs_what_larder_cannot_have_is_not_said_to_be_here() {
+    let upstream = Registry::start().await;
+    let media_type = "application/vnd.oci.image.manifest.v1+json";
+    let config = upstream.put_blob("library/odd", "{}");
+    let odd = format!("blake3:{}", "0".repeat(64));
+    let manifest = json!({ "schemaVersion": 2, "mediaType": media_type, "config": { "digest": config, "size": 2 },
+        "layers": [{ "mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": odd, "size": 9 }] });
+    let digest = upstream.put_manifest("library/odd", Some("v1"), media_type, manifest.to_string());
+    let mirror = TestMirror::of(&upstream).await;
+    let url = format!("upstream.\"docker.io\".url={}", upstream.url());
+    let says = format!("{digest}: it needs {odd:?}, and larder knows only sha256 and sha512");
+    let alone = tempfile::tempdir().unwrap();
+    for dir in [mirror.dir(), alone.path()] {
+        let ended = Process::order(dir, &["pull", "odd:v1"], &[&url]).await;
+        assert!(ended.status.code() == Some(1) && ended.log.ends_with(&format!("odd:v1: {says}\n")), "{}", ended.log);
+    }
+    let ended = Process::order(mirror.dir(), &["export", "odd:v1", "-o", "bundle.tar"], &[]).await;
+    assert!(ended.status.code() == Some(1) && ended.log.contains(&says), "{}", ended.log);
+    let list = json!({ "manifests": [{ "digest": digest, "annotations": { "io.containerd.image.name": "odd:v1" } }] });
+    let (manifest, config) = ((blob_path(&digest), manifest.to_string()), blob_path(&config));
+    let files: [(&str, &[u8]); 3] =
+        [(&manifest.0, manifest.1.as_bytes()), (&config, b"{}"), ("index.json", &list.to_string().into_bytes())];
+    fs::write(alone.path().join("bundle.tar"), archive(&files)).unwrap();
+    assert_eq!(refused(alone.path(), &["import", "bundle.tar"]).await, format!("odd:v1: {says}"));
+}
+
+/// It has no other kind of manifest that names its layers otherwise: it was whole without any.
+#[tokio::test]
+async fn an_image_of_schema_1_is_here_with_its_layers() {
+    let upstream = Registry::start().await;
+    let layers = [1, 2].map(|seed| noise(seed, 3_000));
+    let sums = layers.each_ref().map(|layer| json!({ "blobSum": upstream.put_blob("library/old", layer.clone()) }));
+    let media_type = "application/vnd.docker.distribution.manifest.v1+prettyjws";
+    let manifest = json!({ "schemaVersion": 1, "name": "library/old", "tag": "v1", "architecture": "amd64", "fsLayers": sums,
+        "history": [{ "v1Compatibility": "{}" }, { "v1Compatibility": "{}" }], "signatures": [] });
+    let manifest = manifest.to_string();
+    upstream.put_manifest("library/old", Some("v1"), media_type, manifest.clone());
+    let mirror = TestMirror::of(&upstream).await;
+    let said = told(mirror.dir(), &["pull", "old:v1", "--platform", "all"]).await;
+    assert!(said.contains("in 3 parts"), "{said}");
+    told(mirror.dir(), &["export", "old:v1", "-o", "bundle.tar"]).await;
+    let inside = tempfile::tempdir().unwrap();
+    told(inside.path(), &["import", mirror.dir().join("bundle.tar").to_str().unwrap()]).await;
+    let larder = sealed(inside.path());
+    let answer = get(larder.url("/v2/library/old/manifests/v1")).await.expect(200);
+    assert!(answer.body == manifest && answer.header("content-type") == Some(media_type));
+    for layer in layers {
+        let path = format!("/v2/library/old/blobs/{}", digest_of(&layer));
+        assert!(get(larder.url(&path)).await.expect(200).body == layer);
+    }
 }

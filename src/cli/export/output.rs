@@ -1,4 +1,7 @@
 //! Where an archive goes. A file has its name only when all of it is on the disk.
+//!
+//! The disk is waited for once, at the end: meanwhile nobody would listen to the larder that gives out the archive, and it takes an
+//! order back when that lasts.
 #![expect(clippy::disallowed_methods, reason = "they are files of the user's, not of the cache")]
 
 use std::fs::{self, File};
@@ -6,9 +9,10 @@ use std::io::{self, IsTerminal as _, Write};
 use std::path::{Path, PathBuf};
 
 use crate::oci::{Algorithm, Hasher};
-use crate::orders::{BLOCK, own_header};
+use crate::orders::BLOCK;
 
 use super::super::split::numbered;
+use super::directory::Directory;
 
 /// A file that was written: its name, its size in bytes, and its SHA-256 in hex.
 pub(super) type Written = (String, u64, String);
@@ -32,24 +36,18 @@ enum To {
 
 /// A file that is being written under a name of its own, and locked until it has its name for good. Dropped before that, it is
 /// removed.
-struct Part {
+pub(super) struct Part {
     path: PathBuf,
     temporary: PathBuf,
+    /// `None`: standard output, or what is closed until it has its name.
     file: Option<File>,
     hasher: Hasher,
     bytes: u64,
     kept: bool,
 }
 
-/// The files of an archive, each by itself.
-struct Directory {
-    path: PathBuf,
-    /// What of a header has come.
-    header: Vec<u8>,
-    /// How much of the current file is still to come, and of the zeros behind it.
-    missing: u64,
-    padding: u64,
-}
+/// Parts are often meant to be so large, for FAT, which takes a byte less.
+const FAT: u64 = 4 << 30;
 
 // === impl Output ===
 
@@ -58,10 +56,9 @@ impl Output {
         let to = if path.as_os_str() == "-" {
             To::Stdout
         } else if path.is_dir() {
-            if fs::read_dir(path)?.next().is_some() {
-                return Err(io::Error::other("the directory is not empty"));
-            }
-            To::Directory(Directory { path: path.to_owned(), header: Vec::new(), missing: 0, padding: 0 })
+            To::Directory(Directory::new(path)?)
+        } else if path.as_os_str().as_encoded_bytes().ends_with(b"/") {
+            return Err(io::Error::other("there is no such directory"));
         } else if fs::metadata(path).is_ok_and(|meta| !meta.is_file()) {
             To::Device(path.to_owned())
         } else if split.is_some() {
@@ -79,7 +76,7 @@ impl Output {
             }
             _ => {}
         }
-        Ok(Self { to, split: split.unwrap_or(u64::MAX), current: None, written: Vec::new() })
+        Ok(Self { to, split: split.map_or(u64::MAX, largest), current: None, written: Vec::new() })
     }
 
     pub(super) fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
@@ -88,10 +85,8 @@ impl Output {
                 bytes = directory.take(bytes, &mut self.current, &mut self.written)?;
                 continue;
             }
-            if self.current.as_ref().is_some_and(|part| part.bytes == self.split)
-                && let Some(part) = self.current.take()
-            {
-                self.written.push(part.closed()?);
+            if self.current.as_ref().is_some_and(|part| part.bytes == self.split) {
+                self.written.extend(self.current.take());
             }
             let part = match &mut self.current {
                 Some(part) => part,
@@ -111,14 +106,12 @@ impl Output {
 
     /// All bytes have come: gives the files their names.
     pub(super) fn finish(mut self) -> io::Result<Vec<Written>> {
-        if let Some(part) = self.current.take() {
-            self.written.push(part.closed()?);
-        }
-        let mut written = Vec::new();
+        self.written.extend(self.current.take());
+        self.written.iter().try_for_each(Part::sync)?;
         match &self.to {
             // Those of a directory mean nothing before its index is there, which has come first.
             To::Directory(directory) => {
-                sync_dir(&directory.path.join("blobs"))?;
+                directory.sync()?;
                 self.written.reverse();
             }
             // Behind the last one there is not to be what an earlier export has left, which would be taken for more of it.
@@ -134,21 +127,26 @@ impl Output {
             }
             To::Stdout | To::Device(_) | To::File(_) => {}
         }
-        for part in self.written {
-            written.push(part.publish()?);
+        let written = self.written.into_iter().map(Part::publish).collect::<io::Result<_>>()?;
+        if let To::Directory(directory) = self.to {
+            directory.keep();
         }
         Ok(written)
     }
 }
 
-fn sync_dir(dir: &Path) -> io::Result<()> {
+fn largest(split: u64) -> u64 {
+    if split == FAT { FAT - BLOCK as u64 } else { split }
+}
+
+pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(if dir.as_os_str().is_empty() { Path::new(".") } else { dir })?.sync_all()
 }
 
 // === impl Part ===
 
 impl Part {
-    fn create(path: &Path) -> io::Result<Self> {
+    pub(super) fn create(path: &Path) -> io::Result<Self> {
         let shown = path;
         // What a link leads to is what is meant, wherever that lies.
         let target = if path.is_symlink() { Some(fs::canonicalize(path)?) } else { None };
@@ -156,9 +154,8 @@ impl Part {
         if fs::metadata(path).is_ok_and(|meta| !meta.is_file()) {
             return Err(io::Error::other(format!("{} is no regular file", shown.display())));
         }
-        let name = path.file_name().ok_or_else(|| io::Error::other("it is no name of a file"))?.to_string_lossy().into_owned();
         // Always the same one, so that what was killed is written over, and does not lie there for ever.
-        let temporary = path.with_file_name(format!(".{name}.partial"));
+        let temporary = temporary(path).ok_or_else(|| io::Error::other("it is no name of a file"))?;
         let file = File::options().write(true).create(true).truncate(false).open(&temporary)?;
         file.try_lock().map_err(|_| io::Error::other("another export writes this file"))?;
         file.set_len(0)?;
@@ -181,7 +178,7 @@ impl Part {
         Self { temporary: path.clone(), path, file, hasher, bytes: 0, kept: true }
     }
 
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+    pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         match &mut self.file {
             Some(file) => file.write_all(bytes)?,
             None => io::stdout().write_all(bytes)?,
@@ -191,17 +188,22 @@ impl Part {
         Ok(())
     }
 
+    /// All of it is written. From now on another export may write a file of this name.
+    pub(super) fn close(&mut self) {
+        self.file = None;
+    }
+
     /// All of it is on the disk.
-    fn closed(self) -> io::Result<Self> {
+    fn sync(&self) -> io::Result<()> {
         match &self.file {
-            None => io::stdout().flush()?,
+            None if self.kept => io::stdout().flush(),
+            None => File::open(&self.temporary)?.sync_all(),
             Some(file) => match file.sync_all() {
                 // A pipe has no disk.
-                Err(error) if self.kept && error.kind() == io::ErrorKind::InvalidInput => {}
-                synced => synced?,
+                Err(error) if self.kept && error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+                synced => synced,
             },
         }
-        Ok(self)
     }
 
     fn publish(mut self) -> io::Result<Written> {
@@ -214,60 +216,16 @@ impl Part {
     }
 }
 
+/// What a file is called until it is whole.
+pub(super) fn temporary(path: &Path) -> Option<PathBuf> {
+    Some(path.with_file_name(format!(".{}.partial", path.file_name()?.to_string_lossy())))
+}
+
 impl Drop for Part {
     fn drop(&mut self) {
         if !self.kept {
             let _ = fs::remove_file(&self.temporary);
         }
-    }
-}
-
-// === impl Directory ===
-
-impl Directory {
-    /// Takes some of `bytes` and returns the rest. They are larder's own: names are short and of regular files.
-    fn take<'a>(&mut self, bytes: &'a [u8], current: &mut Option<Part>, written: &mut Vec<Part>) -> io::Result<&'a [u8]> {
-        let at_most = |most: u64| usize::try_from(most).unwrap_or(usize::MAX).min(bytes.len());
-        if self.missing > 0 {
-            let (taken, rest) = bytes.split_at(at_most(self.missing));
-            if let Some(part) = current {
-                part.write(taken)?;
-            }
-            self.missing -= taken.len() as u64;
-            self.close(current, written)?;
-            return Ok(rest);
-        }
-        if self.padding > 0 {
-            let taken = at_most(self.padding);
-            self.padding -= taken as u64;
-            return Ok(&bytes[taken..]);
-        }
-        let (taken, rest) = bytes.split_at(at_most((BLOCK - self.header.len()) as u64));
-        self.header.extend_from_slice(taken);
-        if self.header.len() == BLOCK {
-            let header = std::mem::take(&mut self.header);
-            if header[0] != 0 {
-                let (path, size) = own_header(&header).ok_or_else(|| io::Error::other("it is no archive"))?;
-                let path = self.path.join(path);
-                if let Some(dir) = path.parent() {
-                    fs::create_dir_all(dir)?;
-                }
-                *current = Some(Part::create(&path)?);
-                self.missing = size;
-                self.padding = size.next_multiple_of(BLOCK as u64) - size;
-                self.close(current, written)?;
-            }
-        }
-        Ok(rest)
-    }
-
-    fn close(&self, current: &mut Option<Part>, written: &mut Vec<Part>) -> io::Result<()> {
-        if self.missing == 0
-            && let Some(part) = current.take()
-        {
-            written.push(part.closed()?);
-        }
-        Ok(())
     }
 }
 
@@ -314,6 +272,11 @@ mod tests {
         assert!(why.contains("larger files"), "{why}");
         drop(many);
         assert_eq!(names(dir.path()), ["b.tar.000"]);
+    }
+
+    #[test]
+    fn parts_of_four_gibibytes_fit_where_files_may_be_a_byte_smaller() {
+        assert_eq!([largest(FAT), largest(FAT - 1), largest(FAT + 1)], [FAT - 512, FAT - 1, FAT + 1]);
     }
 
     /// A file took the place of the device, or of the link to another disk.

@@ -25,8 +25,14 @@ struct Changed {
     path: PathBuf,
     /// Where what was there before is; `None`: there was nothing.
     copy: Option<PathBuf>,
-    /// The SHA-256 of what was written.
+    /// The SHA-256 of that, as an undo that was cut short has moved it already,
+    #[serde(default)]
+    before: Option<String>,
+    /// of what was written,
     written: String,
+    /// and of what larder had written before that, which is there still where a write was cut short.
+    #[serde(default)]
+    earlier: Option<String>,
 }
 
 /// What became of a file.
@@ -76,8 +82,7 @@ pub(super) fn write(note: &Path, edits: Vec<Edit>) -> Result<Vec<Outcome>, Strin
         // What a link leads to is what is meant.
         let path = if path.is_symlink() { fs::canonicalize(&path).map_err(|error| at(&path, &error))? } else { path };
         let now = read(&path)?;
-        let ours =
-            old.files.iter().find(|file| file.path == path && Some(&file.written) == now.as_deref().map(sum).as_ref()).cloned();
+        let ours = old.files.iter().find(|file| file.path == path && file.is_larders(now.as_deref())).cloned();
         let base = match &ours {
             None => now.clone(),
             Some(Changed { copy, .. }) => copy.as_deref().map(read).transpose()?.flatten(),
@@ -90,21 +95,32 @@ pub(super) fn write(note: &Path, edits: Vec<Edit>) -> Result<Vec<Outcome>, Strin
     if planned.is_empty() {
         return Ok(outcomes);
     }
+    for Planned { path, now, .. } in planned.iter().filter(|file| file.ours.is_none()) {
+        // What larder has kept there before, or somebody else.
+        let copy = beside(path, COPY);
+        if let (Some(now), Some(kept)) = (now, read(&copy)?)
+            && kept != *now
+        {
+            let (path, copy) = (path.display(), copy.display());
+            return Err(format!("{copy} is there already, and is not what {path} is now; move it away first"));
+        }
+    }
     let mut receipt = Receipt { files: Vec::new(), dirs: old.dirs };
     // What was done before and is not done now stays noted, so that it is undone with the rest.
     let again = |file: &&Changed| planned.iter().all(|now| now.path != file.path);
     receipt.files.extend(old.files.iter().filter(again).cloned());
     for Planned { path, text, now, ours } in &planned {
-        let copy = match (ours, now) {
-            (Some(ours), _) => ours.copy.clone(),
-            (None, None) => None,
+        let (copy, before) = match (ours, now) {
+            (Some(ours), _) => (ours.copy.clone(), ours.before.clone()),
+            (None, None) => (None, None),
             (None, Some(now)) => {
                 let copy = beside(path, COPY);
                 put(&copy, now, Some(path)).map_err(|error| at(&copy, &error))?;
-                Some(copy)
+                (Some(copy), Some(sum(now)))
             }
         };
-        receipt.files.push(Changed { path: path.clone(), copy, written: sum(text) });
+        let earlier = ours.as_ref().and(now.as_deref()).map(sum);
+        receipt.files.push(Changed { path: path.clone(), copy, before, written: sum(text), earlier });
         let missing =
             path.ancestors().skip(1).take_while(|dir| !dir.exists()).filter(|dir| !receipt.dirs.contains(&dir.to_path_buf()));
         let missing: Vec<_> = missing.map(Path::to_owned).collect();
@@ -137,9 +153,9 @@ pub(super) fn undo(note: &Path) -> Result<Vec<Outcome>, String> {
     }
     let (mut outcomes, mut left) = (Vec::new(), Vec::new());
     for file in receipt.files {
-        let Changed { path, copy, written } = file.clone();
-        let (now, before) = (read(&path)?, copy.as_deref().map(read).transpose()?.flatten());
-        if now.as_deref().map(sum) == Some(written) {
+        let Changed { path, copy, before, .. } = file.clone();
+        let (now, kept) = (read(&path)?, copy.as_deref().map(read).transpose()?.flatten());
+        if file.is_larders(now.as_deref()) {
             match &copy {
                 Some(copy) => fs::rename(copy, &path),
                 None => fs::remove_file(&path),
@@ -147,7 +163,7 @@ pub(super) fn undo(note: &Path) -> Result<Vec<Outcome>, String> {
             .and_then(|()| sync_dir(&path))
             .map_err(|error| at(&path, &error))?;
             outcomes.push(if copy.is_some() { Outcome::Restored { path } } else { Outcome::Removed { path } });
-        } else if now == before {
+        } else if now == kept || before.is_some() && before == now.as_deref().map(sum) {
             // It was not written yet, or somebody has put it back.
             if let Some(copy) = copy.filter(|copy| copy.exists()) {
                 fs::remove_file(&copy).map_err(|error| at(&copy, &error))?;
@@ -234,6 +250,16 @@ fn sum(text: &str) -> String {
 
 fn at(path: &Path, error: &io::Error) -> String {
     format!("{}: {error}", path.display())
+}
+
+// === impl Changed ===
+
+impl Changed {
+    /// Whether larder has written what is there now.
+    fn is_larders(&self, now: Option<&str>) -> bool {
+        let now = now.map(sum);
+        now.as_ref() == Some(&self.written) || now.is_some() && now == self.earlier
+    }
 }
 
 // === impl Receipt ===
@@ -341,6 +367,40 @@ mod tests {
         fs::remove_file(&new).unwrap();
         undo(&note).unwrap();
         assert_eq!(tree(dir.path()).len(), 1);
+    }
+
+    /// Each is done to the first of two files and not to the second, as if larder had died there. It said that they had been changed.
+    #[test]
+    fn what_was_cut_short_the_second_time_or_when_it_was_undone_can_be_undone() {
+        let dir = tempfile::tempdir().unwrap();
+        let ([one, other], note) = (["a.conf", "b.conf"].map(|name| dir.path().join(name)), dir.path().join("note"));
+        [&one, &other].iter().for_each(|path| fs::write(path, "theirs\n").unwrap());
+        let before = tree(dir.path());
+        let edits = |says| vec![edit(&one, says), edit(&other, says)];
+        write(&note, edits("x")).unwrap();
+        let first = fs::read_to_string(&other).unwrap();
+        write(&note, edits("y")).unwrap();
+        fs::write(&other, first).unwrap();
+        assert!(undo(&note).unwrap().iter().all(|outcome| matches!(outcome, Outcome::Restored { .. })));
+        assert_eq!(tree(dir.path()), before);
+        write(&note, edits("x")).unwrap();
+        fs::rename(beside(&one, COPY), &one).unwrap();
+        assert!(undo(&note).unwrap().iter().all(|outcome| matches!(outcome, Outcome::Restored { .. })));
+        assert_eq!(tree(dir.path()), before);
+    }
+
+    /// What was there before larder was gone for good.
+    #[test]
+    fn no_copy_is_written_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, note) = (dir.path().join("a.conf"), dir.path().join("note"));
+        fs::write(&path, "theirs\n").unwrap();
+        write(&note, vec![edit(&path, "x")]).unwrap();
+        fs::write(&path, "theirs\nx\nand more\n").unwrap();
+        let why = write(&note, vec![edit(&path, "y")]).unwrap_err();
+        assert!(why.contains("a.conf.before-larder is there already") && why.lines().count() == 1, "{why}");
+        assert_eq!(fs::read_to_string(beside(&path, COPY)).unwrap(), "theirs\n");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "theirs\nx\nand more\n");
     }
 
     #[test]

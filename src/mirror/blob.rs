@@ -9,7 +9,7 @@ use crate::store::{self, BlobReader, Growth, Held, Kind, Pieces, TAIL};
 use crate::upstream;
 
 use super::body::{ByteStream, Reading};
-use super::fill::{Interest, Joined};
+use super::fill::{For, Interest, Joined};
 use super::prefetch;
 use super::proofs::{By, Proven};
 use super::{Mirror, Origin, Refusal, Served, Thing};
@@ -64,7 +64,7 @@ impl Mirror {
     /// # Errors
     /// See [`Refusal`].
     pub async fn blob(&self, origin: &Origin, digest: &Digest) -> Result<Blob, Refusal> {
-        let mut blob = self.find_blob(origin, digest, false).await;
+        let mut blob = self.find_blob(origin, digest, For::Answer, false).await;
         match &mut blob {
             Ok(blob) => {
                 if matches!(blob.served, Served::Miss(_) | Served::Joined(_)) {
@@ -83,7 +83,13 @@ impl Mirror {
     /// Each round looks into the cache first, and where that cannot serve, joins the fill or starts one. A further round follows
     /// where what was joined came to an end that says nothing of this request: the blob has just come in or was found damaged,
     /// or the fill failed for another repository or client.
-    pub(super) async fn find_blob(&self, origin: &Origin, digest: &Digest, mut unreadable: bool) -> Result<Blob, Refusal> {
+    pub(super) async fn find_blob(
+        &self,
+        origin: &Origin,
+        digest: &Digest,
+        what_for: For,
+        mut unreadable: bool,
+    ) -> Result<Blob, Refusal> {
         // A fill has already come to nothing for this request; it may have one more.
         let mut in_vain = false;
         let blob = |served, source| {
@@ -119,7 +125,7 @@ impl Mirror {
                 }
             }
             self.check_missing(origin, Thing::Blob(digest.clone()))?;
-            let (interest, started) = match self.join_fill(origin, digest, unreadable || foreign) {
+            let (interest, started) = match self.join_fill(origin, digest, what_for, unreadable || foreign) {
                 Joined::Fill { interest, started } => (interest, started),
                 Joined::Cached => continue,
                 Joined::Ending(landed) => {

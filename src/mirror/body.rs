@@ -16,6 +16,7 @@ use crate::store::{BlobReader, Cut, Damage, Held, OpenFile, Piece, Pieces, ReadE
 use crate::upstream::{self, Aside};
 
 use super::blob::{Blob, Detours, Source};
+use super::fill::For;
 use super::prefetch;
 use super::{Mirror, Origin};
 use fetch::{Fetch, Known, Lagged};
@@ -322,7 +323,7 @@ impl Reading {
             }
             Some(Source::Cache(_) | Source::Doubtful(_)) | None => {}
         }
-        match self.mirror.find_blob(&self.origin, digest, unreadable).await {
+        match self.mirror.find_blob(&self.origin, digest, For::Answer, unreadable).await {
             // An answer that has promised one size cannot go on with a blob of another.
             Ok(blob) if size.is_some() && blob.size().await != size => {
                 tracing::error!(%digest, at, ?size, "a blob was of another size than it had here; the answer ends short");

@@ -19,7 +19,7 @@ use super::{Mirror, Origin, Refusal, Thing};
 use running::{Begun, Fill, Head};
 use segments::Segments;
 
-pub(super) use interest::Interest;
+pub(super) use interest::{For, Interest};
 pub use running::Underway;
 pub(super) use running::{Fills, Joined};
 pub(super) use tries::Tries;
@@ -56,9 +56,9 @@ const FIRST_TRIES: u32 = 2;
 impl Mirror {
     /// Joins the fill of `digest`, or starts one on behalf of `origin`. `anew`: although the cache has the blob, as it cannot
     /// be read.
-    pub(super) fn join_fill(&self, origin: &Origin, digest: &Digest, anew: bool) -> Joined {
+    pub(super) fn join_fill(&self, origin: &Origin, digest: &Digest, what_for: For, anew: bool) -> Joined {
         let cached = || !anew && self.0.store.size(digest).is_some();
-        let (joined, started) = self.0.fills.join(origin, digest, cached);
+        let (joined, started) = self.0.fills.join(origin, digest, what_for, cached);
         if let Some(landing) = started {
             let mirror = self.clone();
             start_task(self.0.tasks.track_future(async move { mirror.run_fill(landing.fill()).await }));

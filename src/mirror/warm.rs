@@ -10,6 +10,7 @@ use crate::oci::{self, Accept, Descriptor, Digest, INDEX_TYPE, Platforms, Refere
 use crate::store::{Bypass, Finished, Holds, Kind};
 use crate::upstream;
 
+use super::fill::For;
 use super::{Manifest, Mirror, Origin, Refusal, Served};
 
 /// What of an image is to be here, and who is told how it goes.
@@ -267,7 +268,7 @@ impl Mirror {
             self.0.store.touch(digest);
             return Ok(None);
         }
-        let blob = self.find_blob(origin, digest, false).await.map_err(|refusal: Refusal| refusal.to_string())?;
+        let blob = self.find_blob(origin, digest, For::Cache, false).await.map_err(|refusal: Refusal| refusal.to_string())?;
         if let Served::Bypass(why, _) = &blob.served {
             return Err(format!("it is not kept: {why}"));
         }

@@ -9,25 +9,40 @@ use super::running::{Begun, Fill, Head};
 use super::{Origin, Refusal};
 
 /// Someone wants the blob. While nobody does, the fill is an orphan.
-pub(in crate::mirror) struct Interest(Arc<Fill>);
+pub(in crate::mirror) struct Interest {
+    fill: Arc<Fill>,
+    what_for: For,
+}
+
+/// For what a blob is wanted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(in crate::mirror) enum For {
+    /// A client waits for it.
+    Answer,
+    /// It is to be here: an order says so, or it is fetched ahead.
+    Cache,
+}
 
 // === impl Interest ===
 
 impl Interest {
-    pub(super) fn of(fill: &Arc<Fill>) -> Self {
+    pub(super) fn of(fill: &Arc<Fill>, what_for: For) -> Self {
         fill.wanted_by.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(fill))
+        if what_for == For::Answer {
+            fill.answers.fetch_add(1, Ordering::Relaxed);
+        }
+        Self { fill: Arc::clone(fill), what_for }
     }
 
     pub(in crate::mirror) fn origin(&self) -> &Origin {
-        &self.0.origin
+        &self.fill.origin
     }
 
     /// Waits until the upstream has answered. `None`: the fill has been given up.
     ///
     /// Cancel safe.
     pub(in crate::mirror) async fn begun(&self) -> Result<Option<Begun>, Refusal> {
-        let mut head = self.0.head.subscribe();
+        let mut head = self.fill.head.subscribe();
         let head = head.wait_for(|head| !matches!(head, Head::Waiting)).await.map_err(|_| Refusal::Interrupted)?;
         match &*head {
             Head::Begun(begun) if !begun.growth.has_failed() => Ok(Some(begun.clone())),
@@ -48,7 +63,7 @@ impl Interest {
     ///
     /// Cancel safe.
     pub(in crate::mirror) async fn landed(self) {
-        let landed = self.0.landed.clone();
+        let landed = self.fill.landed.clone();
         drop(self);
         landed.cancelled().await;
     }
@@ -56,14 +71,17 @@ impl Interest {
 
 impl Clone for Interest {
     fn clone(&self) -> Self {
-        Self::of(&self.0)
+        Self::of(&self.fill, self.what_for)
     }
 }
 
 impl Drop for Interest {
     fn drop(&mut self) {
-        if self.0.wanted_by.fetch_sub(1, Ordering::Relaxed) == 1 {
-            self.0.abandoned.notify_one();
+        if self.what_for == For::Answer {
+            self.fill.answers.fetch_sub(1, Ordering::Relaxed);
+        }
+        if self.fill.wanted_by.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.fill.abandoned.notify_one();
         }
     }
 }

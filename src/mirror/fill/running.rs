@@ -14,7 +14,7 @@ use crate::sync::{Mutex, MutexGuard, Notify, watch};
 use crate::traces::{Span, SpanKind};
 use crate::upstream::CacheStatus;
 
-use super::{Interest, Origin, Refusal};
+use super::{For, Interest, Origin, Refusal};
 
 /// The fills under way. Clones share them.
 #[derive(Clone)]
@@ -36,6 +36,8 @@ pub(super) struct Fill {
     pub(super) digest: Digest,
     pub(super) head: watch::Sender<Head>,
     pub(super) wanted_by: AtomicUsize,
+    /// Those of them that are answers to clients.
+    pub(super) answers: AtomicUsize,
     /// Told when the last of them has left.
     pub(super) abandoned: Notify,
     /// It has decided to stop; who comes now waits for its end and starts anew. Changes under the lock of the list.
@@ -53,6 +55,7 @@ pub struct Underway {
     pub bytes: u64,
     /// `None`: the upstream does not tell it, or has not answered yet.
     pub size: Option<u64>,
+    /// How many answers wait for it, or read it.
     pub clients: usize,
 }
 
@@ -99,7 +102,13 @@ impl Fills {
 
     /// Joins the fill of `digest`, or puts one on the list, on behalf of `origin`, which the caller is to run as long as it
     /// holds the landing. `cached` says whether the cache has the blob.
-    pub(super) fn join(&self, origin: &Origin, digest: &Digest, cached: impl FnOnce() -> bool) -> (Joined, Option<Landing>) {
+    pub(super) fn join(
+        &self,
+        origin: &Origin,
+        digest: &Digest,
+        what_for: For,
+        cached: impl FnOnce() -> bool,
+    ) -> (Joined, Option<Landing>) {
         let mut running = self.running();
         let key = key(origin, digest);
         if let Some(fill) = running.get(&key) {
@@ -108,7 +117,7 @@ impl Fills {
             if failed || fill.closing.load(Ordering::Relaxed) {
                 return (Joined::Ending(fill.landed.clone()), None);
             }
-            return (Joined::Fill { interest: Interest::of(fill), started: false }, None);
+            return (Joined::Fill { interest: Interest::of(fill, what_for), started: false }, None);
         }
         // A fill leaves the list after its blob has come in, so that looking here, under the lock, misses none.
         if cached() {
@@ -122,13 +131,14 @@ impl Fills {
             digest: digest.clone(),
             head: watch::Sender::new(Head::Waiting),
             wanted_by: AtomicUsize::new(0),
+            answers: AtomicUsize::new(0),
             abandoned: Notify::new(),
             closing: AtomicBool::new(false),
             landed: CancellationToken::new(),
             span: Mutex::new(span),
         });
         running.insert(key, Arc::clone(&fill));
-        let interest = Interest::of(&fill);
+        let interest = Interest::of(&fill, what_for);
         let landing = Landing { fills: self.clone(), fill };
         (Joined::Fill { interest, started: true }, Some(landing))
     }
@@ -139,7 +149,7 @@ impl Fills {
 
     pub(in crate::mirror) fn gauges(&self) -> FillGauges {
         let running = self.running();
-        let clients = running.values().map(|fill| fill.wanted_by.load(Ordering::Relaxed) as u64).sum();
+        let clients = running.values().map(|fill| fill.answers.load(Ordering::Relaxed) as u64).sum();
         FillGauges { running: running.len() as u64, clients }
     }
 
@@ -193,7 +203,7 @@ impl Fill {
             Head::Waiting | Head::Failed(_) => (0, None),
         };
         let (repository, digest) = (self.origin.repository.clone(), self.digest.clone());
-        Underway { repository, digest, bytes, size, clients: self.wanted_by.load(Ordering::Relaxed) }
+        Underway { repository, digest, bytes, size, clients: self.answers.load(Ordering::Relaxed) }
     }
 
     /// Tells more of it.

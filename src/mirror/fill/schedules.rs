@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use shuttle::future::{block_on, spawn, yield_now};
 
+use super::For;
 use super::running::{Begun, Fills, Head, Joined, Landing};
 use crate::clock::Clock;
 use crate::current::Current;
@@ -105,7 +106,8 @@ impl World {
     /// A client, as the mirror serves one. It leaves after `stays` bytes.
     async fn client(self, does: Does, stays: u64) -> Learned {
         loop {
-            let (joined, started) = self.fills.join(&self.origin, &self.digest, || self.store.size(&self.digest).is_some());
+            let (joined, started) =
+                self.fills.join(&self.origin, &self.digest, For::Answer, || self.store.size(&self.digest).is_some());
             if let Some(landing) = started {
                 drop(spawn(self.clone().run(landing, does)));
             }
@@ -138,7 +140,7 @@ impl World {
 
     /// Waits until no fill is on the list.
     async fn rest(&self) {
-        while let (Joined::Fill { interest, .. }, None) = self.fills.join(&self.origin, &self.digest, || true) {
+        while let (Joined::Fill { interest, .. }, None) = self.fills.join(&self.origin, &self.digest, For::Cache, || true) {
             interest.landed().await;
         }
     }
@@ -210,7 +212,7 @@ fn a_silent_fill_stops_with_its_last_client_and_the_next_client_starts_anew() {
             }
             // Whether it joins the last silent fill's end or comes after it.
             loop {
-                match world.fills.join(&world.origin, &world.digest, || false) {
+                match world.fills.join(&world.origin, &world.digest, For::Answer, || false) {
                     (Joined::Ending(landed), None) => landed.cancelled().await,
                     (Joined::Fill { interest, .. }, None) => interest.landed().await,
                     (_, Some(landing)) => {

@@ -22,7 +22,12 @@ struct Shared {
     written: Condvar,
     /// There is nothing left.
     taken: Condvar,
+    /// Told of each line for which there is no room, at once: who takes lines out may hang for ever.
+    lost: Box<Lost>,
 }
+
+/// It is given how many there were before it, since the last that went out.
+type Lost = dyn Fn(u64) + Send + Sync;
 
 #[derive(Default)]
 struct Waiting {
@@ -45,12 +50,16 @@ const LAST: Duration = Duration::from_secs(1);
 
 impl Lines {
     /// Lines that a thread of this name gives to `out`, some whole ones at a time, with the number of those before them for which
-    /// there was no room.
+    /// there was no room. `lost` is told of each of these at once, with the number of those before it.
     ///
     /// # Errors
     /// When there is no thread to be had.
-    pub(crate) fn to(thread: &str, out: impl FnMut(&[u8], u64) + Send + 'static) -> io::Result<(Self, Ending)> {
-        let shared = Shared { waiting: Mutex::default(), written: Condvar::new(), taken: Condvar::new() };
+    pub(crate) fn to(
+        thread: &str,
+        out: impl FnMut(&[u8], u64) + Send + 'static,
+        lost: impl Fn(u64) + Send + Sync + 'static,
+    ) -> io::Result<(Self, Ending)> {
+        let shared = Shared { waiting: Mutex::default(), written: Condvar::new(), taken: Condvar::new(), lost: Box::new(lost) };
         let lines = Self(Arc::new(shared));
         let taking = lines.clone();
         thread::Builder::new().name(thread.into()).spawn(move || taking.take_out(out))?;
@@ -85,11 +94,14 @@ impl Write for &Lines {
     /// Takes a line, whole or not at all.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let mut waiting = self.lock();
-        if waiting.text.len() + line.len() <= ROOM {
-            waiting.text.extend_from_slice(line);
-        } else {
+        if waiting.text.len() + line.len() > ROOM {
+            let before = waiting.lost;
             waiting.lost += 1;
+            drop(waiting);
+            (self.0.lost)(before);
+            return Ok(line.len());
         }
+        waiting.text.extend_from_slice(line);
         // Who takes out looks again by itself while it is at it, and has been woken before the second line.
         let first = waiting.text.len() == line.len() && !waiting.leaving;
         drop(waiting);
@@ -124,19 +136,20 @@ mod tests {
     use super::*;
 
     /// Lines to a reader that takes the next of what is written when it is told to.
-    fn slow() -> (Lines, Ending, Sender<()>, Receiver<(String, u64)>) {
+    fn slow(lost: Arc<Mutex<Vec<u64>>>) -> (Lines, Ending, Sender<()>, Receiver<(String, u64)>) {
         let ((go, told), (got, seen)) = (channel(), channel());
         let out = move |text: &[u8], lost| {
             let _ = told.recv();
             let _ = got.send((String::from_utf8(text.to_vec()).expect("text"), lost));
         };
-        let (lines, ending) = Lines::to("test", out).unwrap();
+        let (lines, ending) = Lines::to("test", out, move |before| lost.lock().unwrap().push(before)).unwrap();
         (lines, ending, go, seen)
     }
 
     #[test]
     fn nobody_waits_for_a_reader_that_hangs_and_what_is_lost_is_counted() {
-        let (lines, ending, go, seen) = slow();
+        let lost_at_once = Arc::new(Mutex::default());
+        let (lines, ending, go, seen) = slow(Arc::clone(&lost_at_once));
         (&lines).write_all(b"first\n").unwrap();
         while !lines.lock().leaving {
             thread::yield_now();
@@ -146,6 +159,7 @@ mod tests {
             (&lines).write_all(&line).unwrap();
         }
         assert_eq!(lines.lock().text.len(), ROOM);
+        assert_eq!(*lost_at_once.lock().unwrap(), [0, 1, 2], "nobody has taken one yet");
         (0..2).for_each(|_| go.send(()).unwrap());
         assert_eq!(seen.recv().unwrap(), ("first\n".into(), 0));
         let (text, lost) = seen.recv().unwrap();
@@ -156,7 +170,7 @@ mod tests {
 
     #[test]
     fn what_was_written_goes_out_before_the_end() {
-        let (lines, ending, go, seen) = slow();
+        let (lines, ending, go, seen) = slow(Arc::default());
         go.send(()).unwrap();
         (&lines).write_all(b"a\n").unwrap();
         (&lines).write_all(b"b\n").unwrap();

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::fs::OFlags;
+
 use crate::lines::{Ending, Lines};
 use crate::metrics::Metrics;
 use crate::server::Audit;
@@ -41,21 +43,33 @@ impl AuditFile {
     /// # Errors
     /// One line that says what to do.
     pub(super) fn open(path: &Path, metrics: &Metrics) -> Result<(Self, Audit), String> {
-        let anew = Arc::new(AtomicBool::new(false));
         if path.as_os_str().is_empty() {
-            return Ok((Self { anew, _ending: None }, Audit::default()));
+            return Ok((Self { anew: Arc::default(), _ending: None }, Audit::default()));
         }
+        let (file, lines) = Self::lines(path, metrics)?;
+        Ok((file, Audit::to(lines)))
+    }
+
+    fn lines(path: &Path, metrics: &Metrics) -> Result<(Self, Lines), String> {
+        let anew = Arc::new(AtomicBool::new(false));
         let mut out = Out::open(path).map_err(|error| cannot_be_written(path, &error))?;
-        let (told, metrics) = (Arc::clone(&anew), metrics.clone());
-        let write = move |text: &[u8], lost: u64| {
+        let (told, counted, metrics) = (Arc::clone(&anew), metrics.clone(), metrics.clone());
+        // Those for which there was no room are counted by then.
+        let write = move |text: &[u8], _| {
             if told.swap(false, Ordering::Relaxed) {
                 out.open_anew();
             }
-            metrics.audit_lost(lost + out.write(text));
+            counted.audit_lost(out.write(text));
+        };
+        let lost = move |before| {
+            metrics.audit_lost(1);
+            if before == 0 {
+                tracing::error!("nobody takes the lines of the audit log, and there is no room for more: some are lost");
+            }
         };
         let (lines, ending) =
-            Lines::to("larder-audit", write).map_err(|error| format!("there is no thread for log.audit_file: {error}"))?;
-        Ok((Self { anew, _ending: Some(ending) }, Audit::to(lines)))
+            Lines::to("larder-audit", write, lost).map_err(|error| format!("there is no thread for log.audit_file: {error}"))?;
+        Ok((Self { anew, _ending: Some(ending) }, lines))
     }
 
     /// Before the next line the file is looked for under its name again: it may have been moved away.
@@ -69,16 +83,16 @@ impl AuditFile {
 /// # Errors
 /// It cannot; says what to do.
 pub(super) fn try_out(path: &Path) -> Result<(), String> {
-    let writable = match OpenOptions::new().append(true).open(path) {
+    if path == Path::new(STDOUT) {
+        return Ok(());
+    }
+    let writable = match appending().open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
             rustix::fs::access(dir, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK).map_err(io::Error::from)
         }
         opened => opened.map(drop),
     };
-    if path.as_os_str().is_empty() || path == Path::new(STDOUT) {
-        return Ok(());
-    }
     writable.map_err(|error| cannot_be_written(path, &error))
 }
 
@@ -137,5 +151,43 @@ impl Out {
 }
 
 fn append(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(MODE).open(path)
+    let file = appending().create(true).mode(MODE).open(path)?;
+    // Its thread may wait for who reads it, where that is no file.
+    let flags = rustix::fs::fcntl_getfl(&file)?;
+    rustix::fs::fcntl_setfl(&file, flags - OFlags::NONBLOCK)?;
+    Ok(file)
+}
+
+/// A pipe that nobody reads is refused, and not waited for until somebody does.
+fn appending() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.append(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed());
+    options
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Format;
+
+    fn lost(metrics: &Metrics) -> bool {
+        !metrics.page(Format::Text).contains("\nlarder_audit_lost_total 0\n")
+    }
+
+    /// It may hang for ever, and nobody would know.
+    #[test]
+    fn what_is_lost_is_counted_while_nobody_reads() {
+        let dir = tempfile::tempdir().unwrap();
+        let (pipe, metrics) = (dir.path().join("pipe"), Metrics::new());
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        assert!(AuditFile::lines(&pipe, &metrics).is_err() && try_out(&pipe).is_err(), "and nobody waits for a reader");
+        let reader = OpenOptions::new().read(true).write(true).open(&pipe).unwrap();
+        let (file, lines) = AuditFile::lines(&pipe, &metrics).unwrap();
+        let line = [b"x".repeat(1023).as_slice(), b"\n"].concat();
+        (0..4000).for_each(|_| (&lines).write_all(&line).unwrap());
+        assert!(!lost(&metrics), "there is room for these");
+        (0..9000).for_each(|_| (&lines).write_all(&line).unwrap());
+        assert!(lost(&metrics));
+        drop((reader, file));
+    }
 }

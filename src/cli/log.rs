@@ -48,7 +48,8 @@ pub(super) fn begin(options: &LogOptions) -> Result<(Level, Ending), String> {
     let told = EnvFilter::try_from_default_env().ok();
     let changes = told.is_none();
     let (filter, handle) = reload::Layer::new(told.unwrap_or_else(|| filter(options.level)));
-    let (lines, ending) = Lines::to("larder-log", out).map_err(|error| format!("there is no thread for the log: {error}"))?;
+    let (lines, ending) =
+        Lines::to("larder-log", out, |_| {}).map_err(|error| format!("there is no thread for the log: {error}"))?;
     let layer = tracing_subscriber::fmt::layer().with_writer(lines);
     let registry = tracing_subscriber::registry().with(filter);
     match options.format {

@@ -197,7 +197,8 @@ mod tests {
     /// What is told, without the time.
     fn told(tell: impl FnOnce(&Audit)) -> Vec<String> {
         let (send, told) = channel();
-        let (lines, ending) = Lines::to("test", move |text, _| _ = send.send(String::from_utf8(text.to_vec()).unwrap())).unwrap();
+        let (lines, ending) =
+            Lines::to("test", move |text, _| _ = send.send(String::from_utf8(text.to_vec()).unwrap()), |_| {}).unwrap();
         tell(&Audit::to(lines));
         drop(ending);
         let text: String = told.try_iter().collect();

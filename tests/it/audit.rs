@@ -259,6 +259,22 @@ async fn a_disk_that_takes_no_line_is_no_clients_trouble() {
     log.will_say(&["ERROR", "the audit log cannot be written"]).await;
 }
 
+/// It would be waited for until somebody reads it.
+#[tokio::test]
+async fn a_pipe_that_nobody_reads_is_refused_at_once() {
+    let builder = TestMirror::builder();
+    let pipe = builder.dir().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let builder = builder.set(&format!("log.audit_file = '{}'", pipe.display()));
+    let Ok(Err((why, stopped))) = timeout(PATIENCE, builder.try_start()).await else { panic!("it waits, or it starts") };
+    assert!(why.contains("cannot be written: No such device or address"), "{why}");
+    let setting = format!("log.audit_file={}", pipe.display());
+    let dir = stopped.dir().to_owned();
+    let checked = timeout(PATIENCE, Process::order(&dir, &["check"], &[&setting])).await.expect("nor does `larder check` wait");
+    let told = checked.stdout.lines().find(|line| line.contains("audit log")).unwrap_or_default();
+    assert!(told.starts_with("wrong ") && told.contains("No such device or address"), "{}", checked.stdout);
+}
+
 /// Nobody reads on the other side, and the pipe is full.
 #[tokio::test]
 async fn who_does_not_read_the_audit_log_holds_up_nobody() {

@@ -155,6 +155,7 @@ impl App {
             let office = Office {
                 terms: operators.into(),
                 hosts: config.admin.hosts,
+                trust_loopback: config.admin.trust_loopback,
                 dashboard: dashboard.clone(),
                 guide,
                 audit: audit.clone(),

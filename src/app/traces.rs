@@ -1,5 +1,6 @@
 //! `[traces]`: spans go to a collector of OpenTelemetry's, some at a time; nobody waits for it.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use http::header::CONTENT_TYPE;
@@ -85,8 +86,11 @@ impl Exporter {
             return Ok((None, Tracer::default()));
         }
         let client = Client::builder().tls_backend_preconfigured(upstream::tls()?).redirect(redirect::Policy::none());
+        let endpoint = options.url()?;
+        // What is on this machine is asked itself, whatever proxy the environment names.
+        let client = if is_here(&endpoint) { client.no_proxy() } else { client };
         let client = client.timeout(PATIENCE).build().map_err(|error| format!("traces.endpoint: {error}"))?;
-        let mut export = Export { client, endpoint: options.url()?, metrics: metrics.clone(), failing: false };
+        let mut export = Export { client, endpoint, metrics: metrics.clone(), failing: false };
         let lost = metrics.clone();
         let (tracer, mut spans) = Tracer::new(options.sample_ratio, move || lost.spans_lost(1));
         let last = CancellationToken::new();
@@ -112,6 +116,11 @@ impl Exporter {
         self.last.cancel();
         let _ = timeout(LAST, self.task).await;
     }
+}
+
+fn is_here(endpoint: &Url) -> bool {
+    let host = endpoint.host_str().unwrap_or_default();
+    host == "localhost" || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// Cancel safe: what has come is there.

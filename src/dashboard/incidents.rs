@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::mirror::{Cause, Health, Incident};
+use crate::upstream::PUBLIC;
 
 use super::Dashboard;
 
@@ -46,7 +47,12 @@ impl Dashboard {
 
 fn told(incident: Incident) -> IncidentReport {
     let Incident { cause, upstream, why, of, times, first, last } = incident;
-    let (what, to_do) = words(cause, if upstream.is_empty() { "the upstream" } else { &upstream });
+    let upstream = match upstream.as_str() {
+        "" => "the upstream",
+        PUBLIC => "a registry that a client has named",
+        upstream => upstream,
+    };
+    let (what, to_do) = words(cause, upstream);
     IncidentReport { what, why, to_do, of, times, first: first.unix_millis(), last: last.unix_millis() }
 }
 

@@ -6,7 +6,7 @@ use std::cmp::Reverse;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::clock::Timestamp;
-use crate::upstream::Error;
+use crate::upstream::{Error, PUBLIC};
 
 use super::{Mirror, Origin, Refusal, Served};
 
@@ -14,7 +14,7 @@ use super::{Mirror, Origin, Refusal, Served};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Incident {
     pub cause: Cause,
-    /// Empty where it is none's.
+    /// Its configured name; [`PUBLIC`] where a client has named it, as it may name as many as it likes. Empty where it is none's.
     pub upstream: String,
     /// In larder's words, or the upstream's, the last time.
     pub why: String,
@@ -97,6 +97,8 @@ impl Mirror {
 
     fn note(&self, cause: Cause, upstream: &str, why: &str, of: String) {
         let now = self.0.clock.now();
+        let is_anyones = !upstream.is_empty() && self.registries().configured(upstream).is_none();
+        let upstream = if is_anyones { PUBLIC } else { upstream };
         let mut all = self.0.incidents.lock();
         add(&mut all, Incident { cause, upstream: upstream.to_owned(), why: plain(why), of, times: 1, first: now, last: now });
     }

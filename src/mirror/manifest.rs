@@ -162,6 +162,7 @@ impl Mirror {
             Some(asked) => {
                 let found = Digest::sha256(&bytes);
                 tracing::error!(repository = %origin.repository, digest = %asked, %found, "the upstream sent another manifest");
+                origin.upstream().note_mismatch();
                 return Err(Refusal::WrongContent(format!("{found} instead of {asked}")));
             }
             None => Digest::sha256(&bytes),

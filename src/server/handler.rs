@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use http::request::Parts;
-use http::{HeaderValue, Method, Request, Response, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::{Body as _, Incoming};
 
 use crate::clock::Clock;
@@ -137,11 +137,14 @@ impl Handler {
         match manifest {
             Ok(manifest) => {
                 self.mirror.note_served(&manifest.served, &line.upstream, &line.repository);
-                if asked.head.method == Method::GET {
-                    self.mirror.note_pull(&manifest.digest);
-                }
                 line.served = Some(manifest.served.clone());
-                respond::manifest(manifest, headers, matches!(reference, Reference::Tag(_)))
+                let digest = manifest.digest.clone();
+                let response = respond::manifest(manifest, headers, matches!(reference, Reference::Tag(_)));
+                // Who has it already, and is told so, does not pull it.
+                if asked.head.method == Method::GET && response.status() == StatusCode::OK {
+                    self.mirror.note_pull(&digest);
+                }
+                response
             }
             Err(refusal) => self.refuse(&refusal, Kind::Manifest, line),
         }

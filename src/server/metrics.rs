@@ -3,6 +3,7 @@
 mod process;
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 
 use http::{HeaderMap, HeaderValue, Response, header};
 
@@ -14,9 +15,13 @@ use crate::upstream::BudgetReport;
 use super::body::Body;
 use super::respond;
 
+static TELLING: Mutex<()> = Mutex::new(());
+
 /// `GET /metrics`, in the format that is asked for.
 pub(super) async fn page(mirror: &Mirror, told: &[(&str, BudgetReport)], now: Timestamp, asked: &HeaderMap) -> Response<Body> {
     let metrics = mirror.measured_with_disk().await;
+    // What is set for one who asks is not to be taken away for another before it is told.
+    let _one = TELLING.lock().unwrap_or_else(PoisonError::into_inner);
     metrics.set_budgets(budgets(told, now));
     let upstreams = mirror.registries().upstreams();
     metrics.set_cool_downs(upstreams.map(|upstream| (&**upstream.name(), upstream.cool_down().as_secs())));

@@ -19,7 +19,7 @@ pub(super) struct Counts {
 }
 
 /// Upstreams that clients name are all called this: how many names there are is not for clients to say.
-const PUBLIC: &str = "public";
+pub const PUBLIC: &str = "public";
 
 // === impl Counts ===
 

@@ -61,6 +61,7 @@ pub use accounts::Accounts;
 pub use behalf::{Behalf, ClientCredential, CredentialKey};
 pub use budget::BudgetReport;
 pub use cache_status::CacheStatus;
+pub use counts::PUBLIC;
 pub use credentials::AccountOptions;
 pub use error::Error;
 pub use hop::{Astray, Hop};

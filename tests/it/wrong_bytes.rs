@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::join_all;
 
-use crate::support::{Fault, Log, Match, Registry, StoppedMirror, TestMirror, digest_of, noise};
+use crate::support::{Fault, Image, Log, Match, Registry, StoppedMirror, TestMirror, digest_of, noise};
 
 const REPOSITORY: &str = "library/app";
 
@@ -48,6 +48,19 @@ async fn a_small_blob_that_comes_wrong_comes_right_from_the_next_address_and_no_
             log.will_say(&["ERROR", &digest, &format!("found={}", digest_of(bytes)), "upstream=docker.io"]).await;
         }
     }
+}
+
+#[tokio::test]
+async fn a_manifest_that_comes_wrong_is_refused_and_counted_as_a_blob_is() {
+    let upstream = Registry::start().await;
+    let image = Image::new(1).put(&upstream, "library/app", "latest");
+    upstream.on(Match::get(&image.digest).times(1), Fault::WrongBody(noise(2, 500)));
+    let mirror = TestMirror::of(&upstream).await;
+    mirror.get(&image.manifest_path()).await.expect(502);
+    assert_eq!(mirror.metric(MISMATCHES), 1);
+    assert!(!mirror.holds(&image.digest));
+    assert_eq!(mirror.get(&image.manifest_path()).await.expect(200).body, image.manifest);
+    assert_eq!(mirror.metric(MISMATCHES), 1);
 }
 
 #[tokio::test]

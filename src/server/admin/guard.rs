@@ -1,7 +1,8 @@
 //! Who may look, and who may change something.
 //!
 //! Whoever reaches the listener may look, unless there are users: then who is one. Who may look may also change something where there
-//! are users, or where it is on this machine.
+//! are users, or where it is on this machine. What comes by a proxy there does not, where the proxy says that it is one; where it does
+//! not say so nobody can tell, and the operator has to say that this machine is no better than others.
 //!
 //! A browser reaches it as well, on behalf of whatever page is open in it, and shows a password that it knows unasked. Therefore a request
 //! must be addressed to an IP address, to localhost or to a name in `hosts`, which no page has whose name was made to resolve to this
@@ -24,19 +25,23 @@ use super::super::respond::{self, Kind};
 pub(super) struct Guard {
     terms: Arc<Terms>,
     hosts: Vec<String>,
+    /// Who is on this machine may change something.
+    loopback: bool,
     clock: Clock,
 }
 
 /// Those who ask whether a service is well are shown nothing else, and have no password.
 const FOR_ANYONE: [&str; 2] = ["/livez", "/readyz"];
-/// Whoever writes these speaks for somebody else.
-const FORWARDED: [&str; 3] = ["forwarded", "x-forwarded-for", "x-real-ip"];
+/// Whoever writes these speaks for somebody else,
+const FORWARDED: [&str; 3] = ["forwarded", "via", "x-real-ip"];
+/// or one that begins so.
+const FORWARDED_ALSO: &str = "x-forwarded-";
 
 // === impl Guard ===
 
 impl Guard {
-    pub(super) fn new(terms: Arc<Terms>, hosts: Vec<String>, clock: Clock) -> Self {
-        Self { terms, hosts, clock }
+    pub(super) fn new(terms: Arc<Terms>, hosts: Vec<String>, loopback: bool, clock: Clock) -> Self {
+        Self { terms, hosts, loopback, clock }
     }
 
     /// Whether it may be answered; and as whom it is known, where it has been asked.
@@ -59,12 +64,13 @@ impl Guard {
     /// # Errors
     /// Says in a sentence what to do.
     pub(super) fn may_change(&self, head: &Parts, client: &Client) -> Result<(), String> {
-        let forwarded = FORWARDED.iter().any(|name| head.headers.contains_key(*name));
-        let is_local = !forwarded && client.peer.ip().to_canonical().is_loopback();
+        let forwarded =
+            head.headers.keys().any(|name| FORWARDED.contains(&name.as_str()) || name.as_str().starts_with(FORWARDED_ALSO));
+        let is_local = self.loopback && !forwarded && client.peer.ip().to_canonical().is_loopback();
         if self.terms.has_users() || is_local {
             return Ok(());
         }
-        Err("from other machines nothing can be changed until admin.users_file says who may".into())
+        Err("from here nothing can be changed until admin.users_file says who may".into())
     }
 
     /// Refuses what a page in a browser may have sent, unless it is larder's own.

@@ -56,12 +56,16 @@ pub struct AdminOptions {
     /// Users and their passwords, as `htpasswd -B` writes them. Empty: nobody is asked, and who is not on this machine may change
     /// nothing.
     pub users_file: PathBuf,
+    /// Who is on this machine may change something without being a user. False where a proxy here lets others in and adds none of the
+    /// headers Via, Forwarded, X-Forwarded-* and X-Real-IP, by which larder would know.
+    pub trust_loopback: bool,
 }
 
 /// What the operator is answered with.
 pub struct Office {
     pub terms: Arc<Terms>,
     pub hosts: Vec<String>,
+    pub trust_loopback: bool,
     pub dashboard: Dashboard,
     pub guide: Guide,
     pub audit: Audit,
@@ -111,7 +115,12 @@ const ORDERS: [&str; 6] = ["/api/pin", "/api/unpin", "/api/remove", "/api/verify
 
 impl Default for AdminOptions {
     fn default() -> Self {
-        Self { listen: Some(SocketAddr::from(([127, 0, 0, 1], 5001))), hosts: Vec::new(), users_file: PathBuf::new() }
+        Self {
+            listen: Some(SocketAddr::from(([127, 0, 0, 1], 5001))),
+            hosts: Vec::new(),
+            users_file: PathBuf::new(),
+            trust_loopback: true,
+        }
     }
 }
 
@@ -137,8 +146,8 @@ mod address_or_none {
 
 /// Serves the operator on `listener` until `stop` resolves.
 pub async fn serve_admin(listener: TcpListener, office: Office, stop: impl Future<Output = ()>) {
-    let Office { terms, hosts, dashboard, guide, audit } = office;
-    let guard = Guard::new(Arc::clone(&terms), hosts, dashboard.clock().clone());
+    let Office { terms, hosts, trust_loopback, dashboard, guide, audit } = office;
+    let guard = Guard::new(Arc::clone(&terms), hosts, trust_loopback, dashboard.clock().clone());
     let admin = Arc::new(Admin { dashboard, guide, guard, audit });
     let handle = move |request, client| {
         let admin = Arc::clone(&admin);

@@ -22,6 +22,7 @@ dials() {
 
     check "promtool finds nothing wrong with the page" well_made
     check "nor with the alerts" promtool check rules "$shipped/prometheus/larder.yml"
+    check "each alert is raised by its trouble, and by nothing that only looks like it" alerts_are_right
     same "Prometheus says that larder is up" 1 "$(asked 'up{job="larder"}')"
     same "it finds nothing wrong with the page as it asks for it" "up none" "$(target)"
     same "it has the hits" "$(shown 'larder_answers_total{served="hit"}')" "$(asked 'larder_answers_total{served="hit"}')"
@@ -32,7 +33,7 @@ dials() {
     same "it has the process" true "$(asked 'process_open_fds > bool 3' | sed s/1/true/)"
     same "it knows what each is" counter "$(bounded curl -fsS "http://$prometheus/api/v1/metadata" | jq -r '.data.larder_answers[0].type')"
     check "each query of the dashboard is answered" dashboard_is_answered
-    same "each alert can be judged, and none is raised" "10 ok inactive" "$(alerts)"
+    same "each alert can be judged, and none is raised" "11 ok inactive" "$(alerts)"
     check "Prometheus ends when it is told to" stop prometheus
     check "larder ends when it is told to" stop larder
 }
@@ -107,6 +108,15 @@ dashboard_is_answered() {
     echo "$answered of $total have something to show"
     # Where nothing counts pulls and nothing goes wrong, some have not.
     ((!failed && total > 40 && answered > 30))
+}
+
+# All of them are in the test, and the test passes.
+alerts_are_right() {
+    rm -rf "$work/alerts" && mkdir "$work/alerts"
+    cp "$shipped/prometheus/larder.yml" "$here/dials/alerts.yml" "$work/alerts/"
+    diff <(grep -o 'alert: [A-Za-z]*' "$work/alerts/larder.yml" | cut -d' ' -f2 | sort) \
+        <(grep -o 'alertname="[A-Za-z]*"' "$work/alerts/alerts.yml" | cut -d'"' -f2 | sort) &&
+        bounded promtool test rules "$work/alerts/alerts.yml"
 }
 
 alerts() {

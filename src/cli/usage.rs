@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use crate::orders::{LeavingReport, Order, Report, RepositoryReport, UsageReport};
+use crate::orders::{CacheReport, LeavingReport, Order, Report, RepositoryReport, UsageReport};
 
 use super::Configured;
 use super::give::give;
@@ -38,7 +38,8 @@ impl Du {
 }
 
 fn shown(usage: &UsageReport) -> String {
-    let UsageReport { repositories, limit, used, pinned, evictable, partial, quarantined, next_to_leave } = usage;
+    let UsageReport { repositories, cache } = usage;
+    let CacheReport { limit, used, pinned, evictable, partial, quarantined, leaving, next_to_leave, blobs: _ } = cache;
     let mut text = String::new();
     if !repositories.is_empty() {
         let mut repositories: Vec<_> = repositories.iter().collect();
@@ -64,12 +65,14 @@ fn shown(usage: &UsageReport) -> String {
     if *quarantined > 0 {
         text += &format!(", {} in quarantine", size(*quarantined));
     }
+    if *leaving > 0 {
+        text += &format!(", {} on the way out", size(*leaving));
+    }
     text.push('\n');
     if !next_to_leave.is_empty() {
         let row = |leaving: &LeavingReport| {
-            let LeavingReport { digest, bytes, used, of } = leaving;
-            let of = of.as_deref().map_or("-", |of| of.split_once('@').map_or(of, |(name, _)| name));
-            vec![short(digest).to_owned(), size(*bytes), ago(used), of.to_owned()]
+            let LeavingReport { digest, bytes, used, of, manifest: _ } = leaving;
+            vec![short(digest).to_owned(), size(*bytes), ago(used), of.clone().unwrap_or_else(|| "-".into())]
         };
         let rows: Vec<_> = next_to_leave.iter().map(row).collect();
         text += &format!("\nFirst to go:\n{}", table(&["BLOB", "SIZE ", "USED", "OF"], &rows));

@@ -81,7 +81,6 @@ impl Dashboard {
             });
             stopping.run_until_cancelled(work).await;
             dashboard.0.errands.lock().change(id, |errand| progress.end(errand));
-            dashboard.0.images.forget();
         });
         Ok(id)
     }

@@ -3,16 +3,19 @@
 //!
 //! Kept in three rings of sums, and in a small file of lines, which survives restarts. What it lacks after a kill is what came since it
 //! was written last, a minute at most. A file that is not what larder writes is set aside, and all begins anew.
+//!
+//! A clock may be wrong, as that of a board without a battery until the network has told it the time. So what was served after now is
+//! not shown, and not forgotten either: it is shown when the clock is right again.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::str::FromStr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 
 use crate::clock::Timestamp;
 use crate::metrics::Metrics;
+use crate::store::Text;
 
 use super::Dashboard;
 
@@ -24,21 +27,42 @@ pub enum Span {
     Month,
 }
 
-/// What was served in some time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-pub struct Amounts {
+/// Numbers that are counted alike, by their names and in their order in the file.
+macro_rules! numbers {
+    ($(#[$of:meta])* $amounts:ident: $($(#[$doc:meta])* $name:ident,)*) => {
+        $(#[$of])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+        pub struct $amounts { $($(#[$doc])* pub $name: u64,)* }
+
+        impl $amounts {
+            const NUMBERS: usize = [$(stringify!($name)),*].len();
+
+            fn numbers(self) -> [u64; Self::NUMBERS] {
+                [$(self.$name),*]
+            }
+
+            fn of([$($name),*]: [u64; Self::NUMBERS]) -> Self {
+                Self { $($name),* }
+            }
+        }
+    };
+}
+
+numbers! {
+    /// What was served in some time.
+    Amounts:
     /// Answers, and bytes of them that went out, from the cache;
-    pub here_answers: u64,
-    pub here_bytes: u64,
+    here_answers,
+    here_bytes,
     /// from an upstream, and kept;
-    pub fetched_answers: u64,
-    pub fetched_bytes: u64,
+    fetched_answers,
+    fetched_bytes,
     /// from an upstream, past the cache.
-    pub past_answers: u64,
-    pub past_bytes: u64,
-    pub refused_answers: u64,
+    past_answers,
+    past_bytes,
+    refused_answers,
     /// Bytes that came from upstreams, for whomever.
-    pub upstream_bytes: u64,
+    upstream_bytes,
 }
 
 /// A span, piece by piece. Where nothing was served, there is no piece.
@@ -61,23 +85,18 @@ pub struct Piece {
     pub amounts: Amounts,
 }
 
-#[derive(Default)]
-pub(super) struct History(Mutex<State>);
-
-#[derive(Default)]
-struct State {
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct History {
     rings: [Ring; 3],
     /// What the counters were when they were looked at last.
     before: Amounts,
-    /// The rings have changed since they were written.
-    dirty: bool,
 }
 
-/// Sums by the number of their step since 1970, in order; only those in which there was something.
+/// Sums by the number of their step since 1970; only those in which there was something. There are no more up to now than a span has,
+/// and no more after it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-struct Ring(VecDeque<(u64, Amounts)>);
+struct Ring(BTreeMap<u64, Amounts>);
 
-const NAME: &str = "history";
 const HEADER: &str = "larder history 1\n";
 
 // === impl Dashboard ===
@@ -87,95 +106,28 @@ impl Dashboard {
     #[must_use]
     pub fn history(&self, span: Span) -> HistoryReport {
         let now = self.sample();
-        let state = self.0.history.lock();
-        let pieces = state.rings[span.at()].within(span, now);
+        let piece = |(step, amounts): (&u64, &Amounts)| Piece { at: step * span.step_ms(), amounts: *amounts };
         HistoryReport {
             span: span.word(),
             step_seconds: span.step_ms() / 1000,
             steps: span.steps(),
             now: now.unix_millis(),
-            pieces: pieces.map(|(step, amounts)| Piece { at: step * span.step_ms(), amounts: *amounts }).collect(),
+            pieces: self.0.history.look(|history| history.rings[span.at()].within(span, now).map(piece).collect()),
         }
     }
 
     /// What was served within a span up to now, all together.
     pub(super) fn served_within(&self, span: Span) -> Amounts {
         let now = self.0.clock.now();
-        let state = self.0.history.lock();
-        state.rings[span.at()].within(span, now).fold(Amounts::default(), |sum, (_, amounts)| sum.plus(*amounts))
+        self.0.history.look(|history| history.rings[span.at()].sum(span, now))
     }
 
     /// Adds what the counters have counted since the last look. Returns when that was.
     pub(super) fn sample(&self) -> Timestamp {
         let now = self.0.clock.now();
-        self.0.history.lock().add(Amounts::counted(self.0.mirror.metrics()), now);
+        self.0.history.change(|history| history.add(Amounts::counted(self.0.mirror.metrics()), now));
         now
     }
-
-    pub(super) async fn recall_history(&self) {
-        let read = match self.0.store.text(NAME).await {
-            Ok(None) => return,
-            Ok(Some(text)) => read(&text, self.0.clock.now()).ok_or_else(|| "it is not what larder has written".to_owned()),
-            Err(error) => Err(error.to_string()),
-        };
-        match read {
-            Ok(rings) => self.0.history.lock().rings = rings,
-            Err(why) => {
-                let aside = self.0.store.set_text_aside(NAME).await.err().map(|error| error.to_string());
-                tracing::warn!(why, aside, "the file `history` cannot be used; it is set aside as history.damaged");
-            }
-        }
-    }
-
-    pub(super) async fn keep_history(&self) {
-        self.sample();
-        let text = {
-            let mut state = self.0.history.lock();
-            if !std::mem::take(&mut state.dirty) {
-                return;
-            }
-            written(&state.rings)
-        };
-        if let Err(error) = self.0.store.set_text(NAME, text).await {
-            self.0.history.lock().dirty = true;
-            tracing::warn!(%error, "what was served could not be written down");
-        }
-    }
-}
-
-fn written(rings: &[Ring; 3]) -> String {
-    let mut text = String::from(HEADER);
-    for (span, ring) in Span::ALL.into_iter().zip(rings) {
-        for (step, amounts) in &ring.0 {
-            // Writing to a string does not fail.
-            let _ = write!(text, "{} {step}", span.word());
-            amounts.numbers().iter().for_each(|number| _ = write!(text, " {number}"));
-            text.push('\n');
-        }
-    }
-    text
-}
-
-/// `None` if any of it cannot be read: then nothing of it is believed. What is dated after `now` was written by a clock that was wrong.
-fn read(text: &str, now: Timestamp) -> Option<[Ring; 3]> {
-    let mut rings = <[Ring; 3]>::default();
-    for line in text.strip_prefix(HEADER)?.lines() {
-        let mut words = line.split(' ');
-        let span: Span = words.next()?.parse().ok()?;
-        let step: u64 = words.next()?.parse().ok()?;
-        let mut number = || words.next()?.parse::<u64>().ok();
-        let mut numbers = [0; Amounts::NUMBERS];
-        for place in &mut numbers {
-            *place = number()?;
-        }
-        if words.next().is_some() || rings[span.at()].0.back().is_some_and(|(last, _)| *last >= step) {
-            return None;
-        }
-        if step <= span.step_of(now) {
-            rings[span.at()].add(span, step, Amounts::of(numbers));
-        }
-    }
-    text.ends_with('\n').then_some(rings)
 }
 
 // === impl Span ===
@@ -229,51 +181,89 @@ impl FromStr for Span {
 // === impl History ===
 
 impl History {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-// === impl State ===
-
-impl State {
-    fn add(&mut self, counted: Amounts, now: Timestamp) {
+    /// True if there was something to add.
+    fn add(&mut self, counted: Amounts, now: Timestamp) -> bool {
         let more = counted.minus(self.before);
         self.before = counted;
         if more == Amounts::default() {
-            return;
+            return false;
         }
         for span in Span::ALL {
             self.rings[span.at()].add(span, span.step_of(now), more);
         }
-        self.dirty = true;
+        true
+    }
+}
+
+impl Text for History {
+    const NAME: &'static str = "history";
+
+    fn written(&self) -> String {
+        let mut text = String::from(HEADER);
+        for (span, ring) in Span::ALL.into_iter().zip(&self.rings) {
+            for (step, amounts) in &ring.0 {
+                // Writing to a string does not fail.
+                let _ = write!(text, "{} {step}", span.word());
+                amounts.numbers().iter().for_each(|number| _ = write!(text, " {number}"));
+                text.push('\n');
+            }
+        }
+        text
+    }
+
+    /// If any of it cannot be read, nothing of it is believed.
+    fn read(text: &str) -> Option<Self> {
+        let mut history = Self::default();
+        for line in text.strip_prefix(HEADER)?.lines() {
+            let mut words = line.split(' ');
+            let span: Span = words.next()?.parse().ok()?;
+            let step: u64 = words.next()?.parse().ok()?;
+            let mut number = || words.next()?.parse::<u64>().ok();
+            let mut numbers = [0; Amounts::NUMBERS];
+            for place in &mut numbers {
+                *place = number()?;
+            }
+            let Ring(ring) = &mut history.rings[span.at()];
+            let is_next = ring.last_key_value().is_none_or(|(last, _)| *last < step);
+            if words.next().is_some() || !is_next || ring.len() as u64 >= 2 * span.steps() {
+                return None;
+            }
+            ring.insert(step, Amounts::of(numbers));
+        }
+        text.ends_with('\n').then_some(history)
     }
 }
 
 // === impl Ring ===
 
 impl Ring {
-    fn add(&mut self, span: Span, step: u64, more: Amounts) {
-        match self.0.back_mut() {
-            Some((last, amounts)) if *last >= step => *amounts = amounts.plus(more),
-            _ => self.0.push_back((step, more)),
+    /// Adds to what was served in the step that is now.
+    fn add(&mut self, span: Span, now: u64, more: Amounts) {
+        let Self(ring) = self;
+        let sum = ring.entry(now).or_default();
+        *sum = sum.plus(more);
+        let most = usize::try_from(span.steps()).unwrap_or(usize::MAX);
+        while ring.range(..=now).count() > most {
+            ring.pop_first();
         }
-        while self.0.front().is_some_and(|(first, _)| first + span.steps() <= step) {
-            self.0.pop_front();
+        while ring.len() > 2 * most {
+            ring.pop_last();
         }
     }
 
-    fn within(&self, span: Span, now: Timestamp) -> impl Iterator<Item = &(u64, Amounts)> {
-        let last = span.step_of(now);
-        self.0.iter().filter(move |(step, _)| step + span.steps() > last)
+    fn sum(&self, span: Span, now: Timestamp) -> Amounts {
+        self.within(span, now).fold(Amounts::default(), |sum, (_, amounts)| sum.plus(*amounts))
+    }
+
+    fn within(&self, span: Span, now: Timestamp) -> impl Iterator<Item = (&u64, &Amounts)> {
+        let now = span.step_of(now);
+        self.0.range((now + 1).saturating_sub(span.steps())..=now)
     }
 }
 
 // === impl Amounts ===
 
 impl Amounts {
-    const NUMBERS: usize = 8;
-
     /// All that was counted since the start.
     fn counted(metrics: &Metrics) -> Self {
         let mut all = Self { upstream_bytes: metrics.fetched_bytes(), ..Self::default() };
@@ -289,36 +279,6 @@ impl Amounts {
             *of_bytes += bytes;
         }
         all
-    }
-
-    /// As they stand in the file.
-    fn numbers(self) -> [u64; Self::NUMBERS] {
-        let Self {
-            here_answers,
-            here_bytes,
-            fetched_answers,
-            fetched_bytes,
-            past_answers,
-            past_bytes,
-            refused_answers,
-            upstream_bytes,
-        } = self;
-        [here_answers, here_bytes, fetched_answers, fetched_bytes, past_answers, past_bytes, refused_answers, upstream_bytes]
-    }
-
-    fn of(numbers: [u64; Self::NUMBERS]) -> Self {
-        let [here_answers, here_bytes, fetched_answers, fetched_bytes, past_answers, past_bytes, refused_answers, upstream_bytes] =
-            numbers;
-        Self {
-            here_answers,
-            here_bytes,
-            fetched_answers,
-            fetched_bytes,
-            past_answers,
-            past_bytes,
-            refused_answers,
-            upstream_bytes,
-        }
     }
 
     fn plus(self, other: Self) -> Self {
@@ -355,11 +315,11 @@ mod tests {
 
     #[test]
     fn the_format_is_what_it_was() {
-        let mut state = State::default();
-        state.add(Amounts::of([1, 2, 3, 4, 5, 6, 7, 8]), at(3600));
-        state.add(Amounts::of([1, 2, 3, 4, 5, 6, 8, 8]), at(3610));
-        assert_eq!(written(&state.rings), GOLDEN);
-        assert_eq!(read(GOLDEN, at(3610)), Some(state.rings));
+        let mut history = History::default();
+        history.add(Amounts::of([1, 2, 3, 4, 5, 6, 7, 8]), at(3600));
+        history.add(Amounts::of([1, 2, 3, 4, 5, 6, 8, 8]), at(3610));
+        assert_eq!(history.written(), GOLDEN);
+        assert_eq!(History::read(GOLDEN).map(|read| read.rings), Some(history.rings));
     }
 
     #[test]
@@ -374,34 +334,57 @@ mod tests {
             ("\nday", "\n\nday"),
         ] {
             assert!(GOLDEN.contains(from), "{from}");
-            assert_eq!(read(&GOLDEN.replacen(from, to, 1), at(3610)), None, "{from} → {to}");
+            assert_eq!(History::read(&GOLDEN.replacen(from, to, 1)), None, "{from} → {to}");
         }
         (0..GOLDEN.len())
             .filter(|end| !GOLDEN[..*end].ends_with('\n'))
-            .for_each(|end| assert_eq!(read(&GOLDEN[..end], at(3610)), None));
+            .for_each(|end| assert_eq!(History::read(&GOLDEN[..end]), None));
+        let days = |n: u64| (0..n).fold(String::from(HEADER), |text, n| format!("{text}day {n} 1 2 3 4 5 6 8 8\n"));
+        assert!(History::read(&days(576)).is_some() && History::read(&days(577)).is_none(), "nor are there so many");
+    }
+
+    fn sum(history: &History, span: Span, now: Timestamp) -> u64 {
+        history.rings[span.at()].sum(span, now).here_answers
     }
 
     #[test]
     fn each_ring_keeps_its_span_and_no_more() {
-        let (mut state, mut counted) = (State::default(), 0);
+        let (mut history, mut counted) = (History::default(), 0);
         let start = at(1_000_000_000);
         for minute in 0..40 * 24 * 60 {
             counted += 1;
-            state.add(hits(counted), start + Duration::from_mins(minute));
+            history.add(hits(counted), start + Duration::from_mins(minute));
         }
         let now = start + Duration::from_hours(40 * 24);
         for (span, within) in [(Span::Hour, 59..=60), (Span::Day, 1435..=1440), (Span::Month, 31 * 1440 - 120..=31 * 1440)] {
-            let ring = &state.rings[span.at()];
-            assert!(ring.0.len() as u64 <= span.steps());
-            let sum: u64 = ring.within(span, now).map(|(_, amounts)| amounts.here_answers).sum();
-            assert!(within.contains(&sum), "{span:?}: {sum}");
+            assert!(history.rings[span.at()].0.len() as u64 <= span.steps());
+            assert!(within.contains(&sum(&history, span, now)), "{span:?}: {}", sum(&history, span, now));
         }
-        assert!(state.rings[0].within(Span::Hour, now + Duration::from_hours(2)).next().is_none(), "nobody was there since");
+        assert_eq!(sum(&history, Span::Hour, now + Duration::from_hours(2)), 0, "nobody was there since");
     }
 
     #[test]
-    fn what_a_wrong_clock_has_written_is_passed_over() {
-        let rings = read(GOLDEN, at(3600)).unwrap();
-        assert_eq!(rings[0].0, [(360, Amounts::of([1, 2, 3, 4, 5, 6, 7, 8]))]);
+    fn a_clock_that_was_wrong_for_a_while_takes_nothing() {
+        let day = |n: u64| at(20_000 * 86_400) + Duration::from_hours(24 * n);
+        let mut history = History::default();
+        (0..372).for_each(|n| _ = history.add(hits(n + 1), day(0) + Duration::from_hours(2 * n)));
+        let now = day(31);
+        let before = sum(&history, Span::Month, now);
+        // It began in 1970, and went to the end of the century.
+        for (n, wrong) in [at(60), at(70), at(4_000_000_000)].into_iter().enumerate() {
+            history = History::read(&history.written()).unwrap();
+            assert!(history.add(hits(1), wrong));
+            assert_eq!(sum(&history, Span::Month, wrong), [1, 2, 1][n], "what it says itself is shown");
+        }
+        history.before = Amounts::default();
+        history.add(hits(1), now);
+        let after = sum(&history, Span::Month, now);
+        assert!((before - 2..=before + 1).contains(&after), "{before} and then {after}");
+        // However often it is wrong.
+        (0..10_000).for_each(|n| {
+            history.before = Amounts::default();
+            history.add(hits(1), if n % 2 == 0 { day(1_000 + n) } else { now });
+        });
+        assert!(Span::ALL.iter().all(|span| history.rings[span.at()].0.len() as u64 <= 2 * span.steps()));
     }
 }

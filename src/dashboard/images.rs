@@ -1,29 +1,24 @@
 //! The table of images: all that are here, with what they take, to be searched, sorted and shown a page at a time.
-//!
-//! It is made when somebody asks and something has changed, in at most a fiftieth of the time; what is shown of a page is as it is now.
 
-use std::cmp::Reverse;
+mod table;
+
 use std::str::FromStr;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, LazyLock};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use moka::sync::Cache;
 use serde::Serialize;
-use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 
-use crate::clock::Timestamp;
 use crate::oci::Digest;
-use crate::orders::Image;
-use crate::store::Extent;
 
 use super::{Dashboard, Inner};
+
+use table::{Found, Table};
 
 /// Which images are wanted, and how many.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ImagesQuery {
-    /// A part of the name or of the digest.
+    /// A part of the name, in whatever case, or the beginning of the digest.
     pub search: String,
     pub sort: Sort,
     pub descending: bool,
@@ -66,86 +61,57 @@ pub struct ImageRow {
     pub pinned: bool,
 }
 
-/// The table as it was made last.
 #[derive(Default)]
-pub(super) struct Images {
-    table: Mutex<Arc<Table>>,
-    /// It is to be made anew in any case: the operator has just changed something.
-    forgotten: AtomicBool,
-}
-
-#[derive(Default)]
-struct Table {
-    rows: Vec<Row>,
-    made: Option<Made>,
-}
-
-#[derive(Clone, Copy)]
-struct Made {
-    at: Instant,
-    took: Duration,
-    of: Stamp,
-}
+pub(super) struct Images(Mutex<Table>);
 
 /// Each with the manifest that is for it.
 type Platforms = Arc<[(Digest, String)]>;
 
-/// While this is the same, the same images are here.
-type Stamp = (u64, Option<(u64, usize)>);
-
-struct Row {
-    name: String,
-    digest: Digest,
-    bytes: u64,
-    used: Timestamp,
-    pulls: u64,
-    pinned: bool,
-}
-
 /// More on one page nobody reads.
 pub(super) const MOST_ROWS: usize = 200;
-/// Dates and counts of the table are no older than this when it is sorted.
-const OLDEST: Duration = Duration::from_mins(1);
-/// So many times as long as it takes to make, the table is left as it is.
-const REST: u32 = 50;
 
-/// For what images are, which their digests say for ever.
-static PLATFORMS: LazyLock<Cache<Digest, Platforms>> = LazyLock::new(|| Cache::new(20_000));
+/// For what images are, which their digests say for ever. In bytes: some 20,000 of the usual ones.
+static PLATFORMS: LazyLock<Cache<Digest, Platforms>> = LazyLock::new(|| {
+    let weight = |platforms: &Platforms| platforms.iter().map(|(_, text)| text.len() + EACH).sum::<usize>() + EACH;
+    let cache = Cache::builder().max_capacity(8 << 20);
+    cache.weigher(move |_, platforms| u32::try_from(weight(platforms)).unwrap_or(u32::MAX)).build()
+});
+/// What one takes beside its text.
+const EACH: usize = 100;
 
 // === impl Dashboard ===
 
 impl Dashboard {
-    /// The images that are here, and those that are pinned and should be.
+    /// The images that are here, and those that are pinned and should be. What is told of each is as it is now.
     ///
     /// Cancel safe.
     pub async fn images(&self, query: &ImagesQuery) -> ImagesReport {
-        let table = self.table().await;
-        let mut rows: Vec<&Row> = table.rows.iter().filter(|row| row.matches(&query.search)).collect();
-        // It was made by name: where that alone counts it is in order, and else those that are alike stay so.
-        match (query.sort, query.descending) {
-            (Sort::Name, false) => {}
-            (Sort::Name, true) => rows.reverse(),
-            (sort, false) => rows.sort_by_key(|row| row.key(sort)),
-            (sort, true) => rows.sort_by_key(|row| Reverse(row.key(sort))),
-        }
+        let (dashboard, asked) = (self.clone(), query.clone());
+        let find = move || {
+            let Inner { images, orders, store, mirror, .. } = &*dashboard.0;
+            let mut table = images.0.lock().unwrap_or_else(PoisonError::into_inner);
+            table.keep_up(orders, store);
+            table.find(&asked, store, mirror)
+        };
+        let Found { all, matching, images: found } = spawn_blocking(find).await.unwrap_or_default();
         let mut images = Vec::new();
-        for row in rows.iter().skip(query.offset).take(query.limit.min(MOST_ROWS)) {
-            images.push(self.row(row).await);
+        for (name, digest) in found {
+            images.push(self.row(name, &digest).await);
         }
-        ImagesReport { all: table.rows.len(), matching: rows.len(), offset: query.offset, images }
+        ImagesReport { all, matching, offset: query.offset, images }
     }
 
-    async fn row(&self, row: &Row) -> ImageRow {
+    async fn row(&self, image: String, digest: &Digest) -> ImageRow {
         let Inner { store, mirror, .. } = &*self.0;
-        let extent = store.extent(&row.digest);
+        let extent = store.extent(digest);
         ImageRow {
-            image: row.name.clone(),
-            digest: row.digest.to_string(),
-            platforms: self.platforms(&row.digest).await,
+            image,
+            digest: digest.to_string(),
+            platforms: self.platforms(digest).await,
             bytes: extent.map_or(0, |extent| extent.bytes),
             used: extent.map(|extent| extent.used.unix_millis()),
-            pulls: mirror.pulls(&row.digest),
-            pinned: store.is_pinned(&row.digest),
+            pulls: mirror.pulls(digest),
+            pinned: store.is_pinned(digest),
         }
     }
 
@@ -165,73 +131,13 @@ impl Dashboard {
                 Err(_) => return Vec::new(),
             },
         };
-        let here = known.iter().filter(|(digest, platform)| self.0.store.size(digest).is_some() && platform != "unknown/unknown");
-        here.map(|(_, platform)| platform.clone()).collect()
-    }
-
-    async fn table(&self) -> Arc<Table> {
-        // Of those who ask at once, one makes it.
-        let mut table = self.0.images.table.lock().await;
-        let stamp: Stamp = (self.0.store.changes(), self.0.store.usage());
-        let forgotten = self.0.images.forgotten.swap(false, Ordering::Relaxed);
-        if forgotten || !table.made.is_some_and(|made| made.will_do(&stamp)) {
-            let (dashboard, begun) = (self.clone(), Instant::now());
-            // Where that fails, it is what it was.
-            if let Ok(rows) = spawn_blocking(move || dashboard.rows()).await {
-                *table = Arc::new(Table { rows, made: Some(Made { at: Instant::now(), took: begun.elapsed(), of: stamp }) });
+        let mut here: Vec<String> = Vec::new();
+        for (digest, platform) in known.iter() {
+            if platform != "unknown/unknown" && !here.contains(platform) && self.0.store.size(digest).is_some() {
+                here.push(platform.clone());
             }
         }
-        Arc::clone(&table)
-    }
-
-    fn rows(&self) -> Vec<Row> {
-        let Inner { orders, store, mirror, .. } = &*self.0;
-        let row = |image: Image| {
-            let extent = store.extent(&image.digest);
-            let Extent { bytes, used, .. } = extent.unwrap_or(Extent { bytes: 0, used: Timestamp::default(), pinned: true });
-            let (pulls, pinned) = (mirror.pulls(&image.digest), store.is_pinned(&image.digest));
-            Row { name: image.name(), digest: image.digest, bytes, used, pulls, pinned }
-        };
-        orders.images().into_iter().map(row).collect()
-    }
-}
-
-// === impl Images ===
-
-impl Images {
-    /// Something has changed that the operator is to see at once.
-    pub(super) fn forget(&self) {
-        self.forgotten.store(true, Ordering::Relaxed);
-    }
-}
-
-// === impl Made ===
-
-impl Made {
-    fn will_do(&self, stamp: &Stamp) -> bool {
-        let age = self.at.elapsed();
-        age < self.took * REST || age < OLDEST && self.of == *stamp
-    }
-}
-
-// === impl Row ===
-
-impl Row {
-    fn matches(&self, search: &str) -> bool {
-        search.is_empty()
-            || self.name.contains(search)
-            || search.starts_with("sha256:") && self.digest.to_string().starts_with(search)
-    }
-
-    /// By what it is sorted, but for its name.
-    fn key(&self, sort: Sort) -> u64 {
-        match sort {
-            Sort::Name => 0,
-            Sort::Size => self.bytes,
-            Sort::Used => self.used.unix_millis(),
-            Sort::Pulls => self.pulls,
-            Sort::Pinned => self.pinned.into(),
-        }
+        here
     }
 }
 

@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 use crate::clock::{Clock, Timestamp};
 use crate::mirror::Mirror;
 use crate::orders::{Input, Order, Orders, Report, Reports};
-use crate::store::Store;
+use crate::store::{Kept, Store};
 
 use errands::Errands;
 use history::History;
@@ -40,7 +40,7 @@ struct Inner {
     orders: Orders,
     clock: Clock,
     started: Timestamp,
-    history: History,
+    history: Kept<History>,
     images: Images,
     errands: Errands,
     tasks: TaskTracker,
@@ -64,7 +64,7 @@ impl Dashboard {
             mirror,
             store,
             clock,
-            history: History::default(),
+            history: Kept::default(),
             images: Images::default(),
             errands: Errands::default(),
             tasks: TaskTracker::new(),
@@ -84,7 +84,7 @@ impl Dashboard {
 
     /// Reads what a larder before this one has written down.
     pub async fn recall(&self) {
-        self.recall_history().await;
+        self.0.history.recall(&self.0.store).await;
         self.0.mirror.recall_pulls().await;
     }
 
@@ -101,7 +101,8 @@ impl Dashboard {
 
     /// Writes down what has come since it was written last. Due once a minute, and at the end.
     pub async fn keep(&self) {
-        self.keep_history().await;
+        self.sample();
+        self.0.history.keep(&self.0.store).await;
         self.0.mirror.keep_pulls().await;
     }
 
@@ -119,7 +120,6 @@ impl Dashboard {
             report => done = Some(report),
         })
         .await;
-        self.0.images.forget();
         match (failed, done) {
             (None, Some(report)) => Ok(report),
             (why, _) => Err(why.unwrap_or_else(|| "it was broken off".into())),

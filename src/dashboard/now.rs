@@ -3,13 +3,11 @@
 use serde::Serialize;
 
 use crate::mirror::Health;
-use crate::oci::Digest;
-use crate::orders::ActivityReport;
-use crate::store::{Account, Kind, Leaving};
+use crate::orders::{ActivityReport, CacheReport};
 
 use super::{Amounts, Dashboard, Errand, Span};
 
-/// A larder at one moment. Times are in milliseconds since 1970.
+/// A larder at one moment. Its times are in milliseconds since 1970.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct NowReport {
     pub version: &'static str,
@@ -24,31 +22,6 @@ pub struct NowReport {
     pub cache: CacheReport,
     pub served: ServedReport,
     pub errands: Vec<Errand>,
-}
-
-/// What the cache takes of the disk, in bytes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct CacheReport {
-    pub limit: u64,
-    pub used: u64,
-    /// Of that, what is never evicted, what may be, what is on its way in, and what was found damaged.
-    pub pinned: u64,
-    pub evictable: u64,
-    pub partial: u64,
-    pub quarantined: u64,
-    pub blobs: usize,
-    /// What eviction would take first.
-    pub next_to_leave: Vec<LeavingReport>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct LeavingReport {
-    pub digest: String,
-    /// A repository that has it.
-    pub of: Option<String>,
-    pub manifest: bool,
-    pub bytes: u64,
-    pub used: u64,
 }
 
 /// What clients were served.
@@ -75,7 +48,7 @@ impl Dashboard {
             sealed: self.0.mirror.is_sealed(),
             counting,
             activity: self.0.orders.activity(),
-            cache: self.cache(),
+            cache: self.0.orders.cache(LEAVING_SHOWN),
             served: ServedReport {
                 hour: self.served_within(Span::Hour),
                 day: self.served_within(Span::Day),
@@ -83,32 +56,5 @@ impl Dashboard {
             },
             errands: self.errands(),
         }
-    }
-
-    fn cache(&self) -> CacheReport {
-        let Account { budget, used, pinned, evictable, partial, quarantined } = self.0.store.account();
-        let next = self.0.store.next_to_leave(LEAVING_SHOWN).into_iter();
-        CacheReport {
-            limit: budget,
-            used,
-            pinned,
-            evictable,
-            partial,
-            quarantined,
-            blobs: self.0.store.usage().map_or(0, |(_, blobs)| blobs),
-            next_to_leave: next.map(|leaving| self.leaving(&leaving)).collect(),
-        }
-    }
-
-    fn leaving(&self, leaving: &Leaving) -> LeavingReport {
-        let Leaving { digest, charge, used } = leaving;
-        let (of, manifest) = self.holder(digest).map_or((None, false), |(of, manifest)| (Some(of), manifest));
-        LeavingReport { digest: digest.to_string(), of, manifest, bytes: *charge, used: used.unix_millis() }
-    }
-
-    /// Who has it, and whether as a manifest.
-    fn holder(&self, digest: &Digest) -> Option<(String, bool)> {
-        let (repository, kind) = self.0.store.held_by(digest).into_iter().next()?;
-        Some((repository.to_string(), kind == Kind::Manifest))
     }
 }

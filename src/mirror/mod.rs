@@ -36,7 +36,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::flight::Flights;
 use crate::metrics::Metrics;
 use crate::oci::{Digest, InvalidName, Repository, Tag};
-use crate::store::{Kind, Store};
+use crate::store::{Kept, Kind, Store};
 use crate::upstream::{self, CacheStatus};
 
 use fill::Fills;
@@ -93,9 +93,9 @@ struct Inner {
     /// What is not there, and until when that is believed.
     missing: moka::sync::Cache<(Asker, Thing), (Timestamp, upstream::Error)>,
     lists: moka::sync::Cache<(Asker, String), lists::Cached>,
-    shopping: shopping::Shopping,
+    shopping: Kept<shopping::Shopping>,
     incidents: incidents::Incidents,
-    pulls: pulls::Pulls,
+    pulls: Kept<pulls::Pulls>,
     listing: Flights<(Asker, String), Result<lists::Cached, Refusal>>,
     tasks: TaskTracker,
     stopping: CancellationToken,
@@ -216,9 +216,9 @@ impl Mirror {
                 .max_capacity(LIST_BYTES)
                 .weigher(|(_, key): &(Asker, String), list| lists::weight(key, list))
                 .build(),
-            shopping: shopping::Shopping::default(),
+            shopping: Kept::default(),
             incidents: incidents::Incidents::default(),
-            pulls: pulls::Pulls::default(),
+            pulls: Kept::default(),
             listing: Flights::default(),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),

@@ -4,25 +4,17 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::oci::Digest;
+use crate::store::Text;
 
 use super::Mirror;
 
-#[derive(Default)]
-pub(super) struct Pulls(Mutex<Counts>);
-
-#[derive(Default)]
-struct Counts {
-    of: HashMap<Digest, u64>,
-    /// They have changed since they were written.
-    dirty: bool,
-}
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Pulls(HashMap<Digest, u64>);
 
 /// When there are so many, half of them go.
 const MOST: usize = 40_000;
-const NAME: &str = "pulls";
 const HEADER: &str = "larder pulls 1\n";
 
 // === impl Mirror ===
@@ -31,77 +23,63 @@ impl Mirror {
     /// How often this manifest was pulled.
     #[must_use]
     pub fn pulls(&self, digest: &Digest) -> u64 {
-        self.0.pulls.lock().of.get(digest).copied().unwrap_or_default()
+        self.0.pulls.look(|pulls| pulls.0.get(digest).copied().unwrap_or_default())
     }
 
     /// A client was given this manifest.
     pub fn note_pull(&self, digest: &Digest) {
-        self.0.pulls.lock().add(digest);
+        self.0.pulls.change(|pulls| {
+            pulls.add(digest);
+            true
+        });
     }
 
     /// Reads what a larder before this one has counted.
     pub async fn recall_pulls(&self) {
-        match self.0.store.text(NAME).await {
-            Ok(text) => self.0.pulls.lock().of = text.as_deref().map(read).unwrap_or_default(),
-            Err(error) => tracing::warn!(%error, "how often images were pulled before cannot be read"),
-        }
+        self.0.pulls.recall(&self.0.store).await;
     }
 
     /// Writes down what has been counted since it was written last.
     pub async fn keep_pulls(&self) {
-        let text = {
-            let mut pulls = self.0.pulls.lock();
-            if !std::mem::take(&mut pulls.dirty) {
-                return;
-            }
-            written(&pulls.of)
-        };
-        if let Err(error) = self.0.store.set_text(NAME, text).await {
-            self.0.pulls.lock().dirty = true;
-            tracing::warn!(%error, "how often images were pulled could not be written down");
-        }
+        self.0.pulls.keep(&self.0.store).await;
     }
 }
 
 // === impl Pulls ===
 
 impl Pulls {
-    fn lock(&self) -> MutexGuard<'_, Counts> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-// === impl Counts ===
-
-impl Counts {
     fn add(&mut self, digest: &Digest) {
-        self.dirty = true;
-        if let Some(count) = self.of.get_mut(digest) {
+        let Self(of) = self;
+        if let Some(count) = of.get_mut(digest) {
             *count = count.saturating_add(1);
             return;
         }
-        if self.of.len() >= MOST {
-            let mut counts: Vec<u64> = self.of.values().copied().collect();
+        if of.len() >= MOST {
+            let mut counts: Vec<u64> = of.values().copied().collect();
             let middle = *counts.select_nth_unstable(MOST / 2).1;
             let mut left = MOST / 2;
-            self.of
-                .retain(|_, count| *count > middle || *count == middle && left.checked_sub(1).map(|less| left = less).is_some());
+            of.retain(|_, count| *count > middle || *count == middle && left.checked_sub(1).map(|less| left = less).is_some());
         }
-        self.of.insert(digest.clone(), 1);
+        of.insert(digest.clone(), 1);
     }
 }
 
-fn written(counts: &HashMap<Digest, u64>) -> String {
-    let mut text = String::from(HEADER);
-    // Writing to a string does not fail.
-    counts.iter().for_each(|(digest, count)| _ = writeln!(text, "{digest} {count}"));
-    text
-}
+impl Text for Pulls {
+    const NAME: &'static str = "pulls";
 
-/// Of what cannot be read nothing is believed.
-fn read(text: &str) -> HashMap<Digest, u64> {
-    let line = |line: &str| line.split_once(' ').and_then(|(digest, count)| Some((digest.parse().ok()?, count.parse().ok()?)));
-    text.strip_prefix(HEADER).map(|lines| lines.lines().filter_map(line).take(MOST).collect()).unwrap_or_default()
+    fn written(&self) -> String {
+        let mut text = String::from(HEADER);
+        // Writing to a string does not fail.
+        self.0.iter().for_each(|(digest, count)| _ = writeln!(text, "{digest} {count}"));
+        text
+    }
+
+    /// What of it cannot be read is passed over.
+    fn read(text: &str) -> Option<Self> {
+        let line =
+            |line: &str| line.split_once(' ').and_then(|(digest, count)| Some((digest.parse().ok()?, count.parse().ok()?)));
+        text.strip_prefix(HEADER).map(|lines| Self(lines.lines().filter_map(line).take(MOST).collect()))
+    }
 }
 
 #[cfg(test)]
@@ -111,12 +89,12 @@ mod tests {
     #[test]
     fn what_is_pulled_often_outlives_what_was_pulled_once() {
         let digest = |n: usize| Digest::sha256(&n.to_le_bytes());
-        let mut counts = Counts::default();
-        (0..3).for_each(|_| counts.add(&digest(0)));
-        (1..2 * MOST).for_each(|n| counts.add(&digest(n)));
-        assert!(counts.of.len() <= MOST, "{}", counts.of.len());
-        assert_eq!((counts.of[&digest(0)], counts.of[&digest(2 * MOST - 1)]), (3, 1));
-        assert_eq!(read(&written(&counts.of)), counts.of);
-        assert!(read("larder pulls 2\n").is_empty());
+        let mut pulls = Pulls::default();
+        (0..3).for_each(|_| pulls.add(&digest(0)));
+        (1..2 * MOST).for_each(|n| pulls.add(&digest(n)));
+        assert!(pulls.0.len() <= MOST, "{}", pulls.0.len());
+        assert_eq!((pulls.0[&digest(0)], pulls.0[&digest(2 * MOST - 1)]), (3, 1));
+        assert_eq!(Pulls::read(&pulls.written()), Some(pulls));
+        assert_eq!(Pulls::read("larder pulls 2\n"), None);
     }
 }

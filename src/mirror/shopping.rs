@@ -5,11 +5,10 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::clock::Timestamp;
 use crate::oci::{Digest, Reference, Repository};
-use crate::store::Kind;
+use crate::store::{Kind, Text};
 
 use super::{Mirror, Origin};
 
@@ -22,18 +21,11 @@ pub struct Lacking {
     pub last: Timestamp,
 }
 
-#[derive(Default)]
-pub(super) struct Shopping(Mutex<List>);
-
-#[derive(Default)]
-struct List {
-    asked: HashMap<(Repository, Reference), (u64, Timestamp)>,
-    /// It has changed since it was written.
-    dirty: bool,
-}
+/// How often each was asked for, and when last.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Shopping(HashMap<(Repository, Reference), (u64, Timestamp)>);
 
 const MOST: usize = 1_000;
-const NAME: &str = "missing";
 const HEADER: &str = "larder missing 1\n";
 
 // === impl Mirror ===
@@ -42,50 +34,38 @@ impl Mirror {
     /// What was asked for and is not here, by name.
     #[must_use]
     pub fn lacking(&self) -> Vec<Lacking> {
-        let list = self.0.shopping.lock();
         let lacking = |((repository, reference), (times, last)): (&(Repository, Reference), &(u64, Timestamp))| Lacking {
             repository: repository.clone(),
             reference: reference.clone(),
             times: *times,
             last: *last,
         };
-        let mut all: Vec<Lacking> = list.asked.iter().map(lacking).collect();
+        let mut all: Vec<Lacking> = self.0.shopping.look(|list| list.0.iter().map(lacking).collect());
         all.sort_by(|a, b| (&a.repository, &a.reference).cmp(&(&b.repository, &b.reference)));
         all
     }
 
     /// Forgets one of them: it is here by now.
     pub fn forget_lacking(&self, repository: &Repository, reference: &Reference) {
-        let mut list = self.0.shopping.lock();
-        list.dirty |= list.asked.remove(&(repository.clone(), reference.clone())).is_some();
+        self.0.shopping.change(|list| list.0.remove(&(repository.clone(), reference.clone())).is_some());
     }
 
     /// Reads what a larder before this one was asked for in vain.
     pub async fn recall_lacking(&self) {
-        match self.0.store.text(NAME).await {
-            Ok(text) => self.0.shopping.lock().asked = text.as_deref().map(read).unwrap_or_default(),
-            Err(error) => tracing::warn!(%error, "what was asked for in vain before cannot be read"),
-        }
+        self.0.shopping.recall(&self.0.store).await;
     }
 
     /// Writes down what has come since it was written last.
     pub async fn keep_lacking(&self) {
-        let text = {
-            let mut list = self.0.shopping.lock();
-            if !std::mem::take(&mut list.dirty) {
-                return;
-            }
-            written(&list.asked)
-        };
-        if let Err(error) = self.0.store.set_text(NAME, text).await {
-            self.0.shopping.lock().dirty = true;
-            tracing::error!(%error, "what was asked for in vain could not be written down");
-        }
+        self.0.shopping.keep(&self.0.store).await;
     }
 
     pub(super) fn lacks(&self, origin: &Origin, reference: &Reference) {
         let now = self.0.clock.now();
-        self.0.shopping.lock().add((origin.repository.clone(), reference.clone()), now);
+        self.0.shopping.change(|list| {
+            list.add((origin.repository.clone(), reference.clone()), now);
+            true
+        });
     }
 
     /// A blob is asked for by those who have its image: that is what is not here whole.
@@ -101,44 +81,40 @@ impl Mirror {
 // === impl Shopping ===
 
 impl Shopping {
-    fn lock(&self) -> MutexGuard<'_, List> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-// === impl List ===
-
-impl List {
     fn add(&mut self, thing: (Repository, Reference), now: Timestamp) {
-        if self.asked.len() >= MOST && !self.asked.contains_key(&thing) {
-            let least = self.asked.iter().min_by_key(|(_, asked)| **asked).map(|(thing, _)| thing.clone());
-            least.iter().for_each(|thing| _ = self.asked.remove(thing));
+        let Self(all) = self;
+        if all.len() >= MOST && !all.contains_key(&thing) {
+            let least = all.iter().min_by_key(|(_, asked)| **asked).map(|(thing, _)| thing.clone());
+            least.iter().for_each(|thing| _ = all.remove(thing));
         }
-        let asked = self.asked.entry(thing).or_default();
+        let asked = all.entry(thing).or_default();
         *asked = (asked.0.saturating_add(1), now);
-        self.dirty = true;
     }
 }
 
-fn written(asked: &HashMap<(Repository, Reference), (u64, Timestamp)>) -> String {
-    let mut text = String::from(HEADER);
-    for ((Repository { upstream, name }, reference), (times, last)) in asked {
-        // Writing to a string does not fail.
-        let _ = writeln!(text, "{upstream} {name} {reference} {times} {}", last.unix_millis());
-    }
-    text
-}
+impl Text for Shopping {
+    const NAME: &'static str = "missing";
 
-/// Of what cannot be read nothing is believed.
-fn read(text: &str) -> HashMap<(Repository, Reference), (u64, Timestamp)> {
-    let line = |line: &str| {
-        let mut words = line.split(' ');
-        let repository = Repository { upstream: words.next()?.into(), name: words.next()?.parse().ok()? };
-        let reference = words.next()?.parse().ok()?;
-        let (times, last) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
-        Some(((repository, reference), (times, Timestamp::from_unix_millis(last))))
-    };
-    text.strip_prefix(HEADER).map(|lines| lines.lines().filter_map(line).take(MOST).collect()).unwrap_or_default()
+    fn written(&self) -> String {
+        let mut text = String::from(HEADER);
+        for ((Repository { upstream, name }, reference), (times, last)) in &self.0 {
+            // Writing to a string does not fail.
+            let _ = writeln!(text, "{upstream} {name} {reference} {times} {}", last.unix_millis());
+        }
+        text
+    }
+
+    /// What of it cannot be read is passed over.
+    fn read(text: &str) -> Option<Self> {
+        let line = |line: &str| {
+            let mut words = line.split(' ');
+            let repository = Repository { upstream: words.next()?.into(), name: words.next()?.parse().ok()? };
+            let reference = words.next()?.parse().ok()?;
+            let (times, last) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+            Some(((repository, reference), (times, Timestamp::from_unix_millis(last))))
+        };
+        text.strip_prefix(HEADER).map(|lines| Self(lines.lines().filter_map(line).take(MOST).collect()))
+    }
 }
 
 #[cfg(test)]
@@ -156,12 +132,12 @@ mod tests {
 
     #[test]
     fn what_is_asked_for_again_and_again_outlives_what_was_asked_for_once() {
-        let mut list = List::default();
+        let mut list = Shopping::default();
         (0..3).for_each(|second| list.add(thing(0), at(second)));
         (1..3 * MOST).for_each(|n| list.add(thing(n), at(n as u64)));
-        assert_eq!((list.asked.len(), list.asked[&thing(0)]), (MOST, (3, at(2))));
-        assert!(list.asked.contains_key(&thing(3 * MOST - 1)) && !list.asked.contains_key(&thing(1)));
-        assert_eq!(read(&written(&list.asked)), list.asked);
-        assert!(read("larder missing 2\ndocker.io library/x v1 1 1\n").is_empty());
+        assert_eq!((list.0.len(), list.0[&thing(0)]), (MOST, (3, at(2))));
+        assert!(list.0.contains_key(&thing(3 * MOST - 1)) && !list.0.contains_key(&thing(1)));
+        assert_eq!(Shopping::read(&list.written()), Some(list));
+        assert_eq!(Shopping::read("larder missing 2\ndocker.io library/x v1 1 1\n"), None);
     }
 }

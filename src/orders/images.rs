@@ -1,6 +1,7 @@
 //! `larder ls`: the images that are here.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::hash::Hash;
 
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +45,9 @@ struct Measured {
     platforms: Vec<String>,
 }
 
+/// No image is for so many platforms, and none is called by so many bytes: an upstream may say what it likes.
+const MOST_PLATFORMS: usize = 100;
+const LONGEST_PLATFORM: usize = 64;
 /// The largest config of an image that is looked into, in bytes.
 const MOST_CONFIG: usize = 1 << 20;
 
@@ -93,37 +97,56 @@ impl Orders {
     /// All images by name: tags, and manifests that no tag of their repository leads to. To be called where one may wait.
     #[must_use]
     pub fn images(&self) -> Vec<Image> {
-        let (mut images, mut manifests) = (BTreeSet::new(), Vec::new());
+        let (mut tags, mut manifests) = (Vec::new(), HashSet::new());
         self.store.each_known(|known| match known {
             Known::Tag(repository, tag, record) => {
-                if self.store.size(&record.digest).is_some() {
-                    images.insert(Image { repository, reference: Reference::Tag(tag), digest: record.digest });
-                }
+                tags.push(Image { repository, reference: Reference::Tag(tag), digest: record.digest });
             }
             Known::Proof(repository, digest, proof) => {
                 if proof.media_type.is_some() && self.store.size(&digest).is_some() {
-                    manifests.push((repository, digest));
+                    manifests.insert((repository, digest));
                 }
             }
         });
-        let tagged: HashSet<(Repository, Digest)> =
-            images.iter().map(|image| (image.repository.clone(), image.digest.clone())).collect();
-        let untagged = manifests.into_iter().filter(|(_, digest)| !self.store.is_named(digest));
-        for (repository, digest) in untagged.filter(|named| !tagged.contains(named)) {
-            images.insert(Image { repository, reference: Reference::Digest(digest.clone()), digest });
-        }
-        let meant: HashSet<(Repository, Reference)> =
-            images.iter().map(|image| (image.repository.clone(), image.reference.clone())).collect();
-        // What is pinned is told of also where it is a part of another, or not here, or its tag means something else by now.
-        for Image { repository, reference, digest } in self.pinned() {
-            let image = Image { repository, reference, digest };
-            if !images.contains(&image) {
-                let is_taken = meant.contains(&(image.repository.clone(), image.reference.clone()));
-                let reference = if is_taken { Reference::Digest(image.digest.clone()) } else { image.reference };
-                images.insert(Image { reference, ..image });
+        let (mut images, mut tagged) = (BTreeSet::new(), HashSet::new());
+        for image in tags {
+            let manifest = (image.repository.clone(), image.digest.clone());
+            if manifests.contains(&manifest) {
+                images.insert(image);
+                tagged.insert(manifest);
             }
         }
+        for (repository, digest) in manifests.difference(&tagged).filter(|(_, digest)| !self.store.is_named(digest)).cloned() {
+            images.insert(Image { repository, reference: Reference::Digest(digest.clone()), digest });
+        }
+        images.extend(self.pinned_as_shown());
         images.into_iter().collect()
+    }
+
+    /// Those of [`Self::images`] that have one of these digests.
+    #[must_use]
+    pub fn images_with(&self, digests: &HashSet<Digest>) -> Vec<Image> {
+        let mut images = BTreeSet::new();
+        for digest in digests.iter().filter(|digest| self.store.size(digest).is_some()) {
+            let is_part = self.store.is_named(digest);
+            for (repository, tags) in self.store.named(digest) {
+                let own = (tags.is_empty() && !is_part).then(|| Reference::Digest(digest.clone()));
+                let image = |reference| Image { repository: repository.clone(), reference, digest: digest.clone() };
+                images.extend(tags.into_iter().map(Reference::Tag).chain(own).map(image));
+            }
+        }
+        images.extend(self.pinned_as_shown().filter(|image| digests.contains(&image.digest)));
+        images.into_iter().collect()
+    }
+
+    /// What is pinned is told of also where it is a part of another, or not here, or its tag means something else by now.
+    fn pinned_as_shown(&self) -> impl Iterator<Item = Image> {
+        self.pinned().into_iter().map(|image| match &image.reference {
+            Reference::Tag(tag) if self.store.tag(&image.repository, tag).is_some_and(|now| now.digest != image.digest) => {
+                Image { reference: Reference::Digest(image.digest.clone()), ..image }
+            }
+            _ => image,
+        })
     }
 
     /// All that is pinned, by the names that it was pinned by.
@@ -132,7 +155,8 @@ impl Orders {
         pins.map(|Pin { repository, reference, digest }| Image { repository, reference, digest }).collect()
     }
 
-    /// For what an image is: each platform, with the manifest that is for it.
+    /// For what an image is: each platform, with the manifest that is for it. Of what an upstream says, what is a platform, and no more
+    /// than images have.
     ///
     /// # Errors
     /// It is not here, or cannot be read.
@@ -144,22 +168,32 @@ impl Orders {
     /// For what an image is here.
     async fn platforms(&self, parts: &Parts) -> Vec<String> {
         let Some((image, manifest)) = parts.manifests.first() else { return Vec::new() };
-        let platforms = self.named_platforms(image, manifest).await.into_iter();
-        platforms.filter(|(digest, _)| self.store.size(digest).is_some()).map(|(_, platform)| platform).collect()
+        let mut here = self.named_platforms(image, manifest).await;
+        here.retain(|(digest, _)| self.store.size(digest).is_some());
+        distinct(here.into_iter().map(|(_, platform)| platform))
     }
 
     async fn named_platforms(&self, image: &Digest, manifest: &Manifest) -> Vec<(Digest, String)> {
         if !manifest.children.is_empty() {
             let children = manifest.children.iter();
-            return children
-                .filter_map(|child| Some((child.digest.parse().ok()?, child.platform.as_ref()?.to_string())))
-                .collect();
+            return distinct(children.filter_map(|child| Some((child.digest.parse().ok()?, named(child.platform.as_ref()?)?))));
         }
         let Some(config) = &manifest.config else { return Vec::new() };
         let bytes = self.store.peek(config, MOST_CONFIG).await.ok().flatten().unwrap_or_default();
-        let platform = serde_json::from_slice::<Platform>(&bytes).ok().filter(|platform| !platform.os.is_empty());
-        platform.map(|platform| (image.clone(), platform.to_string())).into_iter().collect()
+        let platform = serde_json::from_slice::<Platform>(&bytes).ok().and_then(|platform| named(&platform));
+        platform.map(|platform| (image.clone(), platform)).into_iter().collect()
     }
+}
+
+fn named(platform: &Platform) -> Option<String> {
+    let text = platform.to_string();
+    (text.len() <= LONGEST_PLATFORM && text.parse::<Platform>().is_ok()).then_some(text)
+}
+
+/// The first of each.
+fn distinct<T: Clone + Eq + Hash>(all: impl Iterator<Item = T>) -> Vec<T> {
+    let mut seen = HashSet::new();
+    all.filter(|one| seen.insert(one.clone())).take(MOST_PLATFORMS).collect()
 }
 
 // === impl Image ===

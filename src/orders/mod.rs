@@ -41,7 +41,7 @@ pub use import::{Import, ImportReport};
 pub use missing::MissingReport;
 pub use pull::{LayerReport, Pull, PullReport};
 pub use refresh::{NotRefreshed, RefreshReport, refresh};
-pub use usage::{LeavingReport, RepositoryReport, UsageReport};
+pub use usage::{CacheReport, LeavingReport, RepositoryReport, UsageReport};
 pub use verify::VerifyReport;
 
 /// Carries out orders on one cache. Clones share it.

@@ -4,23 +4,32 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
-use crate::oci::{Digest, Reference, Repository};
+use crate::oci::{Digest, Reference, Repository, Tag};
 use crate::store::{Account, Known, Leaving};
 
 use super::{Orders, Report, Reports, date};
 
-/// What the cache takes of the disk, in bytes.
+/// What takes the disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UsageReport {
     pub repositories: Vec<RepositoryReport>,
-    /// What the cache may take, and what it takes;
+    #[serde(flatten)]
+    pub cache: CacheReport,
+}
+
+/// What the cache takes of the disk, in bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheReport {
+    /// What it may take, and what it takes;
     pub limit: u64,
     pub used: u64,
-    /// of that, what is never evicted, what may be, what is on its way in, and what was found damaged.
+    /// of that, what is never evicted, what may be, what is on its way in, what was found damaged, and what has left and is still read.
     pub pinned: u64,
     pub evictable: u64,
     pub partial: u64,
     pub quarantined: u64,
+    pub leaving: u64,
+    pub blobs: usize,
     /// What eviction would take first.
     pub next_to_leave: Vec<LeavingReport>,
 }
@@ -43,6 +52,8 @@ pub struct LeavingReport {
     pub used: String,
     /// The image, or for a layer a repository that has it.
     pub of: Option<String>,
+    /// It is no layer.
+    pub manifest: bool,
 }
 
 #[derive(Default)]
@@ -87,11 +98,7 @@ impl Orders {
             }
         }
         let images = self.images();
-        let mut names: HashMap<&Digest, String> = HashMap::new();
-        for image in &images {
-            sums.entry(&image.repository).or_default().images += 1;
-            names.entry(&image.digest).or_insert_with(|| image.name());
-        }
+        images.iter().for_each(|image| sums.entry(&image.repository).or_default().images += 1);
         let repositories = sums.into_iter().map(|(repository, Sum { images, bytes, own })| RepositoryReport {
             upstream: repository.upstream.to_string(),
             repository: repository.name.to_string(),
@@ -99,20 +106,33 @@ impl Orders {
             bytes,
             own,
         });
-        let leaving = |Leaving { digest, charge, used }: Leaving| {
-            let by = held.get(&digest).and_then(|by| by.first()).map(|by| by.image(&Reference::Digest(digest.clone())));
-            LeavingReport { of: names.get(&digest).cloned().or(by), digest: digest.to_string(), bytes: charge, used: date(used) }
-        };
-        let Account { budget, used, pinned, evictable, partial, quarantined } = self.store.account();
-        UsageReport {
-            repositories: repositories.collect(),
+        UsageReport { repositories: repositories.collect(), cache: self.cache(LEAVING_SHOWN) }
+    }
+
+    /// What the cache takes, with so many of those that would leave it first.
+    #[must_use]
+    pub fn cache(&self, leaving: usize) -> CacheReport {
+        let Account { budget, used, pinned, evictable, partial, quarantined, leaving: left } = self.store.account();
+        CacheReport {
             limit: budget,
             used,
             pinned,
             evictable,
             partial,
             quarantined,
-            next_to_leave: self.store.next_to_leave(LEAVING_SHOWN).into_iter().map(leaving).collect(),
+            leaving: left,
+            blobs: self.store.usage().map_or(0, |(_, blobs)| blobs),
+            next_to_leave: self.store.next_to_leave(leaving).into_iter().map(|leaving| self.leaving(leaving)).collect(),
         }
+    }
+
+    fn leaving(&self, Leaving { digest, charge, used }: Leaving) -> LeavingReport {
+        let image = |(repository, tags): (Repository, Vec<Tag>)| {
+            tags.into_iter().min().map_or_else(|| repository.to_string(), |tag| repository.image(&Reference::Tag(tag)))
+        };
+        let as_manifest = self.store.named(&digest).into_iter().next().map(image);
+        let manifest = as_manifest.is_some();
+        let holder = || Some(self.store.held_by(&digest).into_iter().next()?.0.to_string());
+        LeavingReport { of: as_manifest.or_else(holder), manifest, digest: digest.to_string(), bytes: charge, used: date(used) }
     }
 }

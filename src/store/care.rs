@@ -1,11 +1,12 @@
 //! What the operator looks at and decides about what is in the cache: what is known of it, what is pinned, what goes.
 
+use std::collections::HashSet;
 use std::io;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
 use crate::clock::Timestamp;
-use crate::oci::{Digest, Reference, Repository};
+use crate::oci::{Digest, Reference, Repository, Tag};
 
 use super::pool::caught;
 use super::records::Pin;
@@ -23,8 +24,10 @@ pub struct Account {
     pub evictable: u64,
     /// what is on its way in,
     pub partial: u64,
-    /// and what was found damaged.
+    /// what was found damaged,
     pub quarantined: u64,
+    /// and what was removed, or is about to be, and is not off the disk yet.
+    pub leaving: u64,
 }
 
 /// What a manifest takes of the cache, with all here that it names.
@@ -84,42 +87,26 @@ impl Store {
         self.0.records.held_by(digest)
     }
 
-    /// A small text that was kept under this name, which no other file of the cache has; `None` if there is none.
-    ///
-    /// # Errors
-    /// When the disk fails.
-    pub async fn text(&self, name: &'static str) -> io::Result<Option<String>> {
-        let store = Arc::clone(&self.0);
-        let read = self.0.writes.run(move || match store.disk.read(name) {
-            Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        });
-        read.await?
-    }
-
-    /// Keeps a small text in place of the one of this name.
-    ///
-    /// # Errors
-    /// When the disk fails; the one that was there still is.
-    pub async fn set_text(&self, name: &'static str, text: String) -> io::Result<()> {
-        let store = Arc::clone(&self.0);
-        self.0.writes.run(move || store.disk.replace(name, text.as_bytes())).await?
-    }
-
-    /// Moves what is kept under this name out of the way, to where its name has `.damaged` at its end.
-    ///
-    /// # Errors
-    /// When the disk fails.
-    pub async fn set_text_aside(&self, name: &'static str) -> io::Result<()> {
-        let store = Arc::clone(&self.0);
-        self.0.writes.run(move || store.disk.move_aside(name)).await?
-    }
-
-    /// How often something has been recorded or taken back since the start: while this is the same, tags, proofs and pins are.
+    /// The digests that are here, or named by what is here, or have a tag, a proof or a pin, unlike when this was last asked. `None`:
+    /// they are too many, or it was never asked. There is one to ask.
     #[must_use]
-    pub fn changes(&self) -> u64 {
-        self.0.records.changes()
+    pub fn changed(&self) -> Option<HashSet<Digest>> {
+        let (recorded, come) = (self.0.records.changed(), lock(&self.0.books).lru.changed.take());
+        let mut all = recorded?;
+        all.extend(come?);
+        Some(all)
+    }
+
+    /// The repositories that have proven to hold a digest as a manifest, each with the tags that mean it there.
+    #[must_use]
+    pub fn named(&self, digest: &Digest) -> Vec<(Repository, Vec<Tag>)> {
+        self.0.records.named(digest)
+    }
+
+    /// When a blob of the cache was used last, without using it.
+    #[must_use]
+    pub fn used(&self, digest: &Digest) -> Option<Timestamp> {
+        lock(&self.0.books).lru.used(digest)
     }
 
     /// Tells of all tags and proofs. To be called where one may wait.
@@ -138,6 +125,7 @@ impl Store {
             evictable: books.lru.evictable(),
             partial: gauges.partial + gauges.reserved,
             quarantined: gauges.quarantined,
+            leaving: gauges.leaving,
         }
     }
 

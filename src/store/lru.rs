@@ -11,6 +11,7 @@ use std::time::Duration;
 use crate::clock::Timestamp;
 use crate::oci::Digest;
 
+use super::changed::Changed;
 use entries::{Entries, NONE, Place};
 
 pub use pins::Entry;
@@ -27,6 +28,8 @@ pub(super) struct Lru {
     entries: Entries,
     /// Names in all manifests that are in the cache.
     links: usize,
+    /// What has come or gone, is named or not named any more.
+    pub(super) changed: Changed,
 }
 
 /// How much later a second use must be to count as one: the requests of one pull are one use.
@@ -144,7 +147,15 @@ impl Lru {
         entry.set_used(now);
         entry.set_verified(now);
         self.entries.push_newest(slot, if hot { Place::Again } else { Place::Once });
+        self.note(slot);
         self.bound_protected();
+    }
+
+    /// It is here or not, unlike before; and what it names, is named by what is here or not.
+    fn note(&mut self, slot: u32) {
+        let entry = self.entries.at(slot);
+        self.changed.note(&entry.digest);
+        entry.names().iter().for_each(|name| self.changed.note(&self.entries.at(*name).digest));
     }
 
     /// Says what a manifest of the cache names, so that using it uses them. They need not be in the cache. Returns how many are
@@ -174,6 +185,7 @@ impl Lru {
         named.extend(known);
         named.sort_unstable();
         self.entries.at_mut(slot).set_names(named);
+        self.note(slot);
         names.len().saturating_sub(room)
     }
 
@@ -243,6 +255,7 @@ impl Lru {
         }
         self.entries.unlink(slot);
         self.entries.at_mut(slot).place = Place::Absent;
+        self.note(slot);
         let size = self.entries.at(slot).size;
         // What a pinned manifest names stays pinned while it is fetched anew.
         if self.entries.at(slot).pins == 0 {
@@ -302,6 +315,7 @@ impl Lru {
             entry.set_used(snapshot.used);
             entry.set_verified(snapshot.verified);
             self.entries.push_newest(slot, if snapshot.again { Place::Again } else { Place::Once });
+            self.note(slot);
         }
         self.link(&snapshot.digest, &snapshot.names);
     }

@@ -5,12 +5,14 @@
 
 mod books;
 mod care;
+mod changed;
 mod disk;
 mod growing;
 mod handle;
 mod health;
 mod holds;
 mod index;
+mod kept;
 mod limits;
 mod lru;
 mod opening;
@@ -58,6 +60,7 @@ pub use disk::{Operation, faults};
 pub use growing::{Cut, TAIL};
 pub use health::Trouble;
 pub use holds::Holds;
+pub use kept::{Kept, Text};
 pub use lru::Entry;
 pub use options::{Floor, Options};
 pub use outlet::{Outlet, Piece};

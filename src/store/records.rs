@@ -9,6 +9,7 @@ mod line;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::io;
 use std::sync::Arc;
@@ -59,8 +60,6 @@ struct Log {
     /// Of what was written before, some or all could not be read.
     unread: Unread,
     lines: usize,
-    /// How many have ever come.
-    changes: u64,
     /// How many there were when it was last written anew.
     lines_then: usize,
 }
@@ -235,9 +234,14 @@ impl Records {
         );
     }
 
-    /// How often something has been recorded or taken back since the start.
-    pub(super) fn changes(&self) -> u64 {
-        self.lock().log.changes
+    /// What something has been recorded or taken back of since this was last asked. `None`: of anything.
+    pub(super) fn changed(&self) -> Option<HashSet<Digest>> {
+        self.lock().known.changed.take()
+    }
+
+    /// The repositories that have proven to hold a digest as a manifest, each with the tags that mean it there.
+    pub(super) fn named(&self, digest: &Digest) -> Vec<(Repository, Vec<Tag>)> {
+        self.lock().known.named(digest)
     }
 
     /// The repositories that have proven to hold a digest, and as what.
@@ -321,7 +325,6 @@ impl Records {
         // Writing to a string does not fail.
         let _ = write!(state.log.pending, "{line}");
         state.log.lines += 1;
-        state.log.changes += 1;
         // Lines that come while a job writes are written by that job: one sync for all of them.
         if !state.log.writing {
             state.log.writing = true;

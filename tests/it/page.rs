@@ -1,11 +1,15 @@
 //! The operator's page, and the API that it asks: what it tells, what it does, and for whom.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::Method;
-use serde_json::Value;
+use larder::oci::{Digest, Reference, Repository, Tag};
+use larder::store::{Proof, TagRecord};
+use serde_json::{Value, json};
 
 use crate::support::{Answer, Client, Fault, Image, Match, Registry, TestMirror, basic, get, get_with, until, until_async};
 
@@ -97,6 +101,37 @@ async fn what_goes_on_is_told_with_how_far_it_has_come_and_for_whom() {
     assert_eq!((&next["manifest"], &now["cache"]["blobs"]), (&false.into(), &1.into()));
 }
 
+/// Not for what is fetched ahead of clients, nor for an order.
+#[tokio::test]
+async fn a_fill_is_told_to_be_for_as_many_as_wait_for_it() {
+    let upstream = Registry::start().await;
+    let image = Image::new(1).layers(&[2 * MIB, 2 * MIB]).put(&upstream, "library/app", "latest");
+    image.layers.iter().for_each(|layer| upstream.on(Match::get(&layer.digest).times(1), Fault::Gate { after: MIB }));
+    let other = Image::new(2).layers(&[2 * MIB + 1]).put(&upstream, "library/other", "latest");
+    upstream.on(Match::get(&other.layers[0].digest).times(1), Fault::Gate { after: MIB });
+    let mirror = TestMirror::builder().upstream("docker.io", &upstream).set("mirror.prefetch = 2").start().await;
+    mirror.get(&image.tag_path("latest")).await.expect(200);
+    mirror.kept(&image.digest).await;
+    let mut readers = vec![mirror.stream(&image.blob_path(&image.layers[0])).await];
+    order(&mirror, "pull?image=other", &[]).await.expect(202);
+    upstream.held(3).await;
+    let clients = async |of: &str| {
+        let now = api(&mirror, "now").await;
+        let fills = now["fills"].as_array().unwrap().iter().filter(|fill| fill["digest"] == of);
+        fills.map(|fill| fill["clients"].as_u64().unwrap()).collect::<Vec<_>>()
+    };
+    for (layer, waiting) in [(&image.layers[0], 1), (&image.layers[1], 0), (&other.layers[0], 0)] {
+        assert_eq!(clients(&layer.digest).await, [waiting], "of {} bytes", layer.bytes.len());
+    }
+    assert_eq!(mirror.metric("larder_fill_clients"), 1);
+    readers.push(mirror.stream(&image.blob_path(&image.layers[1])).await);
+    readers.push(mirror.stream(&image.blob_path(&image.layers[1])).await);
+    assert_eq!(clients(&image.layers[1].digest).await, [2]);
+    drop(readers);
+    until_async("nobody waits any more", async || clients(&image.layers[1].digest).await.iter().sum::<u64>() == 0).await;
+    upstream.release();
+}
+
 #[tokio::test]
 async fn a_sealed_larder_says_so() {
     let mirror = TestMirror::builder().set("mirror.offline = true").start().await;
@@ -132,6 +167,22 @@ async fn what_went_wrong_is_told_once_with_what_to_do() {
         hub["left_alone"]["why"].as_str().unwrap().contains("unavailable") && hub["left_alone"]["until"].is_string(),
         "{hub}"
     );
+}
+
+/// Clients may name as many registries as they like where any public one may be named.
+#[tokio::test]
+async fn made_up_registries_push_no_true_error_out() {
+    let upstream = Registry::start().await;
+    let mirror = TestMirror::builder().upstream("docker.io", &upstream).set("mirror.any_public = true").start().await;
+    upstream.on(Match::any("library/denied"), Fault::answer(403, &[], ""));
+    mirror.get("/v2/library/denied/manifests/latest").await.expect(403);
+    for n in 0..60 {
+        assert!(mirror.get(&format!("/v2/org/app/manifests/latest?ns=r{n}.example")).await.status >= 400);
+    }
+    let told = api(&mirror, "errors").await;
+    let told: Vec<_> = told["errors_seen"].as_array().unwrap().iter().map(|one| one["what"].as_str().unwrap()).collect();
+    assert!(told.contains(&"docker.io denied something") && told.len() < 5, "{told:?}");
+    assert!(told.iter().any(|what| what.starts_with("a registry that a client has named")), "{told:?}");
 }
 
 /// The upstream's words and clients' names are text, whatever is in them.
@@ -185,6 +236,37 @@ async fn images_are_told_with_all_that_one_wants_to_know_of_them() {
     assert_eq!(row["platforms"][0], "linux/amd64");
 }
 
+/// An index may be 4 MiB of words that are no platforms, or of one platform again and again.
+#[tokio::test]
+async fn of_what_an_index_says_that_it_is_for_no_more_is_told_than_images_have() {
+    let upstream = Registry::start().await;
+    let image = Image::new(1).layers(&[1000]).put(&upstream, "library/app", "v1");
+    let child = |os: String, architecture: &str| {
+        json!({ "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": image.digest, "size": image.manifest.len(),
+            "platform": { "os": os, "architecture": architecture } })
+    };
+    let mut children: Vec<Value> = (0..300).map(|_| child("linux".into(), "amd64")).collect();
+    children.extend([child("a".repeat(100_000), "amd64"), child("\u{1b}[31m".into(), "amd64"), child("li nux".into(), "x")]);
+    children.extend((0..300).map(|n| child(format!("os{n}"), "amd64")));
+    let index = json!({ "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": children });
+    upstream.put_manifest(
+        "library/app",
+        Some("latest"),
+        "application/vnd.oci.image.index.v1+json",
+        index.to_string().into_bytes(),
+    );
+    let mirror = TestMirror::of(&upstream).await;
+    mirror.get("/v2/library/app/manifests/latest").await.expect(200);
+    mirror.get(&image.manifest_path()).await.expect(200);
+    let platforms = async || {
+        let told = api(&mirror, "images?search=latest").await;
+        told["images"][0]["platforms"].as_array().cloned().unwrap_or_default()
+    };
+    until_async("the image is in the table", async || !platforms().await.is_empty()).await;
+    let platforms = platforms().await;
+    assert_eq!((platforms.len(), &platforms[0], &platforms[1]), (100, &"linux/amd64".into(), &"os0/amd64".into()));
+}
+
 #[tokio::test]
 async fn ten_thousand_images_are_searched_sorted_and_paged() {
     let mirror = TestMirror::builder().start().await;
@@ -195,7 +277,7 @@ async fn ten_thousand_images_are_searched_sorted_and_paged() {
     assert_eq!((page.len(), page[0].as_str()), (10, "docker.io/team/app:v09990"));
     assert_eq!(names(&mirror, "offset=20000").await.len(), 0);
     assert_eq!(names(&mirror, "order=desc&limit=1").await, ["docker.io/team/app:v09999"]);
-    let told = api(&mirror, "images?search=v0123").await;
+    let told = api(&mirror, "images?search=V0123").await;
     assert_eq!((&told["matching"], &told["images"][0]["image"]), (&10.into(), &"docker.io/team/app:v01230".into()));
     let sizes = |told: Value| -> Vec<u64> {
         told["images"].as_array().unwrap().iter().map(|row| row["bytes"].as_u64().unwrap()).collect()
@@ -210,6 +292,46 @@ async fn ten_thousand_images_are_searched_sorted_and_paged() {
     for wrong in ["sort=colour", "order=up", "offset=-1", "limit=x"] {
         get(mirror.admin_url(&format!("/api/images?{wrong}"))).await.expect(400);
     }
+}
+
+/// Whatever has happened since, the table is the one that would be made anew: no name of what has gone, none missing that came.
+#[tokio::test]
+async fn a_table_that_was_kept_up_is_the_one_that_would_be_made_anew() {
+    let mirror = TestMirror::builder().start().await;
+    let store = mirror.store();
+    let repositories: Vec<Repository> = ["team/a", "team/b", "team/c"]
+        .map(|name| Repository { upstream: "docker.io".into(), name: name.parse().unwrap() })
+        .into();
+    let tags: Vec<Tag> = ["latest", "v1", "v2"].map(|tag| tag.parse().unwrap()).into();
+    // The last three name those before them.
+    let texts: Vec<Bytes> = (0..6).map(|n| Bytes::from(format!("{{\"n\":{n}}}"))).collect();
+    let digests: Vec<Digest> = texts.iter().map(|text| Digest::sha256(text)).collect();
+    let now = mirror.clock().now();
+    let (mut seed, mut seen) = (9_u64, HashSet::new());
+    let mut any = |below: usize| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(seed >> 33).unwrap() % below
+    };
+    for step in 0..600 {
+        let (repository, tag, n) = (&repositories[any(3)], &tags[any(3)], any(6));
+        let (digest, named) = (&digests[n], Reference::Tag(tag.clone()));
+        match any(9) {
+            0 | 1 => _ = store.put(digest, texts[n].clone(), if n > 2 { &digests[n - 3..n - 2] } else { &[] }).await,
+            2 | 3 => {
+                let proof = Proof { size: texts[n].len() as u64, media_type: Some("application/x".into()), proven: now };
+                store.set_proof(repository, digest, proof);
+            }
+            4 => store.set_tag(repository, tag, &TagRecord { digest: digest.clone(), checked: now }),
+            5 => store.remove_tag(repository, tag),
+            6 => _ = store.remove(digest, repository).await.unwrap(),
+            7 => store.pin(repository, &named, digest).await.unwrap(),
+            _ => _ = store.unpin(repository, &named).await.unwrap(),
+        }
+        let table = names(&mirror, "limit=200").await;
+        assert_eq!(table, mirror.images(), "after step {step}");
+        seen.extend(table);
+    }
+    assert!(seen.len() > 20, "{seen:?}");
 }
 
 /// It is made when something has changed and somebody asks.
@@ -340,13 +462,29 @@ async fn no_page_of_another_origin_can_ask() {
 #[tokio::test]
 async fn who_is_not_on_this_machine_may_look_and_change_nothing() {
     let mirror = TestMirror::builder().start().await;
-    for header in [("x-forwarded-for", "10.0.0.1"), ("forwarded", "for=10.0.0.1"), ("x-real-ip", "10.0.0.1")] {
+    for header in [
+        ("x-forwarded-for", "10.0.0.1"),
+        ("x-forwarded-host", "larder.corp"),
+        ("x-forwarded-proto", "https"),
+        ("forwarded", "for=10.0.0.1"),
+        ("x-real-ip", "10.0.0.1"),
+        ("via", "1.1 proxy"),
+    ] {
         assert_eq!(get_with(mirror.admin_url("/api/now"), &[header]).await.expect(200).json()["may_change"], false);
         for what in ["pin", "unpin", "remove", "verify", "pull", "refresh"] {
             let answer = order(&mirror, &format!("{what}?image=app"), &[header]).await.expect(403);
             assert!(says(&answer).contains("admin.users_file"), "{what}");
         }
     }
+}
+
+/// A proxy on this machine may not say that it is one.
+#[tokio::test]
+async fn this_machine_is_no_better_than_others_where_the_operator_says_so() {
+    let mirror = TestMirror::builder().set("admin.trust_loopback = false").start().await;
+    assert_eq!(api(&mirror, "now").await["may_change"], false);
+    let refused = order(&mirror, "remove?image=app", &[]).await.expect(403);
+    assert!(says(&refused).contains("admin.users_file"), "{}", says(&refused));
 }
 
 #[tokio::test]

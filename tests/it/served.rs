@@ -3,6 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
+use larder::clock::Clock;
 use serde_json::Value;
 
 use crate::support::{Image, Log, PutImage, Registry, StoppedMirror, TestMirror, get};
@@ -159,6 +160,34 @@ async fn what_is_damaged_or_anothers_is_set_aside() {
     mirror.get(&image.tag_path("latest")).await.expect(200);
     mirror.keep_history().await;
     assert!(file.is_file());
+}
+
+/// A board without a battery begins in 1970, and is told the time by the network when larder runs already.
+#[tokio::test]
+async fn a_start_with_a_wrong_clock_forgets_nothing() {
+    const YEAR: Duration = Duration::from_hours(24 * 365);
+    let after = |years: u32| {
+        let clock = Clock::system();
+        clock.advance(YEAR * years);
+        clock
+    };
+    let (_upstream, image, mirror) = world().await;
+    mirror.clock().advance(YEAR);
+    mirror.pull(&image, "latest").await;
+    let mut before = answers(&mirror, "month").await;
+    assert!(before[0] > 0, "{before:?}");
+    let mut stopped = mirror.stop().await;
+    // A year behind, a year ahead, and right again.
+    for (years, known) in [(0, [0; 3]), (2, [0; 3]), (1, before)] {
+        let mirror = stopped.clock(after(years)).start().await;
+        assert_eq!(answers(&mirror, "month").await, known, "after {years} years");
+        mirror.get(&image.blob_path(&image.layers[0])).await.expect(200);
+        mirror.metric_is("larder_answers_total{served=\"hit\"}", 1).await;
+        assert_eq!(answers(&mirror, "month").await[1], known[1] + 1);
+        stopped = mirror.stop().await;
+    }
+    before[1] += 1;
+    assert_eq!(answers(&stopped.clock(after(1)).start().await, "month").await, before);
 }
 
 /// Where nobody asked for anything, there is nothing to write.

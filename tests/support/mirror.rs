@@ -15,7 +15,8 @@ use larder::{
     metrics::Format,
     mirror::Warmed,
     oci::{Digest, ImageName, Repository},
-    store::{Proof, Scrubbed, TagRecord, Trouble, faults::Faults},
+    orders::Orders,
+    store::{Proof, Scrubbed, Store, TagRecord, Trouble, faults::Faults},
     upstream::Names,
 };
 use tempfile::TempDir;
@@ -265,6 +266,17 @@ impl TestMirror {
             let record = TagRecord { digest: digests[n % distinct].clone(), checked: now };
             store.set_tag(&repository, &tag, &record);
         }
+    }
+
+    /// The cache, past all that stands before it.
+    pub fn store(&self) -> &Store {
+        self.app.store()
+    }
+
+    /// The names of all images, looked up anew.
+    pub fn images(&self) -> Vec<String> {
+        let orders = Orders::new(self.app.mirror().clone(), self.app.store().clone());
+        orders.images().iter().map(larder::orders::Image::name).collect()
     }
 
     /// The round of verification that goes on in idle time.

@@ -185,6 +185,12 @@ impl Lru {
         (entry.place != Place::Absent).then_some(Extent { bytes, used: entry.used(), pinned: entry.pins > 0 })
     }
 
+    /// When it was used last, if it is in the cache.
+    pub(in crate::store) fn used(&self, digest: &Digest) -> Option<Timestamp> {
+        let entry = self.entries.at(self.entries.find(digest)?);
+        (entry.place != Place::Absent).then(|| entry.used())
+    }
+
     pub(in crate::store) fn entry(&self, digest: &Digest) -> Option<Entry> {
         let entry = self.entries.at(self.entries.find(digest)?);
         (entry.place != Place::Absent).then(|| Entry {

@@ -13,6 +13,7 @@ use crate::clock::Timestamp;
 use crate::metrics::Metrics;
 use crate::oci::{Digest, Reference, Repository, Tag};
 
+use super::super::changed::Changed;
 use super::super::slots::Slots;
 use super::line::Line;
 use super::{Kind, Proof, TagRecord, Tally};
@@ -24,12 +25,16 @@ pub(super) struct Known {
     repositories: Repositories,
     proofs: Slots<Proven>,
     /// What is never evicted, by the name that it was pinned by. Only the operator pins.
-    pins: BTreeMap<(Repository, Reference), Digest>,
+    pins: Pins,
     tallies: HashMap<String, Tally>,
     /// Nobody could be asked again: nothing is forgotten because it is too much.
     sealed: bool,
+    /// What has another tag than before, or is proven or pinned, unlike before.
+    pub(super) changed: Changed,
     metrics: Metrics,
 }
+
+type Pins = BTreeMap<(Repository, Reference), Digest>;
 
 /// The repositories of which something is known, by number.
 #[derive(Default)]
@@ -83,6 +88,7 @@ impl Known {
             pins: BTreeMap::new(),
             tallies: HashMap::new(),
             sealed,
+            changed: Changed::default(),
             metrics,
         }
     }
@@ -112,22 +118,33 @@ impl Known {
             let oldest = oldest(loose.map(|(tag, record)| (record.checked, tag.clone())));
             self.metrics.forgotten("tag", oldest.len());
             self.repositories.tags -= oldest.len();
-            oldest.iter().for_each(|tag| _ = tags.remove(tag));
+            let gone = oldest.iter().filter_map(|tag| tags.remove(tag));
+            gone.for_each(|record| self.changed.note(&record.digest));
             // Where all are pinned, it is not to be looked at each time.
             *most_tags = MOST_TAGS.max(tags.len() + AT_ONCE);
         }
+        let digest = record.digest.clone();
         let before = tags.insert(tag.clone(), record);
         self.repositories.tags += usize::from(before.is_none());
+        if before.as_ref().is_none_or(|before| before.digest != digest) {
+            self.changed.note(&digest);
+            before.iter().for_each(|before| self.changed.note(&before.digest));
+            note_pinned(&mut self.changed, &self.pins, repository, tag);
+        }
         before
     }
 
     /// True if there was one.
     pub(super) fn remove_tag(&mut self, repository: &Repository, tag: &Tag) -> bool {
         let Some(id) = self.repositories.id(repository) else { return false };
-        let removed = self.repositories.all[id as usize].tags.remove(tag).is_some();
-        self.repositories.tags -= usize::from(removed);
+        let removed = self.repositories.all[id as usize].tags.remove(tag);
+        self.repositories.tags -= usize::from(removed.is_some());
         self.repositories.forget_if_unused(id);
-        removed
+        if let Some(record) = &removed {
+            self.changed.note(&record.digest);
+            note_pinned(&mut self.changed, &self.pins, repository, tag);
+        }
+        removed.is_some()
     }
 
     pub(super) fn proof(&self, repository: &Repository, digest: &Digest, kind: Kind) -> Option<Proof> {
@@ -146,6 +163,7 @@ impl Known {
         if let Ok(at) = place {
             return Some(std::mem::replace(&mut held[at], Held::of(id, proof)).proof());
         }
+        self.changed.note(digest);
         // Before anything is removed: it is not to be taken for unused.
         self.repositories.proven(id);
         if held.len() >= MOST_PROOFS {
@@ -173,6 +191,7 @@ impl Known {
             self.proofs.remove(slot);
         }
         self.repositories.unproven(id);
+        self.changed.note(digest);
         true
     }
 
@@ -187,12 +206,17 @@ impl Known {
 
     /// Returns what it was before.
     pub(super) fn set_pin(&mut self, repository: Repository, reference: Reference, digest: Digest) -> Option<Digest> {
-        self.pins.insert((repository, reference), digest)
+        self.changed.note(&digest);
+        let before = self.pins.insert((repository, reference), digest);
+        before.iter().for_each(|before| self.changed.note(before));
+        before
     }
 
     /// Returns what it was.
     pub(super) fn remove_pin(&mut self, repository: &Repository, reference: &Reference) -> Option<Digest> {
-        self.pins.remove(&(repository.clone(), reference.clone()))
+        let before = self.pins.remove(&(repository.clone(), reference.clone()));
+        before.iter().for_each(|before| self.changed.note(before));
+        before
     }
 
     pub(super) fn pins(&self) -> impl Iterator<Item = (&(Repository, Reference), &Digest)> {
@@ -212,6 +236,17 @@ impl Known {
     pub(super) fn held_by(&self, digest: &Digest) -> Vec<(Repository, Kind)> {
         let held = self.proofs.find(digest).into_iter().flat_map(|slot| &self.proofs.at(slot).by);
         held.map(|held| (self.repositories.at(held.by).repository.clone(), held.kind())).collect()
+    }
+
+    /// The repositories that hold a digest as a manifest, each with the tags that mean it there.
+    pub(super) fn named(&self, digest: &Digest) -> Vec<(Repository, Vec<Tag>)> {
+        let held = self.proofs.find(digest).into_iter().flat_map(|slot| &self.proofs.at(slot).by);
+        let manifests = held.filter(|held| held.kind() == Kind::Manifest).map(|held| self.repositories.at(held.by));
+        let named = manifests.map(|Named { repository, tags, .. }| {
+            let meant = tags.iter().filter(|(_, record)| record.digest == *digest);
+            (repository.clone(), meant.map(|(tag, _)| tag.clone()).collect())
+        });
+        named.collect()
     }
 
     /// The digests that are manifests.
@@ -235,7 +270,14 @@ impl Known {
                     let Some(named) = self.repositories.all.get_mut(id) else { return Some(Place::Proofs(0)) };
                     let before = named.tags.len();
                     looked_at += 1 + before;
-                    named.tags.retain(|_, record| keep(&record.digest, record.checked));
+                    named.tags.retain(|tag, record| {
+                        let keeps = keep(&record.digest, record.checked);
+                        if !keeps {
+                            self.changed.note(&record.digest);
+                            note_pinned(&mut self.changed, &self.pins, &named.repository, tag);
+                        }
+                        keeps
+                    });
                     let record =
                         |(tag, record): (&Tag, &TagRecord)| Line::Tag(named.repository.clone(), tag.clone(), record.clone());
                     kept.extend(named.tags.iter().map(record));
@@ -260,6 +302,7 @@ impl Known {
                 let keeps = keep(digest, held.proven());
                 if !keeps {
                     self.repositories.unproven(held.by);
+                    self.changed.note(digest);
                 }
                 keeps
             });
@@ -286,6 +329,13 @@ impl Known {
             Line::Unpin(repository, reference) => _ = self.remove_pin(&repository, &reference),
             Line::Tally(name, tally) => _ = self.set_tally(&name, tally),
         }
+    }
+}
+
+/// What is pinned by a tag is known by it as long as that means nothing else.
+fn note_pinned(changed: &mut Changed, pins: &Pins, repository: &Repository, tag: &Tag) {
+    if let Some(pinned) = pins.get(&(repository.clone(), Reference::Tag(tag.clone()))) {
+        changed.note(pinned);
     }
 }
 

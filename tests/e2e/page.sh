@@ -17,6 +17,6 @@ page() {
 
 bounded_page() {
     local status=0
-    timeout --kill-after=5 300 node "$here/page/check.mjs" "$work/larder" "$work" "${OUT:-$work/screenshots}" 2>"$work/log/page" || status=$?
+    timeout --kill-after=5 420 node "$here/page/check.mjs" "$work/larder" "$work" "${OUT:-$work/screenshots}" 2>"$work/log/page" || status=$?
     echo "$status" >"$work/page-status"
 }

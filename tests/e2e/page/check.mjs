@@ -14,6 +14,7 @@ const SIZES = [[390, 844], [1280, 800], [2560, 1440]];
 const SCHEMES = ["light", "dark"];
 const VIEWS = ["overview", "images", "upstreams", "setup"];
 const children = [];
+const origins = [];
 
 async function check(sentence, run) {
   try {
@@ -225,7 +226,7 @@ async function overview(browser, world) {
   await check("day and month are shown when they are asked for", async () => {
     for (const span of ["day", "month", "hour"]) {
       await click(browser, `[data-span=${span}]`);
-      const words = { day: "in the last day", month: "this month", hour: "in the last hour" }[span];
+      const words = { day: "in the last day", month: "in the last month", hour: "in the last hour" }[span];
       await browser.until(words, `document.getElementById("ratio-of").textContent.includes("${words}")`);
       if (span !== "hour") writeFileSync(`${out}/${span}-1280x800-light.png`, (await browser.scheme("light"), await sleep(100), await browser.screenshot()));
     }
@@ -310,6 +311,103 @@ async function images(browser, world) {
     await browser.eval("document.getElementById('pull-name').value = 'Nonsense'; document.getElementById('pull-form').requestSubmit()");
     await browser.until("why", "/is no image such as/.test(document.getElementById('errands').textContent)");
     browser.errors = browser.errors.filter((error) => !error.includes("400 (Bad Request)"));
+  });
+}
+
+// What is there stays while it changes, or who uses a keyboard, a screen reader or a selection loses where he is.
+async function undisturbed(browser, world) {
+  const image = "docker.io/library/redis:7.4-alpine";
+  const button = `[aria-label="Remove ${image}"]`;
+  await check("rows stay under an open dialog and under the focus while their figures change", async () => {
+    await view(browser, "images");
+    await browser.until("its row", `document.querySelector(${JSON.stringify(button)})`);
+    const pulls = () => browser.eval(`document.querySelector(${JSON.stringify(button)}).closest("tr").cells[4].textContent`);
+    const before = await pulls();
+    await browser.eval(`(seen = document.querySelector(${JSON.stringify(button)})).focus(); seen.click()`);
+    await browser.until("a question", "document.getElementById('ask').open");
+    for (let n = 0; n < 3; n += 1) await pull(world, "library/redis", "7.4-alpine");
+    await browser.eval("poll()");
+    await browser.until("the pulls are told", `document.querySelector(${JSON.stringify(button)}).closest("tr").cells[4].textContent !== ${JSON.stringify(before)}`);
+    so(await browser.eval(`seen.isConnected && seen === document.querySelector(${JSON.stringify(button)})`), "the row was replaced");
+    await browser.press("Escape");
+    await browser.until("no question", "!document.getElementById('ask').open");
+    so(await browser.eval("document.activeElement === seen"), "the focus has not come back");
+    await click(browser, "th[data-sort=pulls] button");
+    await browser.eval("seen.focus()");
+    await browser.until("it is sorted by pulls", "document.querySelector('th[data-sort=pulls]').getAttribute('aria-sort') === 'descending'");
+    so(await browser.eval("document.activeElement === seen"), "the focus has not moved with its row");
+    await click(browser, "th[data-sort=name] button");
+  });
+  await check("the focus goes to what takes the place of an image that was removed", async () => {
+    await browser.eval(`document.querySelector(${JSON.stringify(button)}).focus()`);
+    await browser.press("Enter");
+    await browser.until("a question", "document.getElementById('ask').open");
+    await click(browser, "#ask-yes");
+    await browser.until("it goes", `!document.querySelector(${JSON.stringify(button)})`);
+    so((await browser.eval("document.activeElement.getAttribute('aria-label')"))?.startsWith("Remove "), "the focus is lost");
+    await pull(world, "library/redis", "7.4-alpine");
+    await browser.eval("poll()");
+    await browser.until("it is back", `document.querySelector(${JSON.stringify(button)})`);
+  });
+  await check("on a phone the order is chosen, and turned round", async () => {
+    await browser.size(390, 844);
+    for (const [sort, order, run] of [["size", "desc", "picked = document.getElementById('sort-by'); picked.value = 'size'; picked.dispatchEvent(new Event('change'))"],
+      ["size", "asc", "document.getElementById('sort-turn').click()"], ["name", "asc", "picked.value = 'name'; picked.dispatchEvent(new Event('change'))"]]) {
+      await browser.eval(run);
+      const expected = (await api(world, `images?sort=${sort}&order=${order}&limit=25`)).images.map(({ image }) => image.slice(0, image.includes("@") ? image.indexOf("@") : image.lastIndexOf(":")));
+      await browser.until(`${sort} ${order}`, `JSON.stringify([...document.querySelectorAll('#rows .image b')].map((b) => b.textContent)) === ${JSON.stringify(JSON.stringify(expected))}`);
+    }
+    so(await browser.eval("document.getElementById('sort-turn').checkVisibility()"), "nobody sees how");
+    await browser.size(1280, 800);
+  });
+}
+
+async function connection(browser, world) {
+  await check("a larder that hangs is said not to answer, since when, and to be back", async () => {
+    await browser.size(1280, 800);
+    await view(browser, "overview");
+    await browser.until("all is well", "document.getElementById('state').dataset.state !== 'wait' && document.getElementById('lost').hidden");
+    const state = await text(browser, "#state");
+    world.larder.kill("SIGSTOP");
+    try {
+      await browser.until("it is said", "!document.getElementById('lost').hidden && document.getElementById('state').textContent === 'no answer'", 30e3);
+      const said = await text(browser, "#lost");
+      so(/^larder does not answer\. What is shown is of \d/.test(said), said);
+      for (const scheme of SCHEMES) {
+        await browser.scheme(scheme);
+        await sleep(200);
+        const { least } = await browser.eval(contrasts);
+        so(least.contrast >= 4.5, `${scheme}: “${least.text}” has ${least.contrast.toFixed(2)}`);
+        writeFileSync(`${out}/lost-1280x800-${scheme}.png`, await browser.screenshot());
+      }
+    } finally {
+      world.larder.kill("SIGCONT");
+    }
+    await browser.until("it is back", `document.getElementById('lost').hidden && document.getElementById('state').textContent === ${JSON.stringify(state)}`, 30e3);
+  });
+}
+
+async function readOnly(browser, world) {
+  await check("who may change nothing is told so, and finds nothing to press", async () => {
+    await browser.go("about:blank");
+    await stop(world);
+    const config = readFileSync(world.config, "utf8");
+    writeFileSync(world.config, config.replace("[admin]\n", "[admin]\ntrust_loopback = false\n"));
+    await start(world);
+    origins.push(world.admin);
+    await browser.go(`${world.admin}/#images`);
+    await browser.until("rows", "document.querySelectorAll('#rows tr').length > 5");
+    so(await browser.eval("document.getElementById('read-only').checkVisibility() && !document.getElementById('pull-form').checkVisibility()"), "it is not said");
+    same(await browser.eval("document.querySelectorAll('#rows button').length"), 0, "buttons");
+    const refused = await fetch(`${world.admin}/api/remove?image=nginx:1.27`, { method: "POST", headers: { "x-larder": "1" } });
+    same(refused.status, 403);
+    await shots(browser, "read-only", [[390, 844], [1280, 800]]);
+    await browser.size(1280, 800);
+    await browser.go("about:blank");
+    await stop(world);
+    writeFileSync(world.config, config);
+    await start(world);
+    origins.push(world.admin);
   });
 }
 
@@ -464,12 +562,61 @@ async function crowd(world) {
     console.log(`# ${each.toFixed(2)} ms of the processor for each update`);
     so(each < 5, `${each} ms`);
   });
+  // What a pull costs by itself is no part of it; what is looked up only now and then is, so that it is not asked too often.
+  await check("nor more where a tag has been recorded since the last", async () => {
+    const rounds = 12;
+    const names = Array.from({ length: 2 * rounds }, (_, n) => { world.registry.put("team/new", `v${n}`, 1000); return `v${n}`; });
+    const pulled = async (update) => {
+      let used = 0;
+      for (let n = 0; n < rounds; n += 1) {
+        const before = ticks();
+        await pull(world, "team/new", names.shift());
+        if (update) {
+          await sleep(2500);
+          await api(world, "now");
+          const { images } = await api(world, `images?sort=${["name", "used", "size", "pulls"][n % 4]}&order=desc&limit=25&search=team%2F`);
+          so(images.length === 25, "a page");
+        }
+        used += ticks() - before;
+      }
+      return used / rounds;
+    };
+    const idle = await pulled(false);
+    const each = (await pulled(true)) - idle;
+    so((await api(world, `images?search=team/new`)).matching === 2 * rounds, "they are in the table");
+    console.log(`# ${each.toFixed(2)} ms of the processor for each update, beside ${idle.toFixed(2)} ms for the pull`);
+    so(each < 5, `${each} ms`);
+  });
   await check("while nobody looks next to nothing is computed", async () => {
     const before = ticks();
     await sleep(5000);
     const used = ticks() - before;
     console.log(`# ${used} ms of the processor in 5 s`);
     so(used <= 50, `${used} ms in 5 s`);
+  });
+}
+
+async function pages(browser, world) {
+  await check("10,000 images are turned over page by page", async () => {
+    await browser.go(`${world.admin}/#images`);
+    const names = async (offset) => (await api(world, `images?limit=25&offset=${offset}`)).images.map(({ image }) => `Remove ${image}`);
+    const shown = async (offset) => browser.until(`rows from ${offset}`,
+      `JSON.stringify([...document.querySelectorAll('#rows [data-order=remove]')].map((button) => button.getAttribute("aria-label"))) === ${JSON.stringify(JSON.stringify(await names(offset)))}`);
+    const disabled = () => browser.eval("['before', 'after'].map((way) => document.getElementById(`page-${way}`).disabled)");
+    const { all } = await api(world, "images?limit=1");
+    await shown(0);
+    same(await disabled(), [true, false]);
+    for (const [way, offset] of [["after", 25], ["after", 50], ["before", 25], ["before", 0]]) {
+      await click(browser, `#page-${way}`);
+      await shown(offset);
+      same(await text(browser, "#page-at"), `${offset + 1}–${offset + 25} of ${all.toLocaleString("en")}`);
+    }
+    const last = Math.floor((all - 1) / 25) * 25;
+    await browser.eval(`wanted.offset = ${last}; askImages()`);
+    await shown(last);
+    same(await disabled(), [false, true]);
+    await shots(browser, "many", [[1280, 800]]);
+    await browser.go("about:blank");
   });
 }
 
@@ -480,7 +627,6 @@ mkdirSync(out, { recursive: true });
 const larder = await world();
 const browser = new Browser(`${work}/chromium`);
 await browser.open();
-const origins = [];
 try {
   await start(larder);
   origins.push(larder.admin);
@@ -493,8 +639,11 @@ try {
   await pulls(larder);
   await overview(browser, larder);
   await images(browser, larder);
+  await undisturbed(browser, larder);
   await others(browser, larder);
   await access(browser, larder);
+  await connection(browser, larder);
+  await readOnly(browser, larder);
   await check("the page is smaller than 100 KiB", async () => {
     const page = await (await fetch(`${larder.admin}/`)).arrayBuffer();
     console.log(`# ${page.byteLength} bytes`);
@@ -508,6 +657,8 @@ try {
   });
   await browser.go("about:blank");
   await crowd(larder);
+  origins.push(larder.admin);
+  await pages(browser, larder);
   await check("larder ends when it is told to", async () => stop(larder));
 } finally {
   browser.end();

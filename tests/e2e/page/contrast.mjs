@@ -20,7 +20,9 @@ export const contrasts = `(() => {
     const style = getComputedStyle(node, pseudo);
     if (!text.trim() || box.width < 2 || box.height < 2 || style.visibility !== "visible" || node.closest(".skip, [hidden]")) return;
     const below = ground(node);
-    const colour = over(parse(node instanceof SVGElement ? style.fill : style.color), below);
+    const own = parse(node instanceof SVGElement ? style.fill : style.color);
+    for (let at = node; at; at = at.parentElement) own.a *= Number(getComputedStyle(at).opacity);
+    const colour = over(own, below);
     const [a, b] = [light(colour), light(below)];
     const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
     seen += 1;

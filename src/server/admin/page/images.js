@@ -2,6 +2,10 @@
 
 const ROWS = 25;
 const wanted = { search: "", sort: "name", order: "asc", offset: 0 };
+const ORDERS = {
+  name: { asc: "A to Z", desc: "Z to A" }, size: { asc: "smallest first", desc: "largest first" }, used: { asc: "oldest first", desc: "newest first" },
+  pulls: { asc: "fewest first", desc: "most first" }, pinned: { asc: "pinned last", desc: "pinned first" },
+};
 let mayChange = false;
 
 async function askImages() {
@@ -14,19 +18,17 @@ async function askImages() {
 function showImages({ all, matching, offset, images }) {
   if (!images.length && offset && matching) {
     wanted.offset = Math.floor((matching - 1) / ROWS) * ROWS;
-    askImages();
+    askImages().catch(lost);
     return;
   }
   say(byId("images-sum"), `${many(all, "image is", "images are")} here.`);
-  const rows = images.map((image) => ({ ...image, ago: image.used === null ? "not here" : ago(image.used) }));
-  const focus = document.activeElement?.dataset?.key;
-  show(byId("rows"), [rows, mayChange], () => rows.map(rowOf));
-  if (focus) document.querySelector(`[data-key="${CSS.escape(focus)}"]`)?.focus();
+  showRows(images);
   for (const head of document.querySelectorAll("[data-sort]")) {
     if (head.dataset.sort === wanted.sort) head.setAttribute("aria-sort", wanted.order === "asc" ? "ascending" : "descending");
     else head.removeAttribute("aria-sort");
   }
   byId("sort-by").value = wanted.sort;
+  say(byId("sort-turn"), ORDERS[wanted.sort][wanted.order]);
   byId("images").hidden = !images.length;
   const empty = byId("images-empty");
   empty.hidden = images.length > 0;
@@ -36,25 +38,60 @@ function showImages({ all, matching, offset, images }) {
   byId("page-after").disabled = offset + images.length >= matching;
 }
 
-function rowOf({ image, digest, platforms, bytes: size, ago: used, pulls, pinned }) {
-  const at = image.includes("@") ? image.indexOf("@") : image.lastIndexOf(":");
-  const cell = (className, label, ...children) => el("td", { role: "cell", class: className, "data-label": label }, ...children);
-  return el("tr", { role: "row" },
-    cell("image", null, el("b", {}, image.slice(0, at)), image[at] === "@" ? null : image.slice(at), el("span", { class: "mono" }, short(digest))),
-    cell("platforms", null, platforms.length > 4 ? `${platforms.slice(0, 3).join(", ")} and ${platforms.length - 3} more` : platforms.join(", ")),
-    cell("number", "Size", bytes(size)), cell("used", "Used", used), cell("number", "Pulls", count(pulls)),
-    cell(pinned ? "pin" : "pin unpinned", null, pinned ? el("span", { class: "tag" }, "pinned") : "no"),
-    cell("do", null, mayChange ? doable(image, pinned) : null));
+// The rows that are there, by their images. A row stays while its image does, so that neither the focus nor a selection goes with it.
+const rows = new Map();
+
+function showRows(images) {
+  const body = byId("rows");
+  const focused = document.activeElement;
+  const at = [...body.children].indexOf(focused?.closest("tr"));
+  const names = new Set(images.map(({ image }) => image));
+  for (const [image, row] of rows) if (!names.has(image)) { row.node.remove(); rows.delete(image); }
+  images.forEach((image, place) => {
+    let row = rows.get(image.image);
+    if (!row) rows.set(image.image, row = rowOf(image.image));
+    row.show(image);
+    if (body.children[place] !== row.node) body.insertBefore(row.node, body.children[place] || null);
+  });
+  if (at < 0 || document.activeElement === focused) return;
+  // It has moved, or its image has gone: then what has taken its place is as near as can be.
+  if (focused.isConnected) focused.focus();
+  else (body.children[Math.min(at, body.children.length - 1)]?.querySelector(`[data-order=${focused.dataset.order}]`) || byId("search")).focus();
 }
 
-function doable(image, pinned) {
-  const button = (word, order, run, className) => el("button", { type: "button", class: className, "aria-label": `${word} ${image}`, "data-key": `${order} ${image}`, onclick: run }, word);
-  return [
-    pinned ? button("Unpin", "pin", () => does("unpin", image, "can be evicted again")) : button("Pin", "pin", () => does("pin", image, "is pinned: it stays")),
-    button("Verify", "verify", () => does("verify", image, "is being verified")),
-    button("Pull", "pull", () => does("pull", image, "is being pulled")),
-    button("Remove", "remove", () => remove(image), "danger"),
-  ];
+function rowOf(image) {
+  const at = image.includes("@") ? image.indexOf("@") : image.lastIndexOf(":");
+  const cell = (className, label, ...children) => el("td", { role: "cell", class: className, "data-label": label }, ...children);
+  const digest = el("span", { class: "mono" });
+  const name = cell("image", null, el("b", {}, image.slice(0, at)), image[at] === "@" ? null : image.slice(at), digest);
+  const [platforms, size, used, pulls] = [cell("platforms"), cell("number", "Size"), cell("used", "Used"), cell("number", "Pulls")];
+  const [tag, pin, todo] = [el("span"), cell("pin"), cell("do")];
+  pin.append(tag);
+  const buttons = [
+    ["Pin", "pin", () => (row.pinned ? does("unpin", image, "can be evicted again") : does("pin", image, "is pinned: it stays"))],
+    ["Verify", "verify", () => does("verify", image, "is being verified")],
+    ["Pull", "pull", () => does("pull", image, "is being pulled")],
+    ["Remove", "remove", () => remove(image), "danger"],
+  ].map(([word, order, onclick, className]) => el("button", { type: "button", class: className, "aria-label": `${word} ${image}`, "data-order": order, onclick }, word));
+  const row = {
+    node: el("tr", { role: "row" }, name, platforms, size, used, pulls, pin, todo),
+    show(told) {
+      say(digest, short(told.digest));
+      say(platforms, told.platforms.length > 4 ? `${told.platforms.slice(0, 3).join(", ")} and ${told.platforms.length - 3} more` : told.platforms.join(", "));
+      say(size, bytes(told.bytes));
+      say(used, told.used === null ? "not here" : ago(told.used));
+      say(pulls, count(told.pulls));
+      row.pinned = told.pinned;
+      pin.className = told.pinned ? "pin" : "pin unpinned";
+      tag.className = told.pinned ? "tag" : "";
+      say(tag, told.pinned ? "pinned" : "no");
+      const word = told.pinned ? "Unpin" : "Pin";
+      say(buttons[0], word);
+      buttons[0].setAttribute("aria-label", `${word} ${image}`);
+      if (mayChange !== todo.hasChildNodes()) todo.replaceChildren(...(mayChange ? buttons : []));
+    },
+  };
+  return row;
 }
 
 async function does(order, image, done) {
@@ -126,6 +163,7 @@ function sortBy(sort) {
 
 for (const head of document.querySelectorAll("[data-sort]")) head.firstElementChild.addEventListener("click", () => sortBy(head.dataset.sort));
 byId("sort-by").addEventListener("change", (event) => sortBy(event.target.value));
+byId("sort-turn").addEventListener("click", () => sortBy(wanted.sort));
 
 function turn(by) {
   wanted.offset = Math.max(0, wanted.offset + by * ROWS);

@@ -56,7 +56,7 @@ function lost(error) {
   failures += 1;
   const since = state.now ? ` What is shown is of ${when(state.now.now)}.` : "";
   byId("lost").hidden = false;
-  say(byId("lost"), error instanceof TypeError ? `larder does not answer.${since}` : `${error.message}.${since}`);
+  say(byId("lost"), error instanceof TypeError || error.name === "TimeoutError" ? `larder does not answer.${since}` : `${error.message}.${since}`);
   byId("state").dataset.state = "bad";
   say(byId("state"), "no answer");
 }

@@ -3,7 +3,7 @@
 const SPANS = {
   hour: { words: "in the last hour", bins: 60, tick: (at) => when(at) },
   day: { words: "in the last day", bins: 48, tick: (at) => when(at) },
-  month: { words: "this month", bins: 31, tick: (at) => new Date(at).toLocaleDateString([], { day: "numeric", month: "short" }) },
+  month: { words: "in the last month", bins: 31, tick: (at) => new Date(at).toLocaleDateString([], { day: "numeric", month: "short" }) },
 };
 let span = "hour";
 const histories = {};
@@ -12,19 +12,19 @@ const answersOf = (served) => served.here_answers + served.fetched_answers + ser
 
 // Is it working for me, and what does it save?
 function headline({ served, cache, sealed }) {
-  const [words, of] = [["in the last hour", served.hour], ["in the last day", served.day], ["this month", served.month]]
+  const [words, of] = [["in the last hour", served.hour], ["in the last day", served.day], ["in the last month", served.month]]
     .find(([, of]) => answersOf(of)) || [];
   if (!of) {
     if (served.month.refused_answers) return "Clients have asked, and every one was refused: see below what went wrong.";
-    return cache.blobs ? "No client has asked for anything this month." : "This mirror is new: no client has asked it for anything yet.";
+    return cache.blobs ? "No client has asked for anything in the last month." : "This mirror is new: no client has asked it for anything yet.";
   }
   const all = answersOf(of);
   const share = `${percent(of.here_answers, all)} of ${many(all, "answer", "answers")} ${words} came from here`;
   const { here_bytes: here, fetched_bytes: fetched, past_bytes: past, upstream_bytes: upstream } = served.month;
   const saved = here + fetched + past - upstream;
   if (saved <= 0) return `${share}.`;
-  return sealed ? `${share}; ${bytes(saved)} were given out this month, and no upstream was asked.`
-    : `${share}; ${bytes(saved)} not fetched from upstreams this month.`;
+  return sealed ? `${share}; ${bytes(saved)} were given out in the last month, and no upstream was asked.`
+    : `${share}; ${bytes(saved)} not fetched from upstreams in the last month.`;
 }
 
 // How larder fares, in a word and in sentences.
@@ -81,10 +81,10 @@ function showFills({ fills, more_fills: more, now: at }) {
 
 // --- disk ---
 
-function showDisk({ limit, used, pinned, evictable, partial, quarantined, next_to_leave: next }, sealed) {
+function showDisk({ limit, used, pinned, evictable, partial, quarantined, leaving, next_to_leave: next }, sealed) {
   say(byId("disk-count"), `${bytes(used)} of ${bytes(limit)}, ${percent(used, limit)}`);
   const parts = [["may be evicted", evictable, "fill-here"], ["pinned", pinned, "fill-past"], ["on its way in", partial, "fill-fetched"],
-    ["found damaged", quarantined, "fill-refused"], ["free", Math.max(0, limit - used), "fill-free"]].filter(([, size]) => size);
+    ["found damaged", quarantined, "fill-refused"], ["on its way out", leaving, "fill-past"], ["free", Math.max(0, limit - used), "fill-free"]].filter(([, size]) => size);
   const bar = byId("disk-bar");
   show(bar, parts, () => parts.map(([, size, className]) => {
     const part = el("span", { class: className });
@@ -94,7 +94,7 @@ function showDisk({ limit, used, pinned, evictable, partial, quarantined, next_t
   bar.setAttribute("aria-label", parts.map(([name, size]) => `${name} ${bytes(size)}`).join(", "));
   show(byId("disk-legend"), parts, () => parts.map(([name, size, className]) =>
     el("li", {}, el("span", { class: `key ${className}`, "aria-hidden": "true" }), `${name} `, el("b", {}, bytes(size)))));
-  const rows = next.map(({ of, digest, manifest, bytes: size, used: at }) => [of || "of no image any more", manifest ? "manifest" : "layer", short(digest), bytes(size), ago(at)]);
+  const rows = next.map(({ of, digest, manifest, bytes: size, used: at }) => [of || "of no image any more", manifest ? "manifest" : "layer", short(digest), bytes(size), ago(Date.parse(at))]);
   show(byId("leaving"), [rows, sealed], () => rows.length ? rows.map(([of, kind, digest, size, used]) =>
     el("li", {}, el("span", { class: "what" }, `${of} `, el("span", { class: "mono" }, `${kind} ${digest}`)), el("span", { class: "figure" }, `${size}, used ${used}`)))
     : el("li", { class: "empty" }, sealed ? "Nothing: a sealed larder lets nothing go." : "Nothing that could go is here."));

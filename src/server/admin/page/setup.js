@@ -31,6 +31,7 @@ function showSetup() {
 function choose(word) {
   client = word;
   showSetup();
+  announce(`What ${CLIENTS[word] || word} needs is shown below.`);
   byId("setup-clients").querySelector("[aria-pressed=true]")?.focus();
 }
 

@@ -185,6 +185,8 @@ impl<'a> Archive<'a> {
 
     /// The next bytes of the file; `None` at its end.
     ///
+    /// Cancel safe.
+    ///
     /// # Errors
     /// When the archive ends before.
     pub async fn data(&mut self) -> Result<Option<Bytes>, String> {

@@ -109,7 +109,7 @@ pub const TAIL: u64 = if FEW_BYTES { 1 << 10 } else { 16 << 10 };
 const WINDOW: u64 = if FEW_BYTES { 4 << 10 } else { 8 << 20 };
 
 /// A thousand orders of events take a while; they need not move megabytes as well.
-const FEW_BYTES: bool = cfg!(feature = "schedules");
+pub(super) const FEW_BYTES: bool = cfg!(feature = "schedules");
 
 // === impl Growing ===
 

@@ -46,6 +46,21 @@ struct Jobs {
     overdue_since: Option<Instant>,
 }
 
+/// Jobs of which each runs when those before it have ended, by return or by panic. One thread at most is theirs at a time, and goes
+/// from one to the next without anybody being woken in between.
+#[derive(Clone)]
+pub(super) struct Lane {
+    pool: Pool,
+    jobs: Arc<Mutex<InOrder>>,
+}
+
+#[derive(Default)]
+struct InOrder {
+    queue: VecDeque<Job>,
+    /// A thread is at them.
+    running: bool,
+}
+
 /// More threads than a disk needs to be kept busy, few enough to be nothing.
 pub(super) const THREADS: usize = 16;
 
@@ -111,22 +126,42 @@ impl Pool {
         T: Send + 'static,
         F: FnOnce() -> T + Send + 'static,
     {
-        let running = self.wait().map(|wait| {
+        let (job, result) = self.waited_for(job);
+        job.into_iter().for_each(|job| self.start(job));
+        result
+    }
+
+    /// Jobs that run one after the other, in order.
+    pub(super) fn lane(&self) -> Lane {
+        Lane { pool: self.clone(), jobs: Arc::default() }
+    }
+
+    /// What is to be run, unless others are overdue; and what comes of it within the patience, from when that is first polled.
+    fn waited_for<T, F>(&self, job: F) -> (Option<Job>, impl Future<Output = Result<T, Broken>> + Send + 'static + use<T, F>)
+    where
+        T: Send + 'static,
+        F: FnOnce() -> T + Send + 'static,
+    {
+        let (send, result) = oneshot::channel();
+        let wait = self.wait();
+        let job = wait.map(|wait| -> Job {
             let ends = Ends { pool: self.clone(), wait };
-            let running = self.run(move || {
-                let _ends = ends;
-                job()
-            });
-            (running, wait)
+            Box::new(move || {
+                let done = job();
+                drop(ends);
+                let _ = send.send(done);
+            })
         });
         let pool = self.clone();
-        async move {
-            let Some((running, wait)) = running else { return Err(Broken::Hangs) };
-            timeout(pool.patience(), running).await.unwrap_or_else(|_| {
+        let result = async move {
+            let Some(wait) = wait else { return Err(Broken::Hangs) };
+            let Ok(done) = timeout(pool.patience(), result).await else {
                 pool.give_up(wait);
-                Err(Broken::Hangs)
-            })
-        }
+                return Err(Broken::Hangs);
+            };
+            done.map_err(|_| Broken::Panicked)
+        };
+        (job, result)
     }
 
     #[cfg(test)]
@@ -196,6 +231,41 @@ impl Pool {
                 tracing::error!(disk = self.shared().name, patience = ?self.shared().patience, "the disk does not answer in time; requests go past it");
             }
         }
+    }
+}
+
+// === impl Lane ===
+
+impl Lane {
+    /// As [`Pool::soon`], after the jobs before it.
+    pub(super) fn soon<T, F>(&self, job: F) -> impl Future<Output = Result<T, Broken>> + Send + 'static + use<T, F>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> T + Send + 'static,
+    {
+        let (job, result) = self.pool.waited_for(job);
+        let Some(job) = job else { return result };
+        let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        jobs.queue.push_back(job);
+        if !std::mem::replace(&mut jobs.running, true) {
+            let all = Arc::clone(&self.jobs);
+            self.pool.start(move || run_in_order(&all));
+        }
+        drop(jobs);
+        result
+    }
+}
+
+fn run_in_order(jobs: &Mutex<InOrder>) {
+    loop {
+        let next = {
+            let mut jobs = jobs.lock().unwrap_or_else(PoisonError::into_inner);
+            let next = jobs.queue.pop_front();
+            jobs.running = next.is_some();
+            next
+        };
+        let Some(job) = next else { return };
+        let _ = catch_unwind(AssertUnwindSafe(job));
     }
 }
 
@@ -275,6 +345,25 @@ mod tests {
         }
         assert!(pool.shared().lock().threads <= THREADS);
         assert!(!pool.hangs());
+    }
+
+    #[tokio::test]
+    async fn the_jobs_of_a_lane_run_in_order_also_after_a_panic() {
+        let pool = Pool::new("test", Duration::from_secs(10)).unwrap();
+        let (lane, ran) = (pool.lane(), Arc::new(Mutex::new(Vec::new())));
+        let job = |i| {
+            let ran = Arc::clone(&ran);
+            lane.soon(move || {
+                assert_ne!(i, 50, "as planned");
+                ran.lock().unwrap().push(i);
+                i
+            })
+        };
+        let jobs: Vec<_> = (0..100).map(job).collect();
+        for (i, job) in jobs.into_iter().enumerate() {
+            assert_eq!(job.await, if i == 50 { Err(Broken::Panicked) } else { Ok(i) });
+        }
+        assert_eq!(*ran.lock().unwrap(), (0..100).filter(|i| *i != 50).collect::<Vec<_>>());
     }
 
     #[tokio::test]

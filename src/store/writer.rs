@@ -1,10 +1,10 @@
 //! Bringing a blob in: hash, write, verify, commit.
 
 mod end;
+mod jobs;
 mod partial;
 
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -12,12 +12,13 @@ use bytes::Bytes;
 use crate::oci::{Digest, Hasher};
 
 use super::books::Claim;
-use super::growing::Growing;
+use super::growing::{FEW_BYTES, Growing};
 use super::lru::charge;
 use super::reader::Growth;
 use super::room::{NoRoom, Reservation};
 use super::{Shared, lock};
 
+use jobs::Jobs;
 use partial::PartialFile;
 
 pub use end::Finished;
@@ -44,15 +45,7 @@ pub struct BlobWriter {
     /// Accepted, but not yet given to a job.
     batch: Vec<Bytes>,
     batch_bytes: usize,
-    job: Option<Job>,
-}
-
-/// Bytes on their way to the disk.
-struct Job {
-    /// The hash after them. Room is made for them first, where their number was not known.
-    written: Pin<Box<dyn Future<Output = Result<Hasher, Bypass>> + Send>>,
-    /// For the case that they do not get there.
-    chunks: Vec<Bytes>,
+    jobs: Jobs,
 }
 
 enum Target {
@@ -79,8 +72,10 @@ pub enum Bypass {
     Disk(String),
 }
 
-/// How many bytes may wait for the disk: enough to overlap it with the network.
+/// How many bytes may wait for a job: enough to overlap the disk with the network.
 const BATCH: usize = 1 << 20;
+/// So many are given to a job that follows the one under way: few enough to be still in the processor's cache when they are hashed.
+const NEXT: usize = if FEW_BYTES { 1 } else { 256 << 10 };
 
 /// Of a blob of [`LARGE`] bytes or more, so many are given to those who wait before the rest of what has come is looked at, and
 /// before the disk has found space for all of it, which takes as long as an upstream nearby takes to answer.
@@ -123,7 +118,7 @@ impl BlobWriter {
             too_long: false,
             batch: Vec::new(),
             batch_bytes: 0,
-            job: None,
+            jobs: Jobs::new(&store, &Hasher::new(digest.algorithm())),
             store,
             digest,
             claim: None,
@@ -261,62 +256,63 @@ impl BlobWriter {
 
     #[must_use]
     pub fn is_busy(&self) -> bool {
-        self.job.is_some() || !self.batch.is_empty()
+        !self.jobs.is_empty() || !self.batch.is_empty()
     }
 
     /// Moves accepted bytes on: to the hash, the disk and the readers. Returns when a step is done.
     ///
     /// Cancel safe.
     pub async fn progress(&mut self) {
-        if matches!(self.target, Target::Memory(_)) && self.job.is_none() {
+        if matches!(self.target, Target::Memory(_)) && self.jobs.is_empty() {
             self.growing.room().await;
             return self.batch_to_memory();
         }
-        if self.job.is_none() && !self.batch.is_empty() {
+        if self.jobs.is_empty() && !self.batch.is_empty() {
             self.begin_job();
         }
-        if let Some(job) = &mut self.job {
-            let written = (&mut job.written).await;
-            self.end_job(written);
+        // So that those who hash and write need not wait for who waits for them.
+        if self.batch_bytes >= NEXT && self.jobs.has_room() && self.size.is_some() && self.to_allocate.is_none() {
+            self.begin_job();
+        }
+        match self.jobs.end_of_first().await {
+            None => {}
+            Some(Ok(hasher)) => self.hasher = hasher,
+            Some(Err(why)) => {
+                let chunks = self.jobs.take_back();
+                self.batch_bytes += chunks.iter().map(Bytes::len).sum::<usize>();
+                self.batch.splice(0..0, chunks);
+                self.bypass(why);
+            }
         }
     }
 
     fn begin_job(&mut self) {
         let Target::File(partial) = &self.target else { return };
-        let (store, partial, growing) = (Arc::clone(&self.store), Arc::clone(partial), Arc::clone(&self.growing));
-        let mut hasher = self.hasher.clone();
+        let partial = Arc::clone(partial);
         let offset = self.accepted - self.batch_bytes as u64;
         let is_first = offset == 0 && self.size.is_some_and(|size| size >= LARGE);
         let chunks = if is_first { self.first_of_batch() } else { std::mem::take(&mut self.batch) };
-        let to_allocate = if is_first { None } else { self.to_allocate.take() };
         self.batch_bytes -= chunks.iter().map(Bytes::len).sum::<usize>();
-        let (end, writing, announced) = (self.accepted - self.batch_bytes as u64, chunks.clone(), self.size.is_some());
-        let written = async move {
-            if !announced && end > partial.reserved() {
+        let end = self.accepted - self.batch_bytes as u64;
+        let to_allocate = if is_first { None } else { self.to_allocate.take() };
+        let to_reserve = Some(end).filter(|_| self.size.is_none());
+        let (store, file, growing) = (Arc::clone(&self.store), Arc::clone(&partial), Arc::clone(&self.growing));
+        let room = async move {
+            if let Some(end) = to_reserve.filter(|end| *end > file.reserved()) {
                 let enough = charge(end);
-                if reserve(&store, &partial, enough + STRIDE).await.is_err() {
-                    reserve(&store, &partial, enough).await?;
+                if reserve(&store, &file, enough + STRIDE).await.is_err() {
+                    reserve(&store, &file, enough).await?;
                 }
             }
             if let Some(size) = to_allocate {
-                let file = Arc::clone(&partial);
-                let allocated = store.writes.soon(move || file.file().allocate(size)).await.map_err(io::Error::from).flatten();
-                allocated.map_err(|error| store.disk_failed("allocate", &error))?;
+                let allocating = Arc::clone(&file);
+                let allocated = store.writes.soon(move || allocating.file().allocate(size));
+                allocated.await.map_err(io::Error::from).flatten().map_err(|error| store.disk_failed("allocate", &error))?;
             }
-            // Each takes about as long as the other.
-            let (to_hash, to_write) = (writing.clone(), writing);
-            let hashed = store.writes.soon(move || {
-                to_hash.iter().for_each(|chunk| hasher.update(chunk));
-                hasher
-            });
-            let written = store.writes.soon(move || partial.file().write_at(offset, &to_write));
-            let (hashed, written) = futures_util::join!(hashed, written);
-            let hasher = written.map_err(io::Error::from).flatten().and(hashed.map_err(io::Error::from));
-            let hasher = hasher.map_err(|error| store.disk_failed("write", &error))?;
-            growing.advance(end, hasher.clone());
-            Ok(hasher)
+            Ok(())
         };
-        self.job = Some(Job { written: Box::pin(written), chunks });
+        let room = (to_reserve.is_some() || to_allocate.is_some()).then_some(room);
+        self.jobs.begin(&self.hasher, partial, offset, chunks, room, move |hasher| growing.advance(end, hasher));
     }
 
     fn first_of_batch(&mut self) -> Vec<Bytes> {
@@ -326,18 +322,6 @@ impl BlobWriter {
             self.batch.remove(0);
         }
         vec![first]
-    }
-
-    fn end_job(&mut self, written: Result<Hasher, Bypass>) {
-        let Some(Job { chunks, .. }) = self.job.take() else { return };
-        match written {
-            Ok(hasher) => self.hasher = hasher,
-            Err(why) => {
-                self.batch_bytes += chunks.iter().map(Bytes::len).sum::<usize>();
-                self.batch.splice(0..0, chunks);
-                self.bypass(why);
-            }
-        }
     }
 
     fn batch_to_memory(&mut self) {

@@ -374,7 +374,10 @@ async fn an_import_that_is_killed_has_named_nothing_and_the_next_one_is_whole() 
         let mut stdin = killed.stdin.take().unwrap();
         stdin.write_all(&bundle[..sent]).unwrap();
         let layer = layers[usize::from(sent > 3_000_000)];
-        coming(&inside.path().join("cache"), layer, 1_000_000).await;
+        let cache = inside.path().join("cache");
+        coming(&cache, layer, 1_000_000).await;
+        let blobs = || files(&cache.join("blobs")).len();
+        until("the first is kept", || sent < 3_000_000 || blobs() > 0).await;
         killed.kill().unwrap();
         killed.wait().unwrap();
         let records = fs::read_to_string(inside.path().join("cache/records")).unwrap_or_default();

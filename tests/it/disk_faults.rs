@@ -113,6 +113,32 @@ async fn a_disk_that_fills_up_in_the_middle_of_a_blob_is_not_noticed_by_its_read
     assert_booked(&stopped.start().await).await;
 }
 
+/// The next bytes are ready to be written when those before them fail.
+#[tokio::test]
+async fn what_stays_of_a_blob_that_could_not_be_written_has_no_hole() {
+    let (upstream, mirror) = world().await;
+    let (image, path) = put(&upstream, 4, 24 * MIB);
+    let digest = image.layers[0].digest.clone();
+    let written = AtomicUsize::new(0);
+    mirror.faults().each(
+        // Were it removed, nothing would stay.
+        move |operation, path| match operation {
+            Operation::Write if path.parent().is_some_and(|dir| dir.ends_with("partial")) => {
+                written.fetch_add(1, Ordering::Relaxed) == 6
+            }
+            operation => operation == Operation::Remove,
+        },
+        Fault::Errno(EIO),
+    );
+    assert_eq!(mirror.get(&path).await.expect(200).body, image.layers[0].bytes);
+    let left = fs::read(mirror.cache_dir().join("partial").join(digest.replace(':', "-"))).unwrap();
+    assert!(left.len() < 24 * MIB && left == image.layers[0].bytes[..left.len()], "{} bytes", left.len());
+    mirror.faults().heal();
+    let stopped = mirror.stop().await;
+    assert_sound(&stopped.cache_dir());
+    assert_booked(&stopped.start().await).await;
+}
+
 #[tokio::test]
 async fn a_disk_that_hangs_is_waited_for_once_and_then_by_nobody_until_it_answers() {
     let (upstream, mirror) = world().await;

@@ -162,20 +162,19 @@ async fn filled(mut writer: BlobWriter, archive: &mut Archive<'_>, entry: &Entry
         if let Some(why) = writer.bypassed() {
             return Err(refused(entry, &why.clone()));
         }
-        if writer.is_full() {
-            writer.progress().await;
-            continue;
-        }
-        match archive.data().await {
-            Ok(Some(bytes)) => {
-                beginning.extend(bytes.iter().take(BEGINNING - beginning.len()));
-                writer.push(bytes);
-            }
-            Ok(None) => return Ok((writer, beginning)),
-            Err(why) => {
-                writer.discard().await;
-                return Err(why);
-            }
+        tokio::select! {
+            () = writer.progress(), if writer.is_busy() => {}
+            read = archive.data(), if !writer.is_full() => match read {
+                Ok(Some(bytes)) => {
+                    beginning.extend(bytes.iter().take(BEGINNING - beginning.len()));
+                    writer.push(bytes);
+                }
+                Ok(None) => return Ok((writer, beginning)),
+                Err(why) => {
+                    writer.discard().await;
+                    return Err(why);
+                }
+            },
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Blobs of an archive that have come whole and are being kept. Small ones several at once: to sync many of them takes a disk as long
-//! as to sync one.
+//! Blobs of an archive that have come whole and are being kept while the next ones come. Several at once: to sync many small ones
+//! takes a disk as long as to sync one.
 
 use tokio::task::JoinSet;
 
@@ -8,31 +8,32 @@ use crate::store::{BlobWriter, Finished};
 use super::super::archive::Entry;
 use super::blobs::{refused, wrong};
 
-/// What becomes of them, as far as it is bad.
+/// What becomes of them, as far as it is bad; and how many bytes are under way.
 #[derive(Default)]
-pub(super) struct Commits(JoinSet<Result<(), String>>);
+pub(super) struct Commits {
+    all: JoinSet<(u64, Result<(), String>)>,
+    bytes: u64,
+}
 
 /// As many as there are threads for the disk.
 const AT_ONCE: usize = 16;
-/// In bytes. What is larger takes the disk as long as it is.
-const SMALL: u64 = 1 << 20;
+/// For more bytes than these nobody goes on: the disk is then what is waited for.
+const MOST_BYTES: u64 = 512 << 20;
 
 // === impl Commits ===
 
 impl Commits {
-    /// Keeps a blob that is right; a small one once there is room for one more.
+    /// Keeps a blob that is right, once there is room for one more.
     ///
     /// # Errors
-    /// What went wrong with it, or with one of those before.
+    /// What went wrong with one of those before.
     pub(super) async fn begin(&mut self, writer: BlobWriter, entry: &Entry) -> Result<(), String> {
-        if entry.size > SMALL {
-            return kept(writer, entry).await;
-        }
-        while self.0.len() >= AT_ONCE {
+        while self.all.len() >= AT_ONCE || (self.bytes > 0 && self.bytes.saturating_add(entry.size) > MOST_BYTES) {
             self.next().await.unwrap_or(Ok(()))?;
         }
+        self.bytes += entry.size;
         let entry = entry.clone();
-        self.0.spawn(async move { kept(writer, &entry).await });
+        self.all.spawn(async move { (entry.size, kept(writer, &entry).await) });
         Ok(())
     }
 
@@ -46,8 +47,13 @@ impl Commits {
     }
 
     async fn next(&mut self) -> Option<Result<(), String>> {
-        let ended = self.0.join_next().await?;
-        Some(ended.unwrap_or_else(|panic| Err(format!("a blob is not kept: {panic}"))))
+        match self.all.join_next().await? {
+            Ok((bytes, kept)) => {
+                self.bytes -= bytes;
+                Some(kept)
+            }
+            Err(panic) => Some(Err(format!("a blob is not kept: {panic}"))),
+        }
     }
 }
 

@@ -56,7 +56,7 @@ impl BlobWriter {
     /// Moves on all that was accepted.
     async fn settle(&mut self) {
         while self.is_busy() {
-            if matches!(self.target, Target::Memory(_)) && self.job.is_none() {
+            if matches!(self.target, Target::Memory(_)) && self.jobs.is_empty() {
                 // The last of it need not wait for readers.
                 self.batch_to_memory();
             } else {

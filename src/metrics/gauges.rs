@@ -6,7 +6,6 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 
 use super::Metrics;
-use super::page::Register;
 
 /// What an account may still fetch from an upstream that counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,13 +75,13 @@ pub struct ProcessGauges {
 /// The same as metrics.
 #[derive(Default)]
 pub(super) struct Process {
-    cpu: Counter<f64, AtomicU64>,
-    resident: Gauge,
-    virtual_memory: Gauge,
-    open_fds: Gauge,
-    max_fds: Gauge,
-    threads: Gauge,
-    start: Gauge<f64, AtomicU64>,
+    pub(super) cpu: Counter<f64, AtomicU64>,
+    pub(super) resident: Gauge,
+    pub(super) virtual_memory: Gauge,
+    pub(super) open_fds: Gauge,
+    pub(super) max_fds: Gauge,
+    pub(super) threads: Gauge,
+    pub(super) start: Gauge<f64, AtomicU64>,
 }
 
 // === impl Metrics ===
@@ -156,22 +155,6 @@ impl Metrics {
         of.max_fds.set(signed(max_fds));
         of.threads.set(signed(threads));
         of.start.set(start_seconds);
-    }
-}
-
-// === impl Process ===
-
-impl Process {
-    pub(super) fn new(register: &mut Register) -> Self {
-        Self {
-            cpu: register.add("process_cpu_seconds", "Time that processors have spent on this process, its own and the kernel's"),
-            resident: register.add("process_resident_memory_bytes", "Memory that the process has"),
-            virtual_memory: register.add("process_virtual_memory_bytes", "Addresses that it has for memory"),
-            open_fds: register.add("process_open_fds", "Descriptors that it has open"),
-            max_fds: register.add("process_max_fds", "Descriptors that it may have open"),
-            threads: register.add("process_threads", "Threads that it has"),
-            start: register.add("process_start_time_seconds", "When it began, in seconds since 1970"),
-        }
     }
 }
 

@@ -17,6 +17,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+use gauges::Process;
 use histogram::Histogram;
 use page::Register;
 
@@ -79,7 +80,7 @@ struct Shared {
     disk_floor: Gauge,
     audit_lost: Counter,
     spans_lost: Counter,
-    process: gauges::Process,
+    process: Process,
 }
 
 /// Answers that came about in one way.
@@ -231,13 +232,21 @@ impl Metrics {
             disk_floor: register.add("disk_floor_bytes", "Bytes that the cache leaves free there"),
             audit_lost: register.add("audit_lost", "Lines that the audit log does not have, as it could not be written"),
             spans_lost: register.add("spans_lost", "Spans of traces that the collector has not taken"),
-            process: gauges::Process::default(),
+            process: Process::default(),
             registries: <[Registry; 2]>::default(),
             described: Vec::new(),
         };
         // By the names that every program has for them.
         let mut bare = Register::new("");
-        shared.process = gauges::Process::new(&mut bare);
+        shared.process = Process {
+            cpu: bare.add("process_cpu_seconds", "Time that processors have spent on this process, its own and the kernel's"),
+            resident: bare.add("process_resident_memory_bytes", "Memory that the process has"),
+            virtual_memory: bare.add("process_virtual_memory_bytes", "Addresses that it has for memory"),
+            open_fds: bare.add("process_open_fds", "Descriptors that it has open"),
+            max_fds: bare.add("process_max_fds", "Descriptors that it may have open"),
+            threads: bare.add("process_threads", "Threads that it has"),
+            start: bare.add("process_start_time_seconds", "When it began, in seconds since 1970"),
+        };
         shared.described = [register.described, bare.described].concat();
         shared.registries = [register.registry, bare.registry];
         Self(Arc::new(shared))

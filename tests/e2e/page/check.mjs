@@ -187,6 +187,7 @@ async function overview(browser, world) {
     await browser.until(`${all} answers in the headline`, `document.getElementById("headline").textContent.includes(${JSON.stringify(`of ${all} answers`)})`);
     const headline = await text(browser, "#headline");
     so(headline.startsWith(`${Math.round((100 * here) / (here + fetched + past))} %`), headline);
+    so((await text(browser, "#ratio-of")).startsWith(`of ${all} answers`), "the headline and the chart have the same");
     await browser.until("the disk", `document.getElementById("disk-count").textContent.includes("of ${Math.round(now.cache.limit / MIB)} MiB")`);
     same(await browser.eval("document.getElementById('disk-bar').getAttribute('aria-label').split(',').length") >= 2, true);
     await browser.until("the budget", "document.querySelector('#budget .value')");
@@ -373,6 +374,7 @@ async function connection(browser, world) {
       await browser.until("it is said", "!document.getElementById('lost').hidden && document.getElementById('state').textContent === 'no answer'", 30e3);
       const said = await text(browser, "#lost");
       so(/^larder does not answer\. What is shown is of \d/.test(said), said);
+      so(!(await browser.eval("document.getElementById('wellbeing').checkVisibility()")), "and yet that all is well");
       for (const scheme of SCHEMES) {
         await browser.scheme(scheme);
         await sleep(200);

@@ -35,6 +35,7 @@ async function look() {
     await Promise.all(here.map(async (one) => { one.due = Date.now() + one.every - 100; await one.run(); }));
     failures = 0;
     byId("lost").hidden = true;
+    byId("wellbeing").hidden = false;
   } catch (error) {
     lost(error);
   }
@@ -54,8 +55,9 @@ function poll() {
 
 function lost(error) {
   failures += 1;
-  const since = state.now ? ` What is shown is of ${when(state.now.now)}.` : "";
+  const since = `${state.now ? ` What is shown is of ${when(state.now.now)}.` : ""} It is asked again and again.`;
   byId("lost").hidden = false;
+  byId("wellbeing").hidden = true;
   say(byId("lost"), error instanceof TypeError || error.name === "TimeoutError" ? `larder does not answer.${since}` : `${error.message}.${since}`);
   byId("state").dataset.state = "bad";
   say(byId("state"), "no answer");
@@ -66,6 +68,7 @@ function showState(told) {
   byId("state").dataset.state = word;
   say(byId("state"), text);
   byId("read-only").hidden = mayChange;
+  byId("images").classList.toggle("read-only", !mayChange);
   byId("pull-form").hidden = !mayChange;
   showErrands();
   if (view() === "overview") showOverview(told);

@@ -44,8 +44,23 @@ function showOverview(told) {
   say(byId("headline"), headline(told));
   say(byId("wellbeing"), wellbeing(told).text);
   byId("first-steps").hidden = answersOf(told.served.month) > 0;
+  showSums();
   showFills(told);
   showDisk(told.cache, told.sealed);
+}
+
+// What the charts come to, by the same numbers as the headline.
+function showSums() {
+  const of = state.now?.served[span];
+  if (!of) return;
+  const { words } = SPANS[span];
+  const all = answersOf(of);
+  const sent = of.here_bytes + of.fetched_bytes + of.past_bytes;
+  const empty = `Nothing was served ${words}`;
+  say(byId("ratio"), all ? percent(of.here_answers, all) : "");
+  say(byId("ratio-of"), all ? `of ${many(all, "answer", "answers")} ${words} came from here` : empty);
+  say(byId("saved"), sent ? bytes(Math.max(0, sent - of.upstream_bytes)) : "");
+  say(byId("saved-of"), sent ? `of ${bytes(sent)} ${words} not fetched from upstreams` : empty);
 }
 
 // --- what is being fetched ---
@@ -131,7 +146,7 @@ function showErrors(errors) {
   const rows = errors.slice(0, 12).map(({ what, why, to_do: todo, of, times, last }) => [what, why, todo, of, times, ago(last)]);
   show(byId("errors"), rows, () => rows.map(([what, why, todo, of, times, last]) => el("li", {},
     el("div", { class: "line" }, el("h3", {}, what), el("span", { class: "figure" }, times > 1 ? `${count(times)} times, the last ${last}` : last)),
-    el("p", { class: "why" }, of ? `${of}: ${why}` : why), el("p", { class: "todo" }, todo))));
+    el("p", { class: "why" }, of ? `${of}: ${why}` : why), el("p", { class: "todo" }, todo.split("`").map((part, at) => (at % 2 ? el("code", {}, part) : part))))));
 }
 
 // --- charts ---
@@ -182,10 +197,6 @@ function showCharts() {
   const empty = `Nothing was served ${words}`;
   const ratio = all ? `${percent(here, all)} of ${many(all, "answer", "answers")} ${words} came from here` : empty;
   const spared = sum(sent) ? `${bytes(sum(saved))} of ${bytes(sum(sent))} to clients ${words} were not fetched from upstreams` : empty;
-  say(byId("ratio"), all ? percent(here, all) : "");
-  say(byId("ratio-of"), all ? `of ${many(all, "answer", "answers")} ${words} came from here` : empty);
-  say(byId("saved"), sum(sent) ? bytes(sum(saved)) : "");
-  say(byId("saved-of"), sum(sent) ? `of ${bytes(sum(sent))} ${words} not fetched from upstreams` : empty);
   const charts = [
     ["answers", { series: answers, unit: count, base: 10, summary: ratio }],
     ["bytes", { series: traffic, unit: bytes, base: 1024, summary: spared }],
@@ -204,6 +215,7 @@ for (const button of document.querySelectorAll("[data-span]")) {
   button.addEventListener("click", () => {
     span = button.dataset.span;
     for (const other of document.querySelectorAll("[data-span]")) other.setAttribute("aria-pressed", String(other === button));
+    showSums();
     showCharts();
     poll();
   });

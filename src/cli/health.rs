@@ -1,5 +1,6 @@
 //! `larder health`: for a container without a shell.
 
+use std::error::Error as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -30,7 +31,8 @@ impl Health {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
         runtime.block_on(async {
             let url = format!("{}/v2/", self.url.trim_end_matches('/'));
-            let client = client(self.ca.as_deref())?;
+            let by_tls = [Some(&self.url), self.admin.as_ref()].into_iter().flatten().any(|url| url.starts_with("https:"));
+            let client = client(self.ca.as_deref(), by_tls)?;
             let response = client.get(&url).send().await.map_err(|error| format!("{url} does not answer: {error}"))?;
             match response.status().as_u16() {
                 // Where clients bring their own credentials, it answers with a challenge.
@@ -49,14 +51,17 @@ impl Health {
     }
 }
 
-/// Trusts what the system does, or this authority alone.
-fn client(ca: Option<&Path>) -> Result<reqwest::Client, String> {
+/// Trusts what the system does, or this authority alone; in cleartext nobody, as a system may trust nobody.
+fn client(ca: Option<&Path>, by_tls: bool) -> Result<reqwest::Client, String> {
     let mut client = reqwest::Client::builder().no_proxy().timeout(TIMEOUT);
     if let Some(file) = ca {
         let wrong = |error: &dyn std::fmt::Display| format!("--ca {}: {error}", file.display());
         let text = std::fs::read(file).map_err(|error| wrong(&error))?;
         let certificates = reqwest::Certificate::from_pem_bundle(&text).map_err(|error| wrong(&error))?;
         client = client.tls_certs_only(certificates);
+    } else if !by_tls {
+        client = client.tls_certs_only([]);
     }
-    client.build().map_err(|error| error.to_string())
+    let why = |error: reqwest::Error| error.source().map_or_else(|| error.to_string(), ToString::to_string);
+    client.build().map_err(|error| format!("{}; say by --ca FILE who is to be trusted", why(error)))
 }

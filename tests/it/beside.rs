@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use larder::store::Operation;
 use larder::store::faults::Fault;
@@ -85,6 +85,23 @@ async fn who_comes_when_too_many_orders_are_carried_out_is_told_so() {
     assert!(said.ends_with("carries out 32 orders already; give this one again when some of them have ended"), "{said}");
     drop(busy);
     crate::support::until("there is room again", || larder(dir.path(), &["ls"]).status().unwrap().success()).await;
+}
+
+/// Nobody is asked by TLS, and still no command worked in a system without certificates.
+#[tokio::test]
+async fn a_command_reaches_the_larder_beside_it_where_the_system_trusts_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let beside = sealed(dir.path());
+    let url = beside.url("");
+    for arguments in [&["ls"][..], &["health", "--url", &url]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
+        command.args(arguments).env("SSL_CERT_FILE", "/nowhere").env("SSL_CERT_DIR", "/nowhere");
+        if arguments[0] == "ls" {
+            command.args(["--set", &format!("cache.dir={}", dir.path().join("cache").display())]);
+        }
+        let ended = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        assert_eq!(ended.status.code(), Some(0), "{arguments:?}: {}", String::from_utf8_lossy(&ended.stderr));
+    }
 }
 
 /// It had waited for a minute, and then refused all of the archive.

@@ -209,6 +209,11 @@ impl Parts {
         self.manifests.first().is_some_and(|(_, manifest)| !manifest.children.is_empty())
     }
 
+    /// All that its manifests name, here or not.
+    pub(super) fn named(&self) -> impl Iterator<Item = Digest> {
+        self.manifests.iter().flat_map(|(_, manifest)| manifest.names.iter().cloned())
+    }
+
     /// All that is here, of use or not, with sizes in bytes.
     pub(super) fn here(&self) -> impl Iterator<Item = (&Digest, u64)> {
         self.blobs.iter().chain(&self.stray).map(|(digest, size)| (digest, *size))

@@ -71,7 +71,7 @@ impl Orders {
             verified.repaired += u64::from(self.damaged(&digest, repair, reports).await);
             // A manifest that comes again tells what it needs.
             if let Ok(parts) = self.parts(&digest, None, None).await {
-                needed.extend(parts.missing.into_keys());
+                needed.extend(parts.named());
             }
             seen.insert(digest);
         }
@@ -92,6 +92,7 @@ impl Orders {
             match parts {
                 Ok(parts) => {
                     here.extend(parts.here().map(|(digest, _)| digest.clone()));
+                    missing.extend(parts.named().filter(|digest| self.store.size(digest).is_none()));
                     missing.extend(parts.missing.into_keys());
                 }
                 Err(why) => reports.tell(Report::Failed { what: image.clone(), why }).await,

@@ -65,6 +65,13 @@ fn ended(mut import: Child) -> (Option<i32>, String) {
     (ended.status.code(), String::from_utf8(ended.stderr).unwrap())
 }
 
+/// What a command says that is to fail, with what it warns of.
+async fn refused_in(dir: &Path, arguments: &[&str]) -> String {
+    let ended = Process::order(dir, arguments, &[]).await;
+    assert_eq!(ended.status.code(), Some(1), "{}", ended.log);
+    ended.log
+}
+
 fn has(dir: &Path, digest: &str) -> bool {
     dir.join("cache/blobs/sha256").join(&digest[7..9]).join(&digest[7..]).exists()
 }
@@ -192,6 +199,40 @@ async fn what_a_killed_import_left_makes_room_also_where_nothing_is_evicted() {
     let said = refused(dir.path(), &[&["import", "killed.tar"], &settings[..]].concat()).await;
     assert!(said.contains("there is no room"), "{said}");
     assert_whole(&sealed(dir.path()), &next).await;
+}
+
+/// A record that cannot be read may be what says whose it is.
+#[tokio::test]
+async fn what_nobody_seems_to_have_makes_no_room_where_not_all_records_can_be_read() {
+    let upstream = Registry::start().await;
+    let here = Image::new(20).layers(&[6 * MIB]).put(&upstream, "library/app", "new");
+    let next = Image::new(21).layers(&[4 * MIB; 3]).put(&upstream, "library/next", "new");
+    let dir = tempfile::tempdir().unwrap();
+    let settings = ["--set", "mirror.offline=true", "--set", SMALL[0], "--set", SMALL[1]];
+    fs::write(dir.path().join("here.tar"), bundle(&here)).unwrap();
+    fs::write(dir.path().join("next.tar"), bundle(&next)).unwrap();
+    told(dir.path(), &[&["import", "here.tar", "--no-pin"], &settings[..]].concat()).await;
+    let records = dir.path().join("cache/records");
+    let text = fs::read_to_string(&records).unwrap();
+    let about_layer = |line: &str| line.contains(&here.layers[0].digest);
+    let torn: Vec<&str> = text.lines().map(|line| if about_layer(line) { "torn" } else { line }).collect();
+    assert!(torn.contains(&"torn"), "{text}");
+    fs::write(&records, torn.join("\n") + "\n").unwrap();
+    let said = refused_in(dir.path(), &[&["import", "next.tar"], &settings[..]].concat()).await;
+    assert!(said.contains("there is no room"), "{said}");
+    assert!(has(dir.path(), &here.layers[0].digest));
+}
+
+/// By whatever order they were held, a layer was not to go before its image.
+#[tokio::test]
+async fn what_an_order_lets_go_of_goes_as_it_would_have_gone() {
+    let upstream = Registry::start().await;
+    let image = Image::new(22).layers(&[3_000; 6]).put(&upstream, "library/app", "v1");
+    let mirror = TestMirror::of(&upstream).await;
+    assert_eq!(mirror.warm("app:v1", &[]).await.failed, []);
+    told(mirror.dir(), &["export", "app:v1", "-o", "bundle.tar"]).await;
+    let usage: serde_json::Value = serde_json::from_str(&told(mirror.dir(), &["du", "--json"]).await).unwrap();
+    assert_eq!(usage["next_to_leave"][0]["digest"], image.digest, "{usage}");
 }
 
 /// It was looked at whether all is here, and hours later it was not.

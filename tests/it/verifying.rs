@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::support::{Ended, Fault, Image, Match, Process, PutImage, Registry, TestMirror, assert_booked};
+use crate::support::{Ended, Fault, Image, Match, MultiArch, Process, PutImage, Registry, TestMirror, assert_booked};
 
 async fn verify(mirror: &TestMirror, arguments: &[&str]) -> Ended {
     Process::order(mirror.dir(), &[&["verify"], arguments].concat(), &[]).await
@@ -89,6 +89,22 @@ async fn what_was_found_damaged_before_is_fetched_anew_as_well_if_it_is_needed()
     );
     assert!(mirror.holds(&image.digest) && image.blobs().all(|blob| mirror.holds(&blob.digest)));
     assert!(!mirror.holds(&other.layers[0].digest), "nobody needs it any more");
+}
+
+/// One platform is enough for an image to be here, and so nobody missed the manifest of the other, which alone says what that needs.
+#[tokio::test]
+async fn of_an_image_that_was_damaged_before_each_platform_comes_again_with_its_layers() {
+    let upstream = Registry::start().await;
+    let index = MultiArch::new(3).put(&upstream, "library/multi", "v1");
+    let mirror = TestMirror::of(&upstream).await;
+    assert_eq!(mirror.warm("multi:v1", &["all"]).await.failed, []);
+    let lost = [&index.images[1].digest, &index.images[1].layers[0].digest];
+    lost.iter().for_each(|digest| damage(&mirror.cache_dir(), digest));
+    assert_eq!(verify(&mirror, &[]).await.status.code(), Some(1));
+    assert!(lost.iter().all(|digest| !mirror.holds(digest)));
+    let Ended { status, stdout, log } = verify(&mirror, &["--repair", "multi:v1"]).await;
+    assert!(status.success() && stdout.contains(", 2 damaged, of which 2 fetched anew"), "{stdout}{log}");
+    assert!(lost.iter().all(|digest| mirror.holds(digest)));
 }
 
 #[tokio::test]

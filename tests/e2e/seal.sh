@@ -58,7 +58,7 @@ too_small() {
     check "nor of several files" does_not_fit "$small/s.tar" --split 1MiB
     check "nor in a directory" does_not_fit "$small/layout"
     check "what is in the cache is as it was" outside verify --rate 10GiB
-    mount -o "remount,size=$((size * 4))" "$small"
+    mount -o "remount,size=$((size * 6))" "$small"
     check "with room the same order writes it, whole" fits_now
     umount "$small"
 }

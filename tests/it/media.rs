@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::process::{Child, Command};
+use std::time::{Duration, Instant};
 
 use larder::store::Operation;
 use larder::store::faults::Fault;
@@ -134,6 +135,8 @@ async fn a_directory_that_an_export_has_left_in_the_middle_takes_the_next_one() 
     mirror.faults().heal();
 
     let mut export = begun().await;
+    // Who is killed holds what it had locked until the kernel is done with it, and the next one may be quicker.
+    let mark = File::open(layout.join(".oci-layout.partial")).unwrap();
     export.kill().unwrap();
     export.wait().unwrap();
     mirror.faults().heal();
@@ -141,7 +144,12 @@ async fn a_directory_that_an_export_has_left_in_the_middle_takes_the_next_one() 
     // Killed between the first and the last that gets its name.
     fs::rename(layout.join(".index.json.partial"), layout.join("index.json")).unwrap();
     fs::write(layout.join("blobs/of-another-image"), "").unwrap();
-    told(mirror.dir(), &["export", "app:v1", "-o", "layout"]).await;
+    mark.lock().unwrap();
+    let mut again = larder(mirror.dir(), &["export", "app:v1", "-o", "layout"]).spawn().unwrap();
+    let since = Instant::now();
+    until("it has found that locked", || since.elapsed() > Duration::from_millis(300)).await;
+    drop(mark);
+    assert!(tokio::task::spawn_blocking(move || again.wait()).await.unwrap().unwrap().success());
     assert_layout(&layout, &whole);
     assert!(!layout.join("blobs/of-another-image").exists());
     // What has something else in it is nobody's to empty.

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use crate::orders::{BLOCK, own_header};
 
-use super::output::{Part, sync_dir, temporary};
+use super::output::{Part, lock, sync_dir, temporary};
 
 /// Dropped before it is kept, it is empty again.
 pub(super) struct Directory {
@@ -45,7 +45,7 @@ impl Directory {
         if !mark.exists() || names.iter().any(|name| name != BLOBS && !left.contains(name)) {
             return Err(io::Error::other("the directory is not empty"));
         }
-        File::open(mark)?.try_lock().map_err(|_| io::Error::other("another export writes into this directory"))?;
+        lock(&File::open(mark)?).map_err(|_| io::Error::other("another export writes into this directory"))?;
         empty.clear()?;
         Ok(empty)
     }

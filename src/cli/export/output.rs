@@ -2,11 +2,16 @@
 //!
 //! The disk is waited for once, at the end: meanwhile nobody would listen to the larder that gives out the archive, and it takes an
 //! order back when that lasts.
-#![expect(clippy::disallowed_methods, reason = "they are files of the user's, not of the cache")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "they are files of the user's, not of the cache, and a command has nothing else to do"
+)]
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, IsTerminal as _, Write};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::oci::{Algorithm, Hasher};
 use crate::orders::BLOCK;
@@ -48,6 +53,8 @@ pub(super) struct Part {
 
 /// Parts are often meant to be so large, for FAT, which takes a byte less.
 const FAT: u64 = 4 << 30;
+const MOMENT: Duration = Duration::from_secs(1);
+const AGAIN: Duration = Duration::from_millis(10);
 
 // === impl Output ===
 
@@ -157,7 +164,7 @@ impl Part {
         // Always the same one, so that what was killed is written over, and does not lie there for ever.
         let temporary = temporary(path).ok_or_else(|| io::Error::other("it is no name of a file"))?;
         let file = File::options().write(true).create(true).truncate(false).open(&temporary)?;
-        file.try_lock().map_err(|_| io::Error::other("another export writes this file"))?;
+        lock(&file).map_err(|_| io::Error::other("another export writes this file"))?;
         file.set_len(0)?;
         let mut part = Self::new(path, Some(file));
         (part.temporary, part.kept) = (temporary, false);
@@ -213,6 +220,17 @@ impl Part {
             sync_dir(self.path.parent().unwrap_or(Path::new("")))?;
         }
         Ok((self.path.display().to_string(), self.bytes, self.hasher.clone().finish().hex()))
+    }
+}
+
+/// Locks a file that another export may write. Who was killed just now holds it for a moment still.
+pub(super) fn lock(file: &File) -> Result<(), TryLockError> {
+    let since = Instant::now();
+    loop {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) if since.elapsed() < MOMENT => thread::sleep(AGAIN),
+            locked => return locked,
+        }
     }
 }
 

@@ -78,6 +78,11 @@ class Peer:
             process.stop()
         self.processes = []
 
+    def restart(self):
+        """What an earlier turn needed most is not to count as what it has at rest."""
+        self.stop()
+        self.start()
+
     def processor_seconds(self):
         """Of all its processes, in user space and in the kernel."""
         ticks = 0

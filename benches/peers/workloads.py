@@ -193,6 +193,7 @@ def workloads(bench):
         return Turn({"value": meanwhile["last_ms"][1], "gib_s": gib_s}, [f"{result['errors']} errors"] if result["errors"] else [])
 
     def idle(peer, _):
+        peer.restart()
         bench.warm(peer, bench.manifest)
         before = peer.anonymous_memory()
         with Peak(peer) as peak:

@@ -101,19 +101,10 @@ where
             Err(_) => return,
         }
         let end = if let Some(tls) = &terms.tls {
-            let mut first = [0];
-            // Readiness alone may be a false alarm.
-            if !matches!(self.within(HEAD_TIMEOUT, stream.peek(&mut first)).await, Ok(Ok(1))) {
-                return;
-            }
-            // A method, in cleartext; a record of TLS begins with 22.
-            if first[0].is_ascii_uppercase() {
-                return answer_unasked(&stream, respond::wants_tls()).await;
-            }
-            let (wire, line) = Wire::new(stream, all.limits.least, true);
-            match self.shake_hands(tls, wire, client).await {
-                Ok((stream, certified)) => (self.speak(stream, &line, client, certified, &terms).await, line),
-                Err(end) => (end, line),
+            // On its own, as it needs far more room than HTTP alone, which a connection has for as long as it lives.
+            match Box::pin(self.speak_tls(tls, stream, client, &terms)).await {
+                Some(end) => end,
+                None => return,
             }
         } else {
             let (wire, line) = Wire::new(stream, all.limits.least, false);
@@ -150,6 +141,26 @@ where
         if self.connections.stopping.is_cancelled() && !self.connection.is_asked() {
             sleep_until(self.connection.first_words()).await;
         }
+    }
+
+    /// Speaks HTTP by TLS. `None`: nothing was said that is to be waited for.
+    async fn speak_tls(&self, tls: &Tls, stream: TcpStream, client: Peer, terms: &Arc<Terms>) -> Option<(End, Arc<Line>)> {
+        let mut first = [0];
+        // Readiness alone may be a false alarm.
+        if !matches!(self.within(HEAD_TIMEOUT, stream.peek(&mut first)).await, Ok(Ok(1))) {
+            return None;
+        }
+        // A method, in cleartext; a record of TLS begins with 22.
+        if first[0].is_ascii_uppercase() {
+            answer_unasked(&stream, respond::wants_tls()).await;
+            return None;
+        }
+        let (wire, line) = Wire::new(stream, self.connections.limits.least, true);
+        let end = match self.shake_hands(tls, wire, client).await {
+            Ok((stream, certified)) => self.speak(stream, &line, client, certified, terms).await,
+            Err(end) => end,
+        };
+        Some((end, line))
     }
 
     /// Comes to speak TLS.

@@ -34,6 +34,8 @@ struct Job {
     ended: Pin<Box<dyn Future<Output = Result<Hasher, Bypass>> + Send>>,
     /// For the case that they do not get there.
     chunks: Vec<Bytes>,
+    /// It is in its lanes; it is not while room is made for it.
+    in_lane: bool,
 }
 
 /// One is at work, one follows it.
@@ -57,8 +59,10 @@ impl Jobs {
         self.underway.is_empty()
     }
 
+    /// Whether another may begin. None may before all others are in their lanes, or it would be written first: a file that is longer
+    /// than what it holds is believed after a crash.
     pub(super) fn has_room(&self) -> bool {
-        self.underway.len() < AT_ONCE
+        self.underway.len() < AT_ONCE && self.underway.iter().all(|job| job.in_lane)
     }
 
     /// Begins the next. `before`: the hash of all bytes before the first that is under way. `room`: what is to be done before
@@ -90,6 +94,7 @@ impl Jobs {
             broken.fetch_or(written.is_err(), Ordering::Relaxed);
             written
         };
+        let in_lane = room.is_none();
         let written = match room {
             None => Either::Left(self.writing.soon(write).map(Ok)),
             Some(room) => {
@@ -106,7 +111,7 @@ impl Jobs {
             then(hasher.clone());
             Ok(hasher)
         };
-        self.underway.push_back(Job { ended: Box::pin(ended), chunks });
+        self.underway.push_back(Job { ended: Box::pin(ended), chunks, in_lane });
     }
 
     /// How the first of them ends; `None` if there is none.

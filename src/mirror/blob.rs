@@ -15,6 +15,7 @@ use super::proofs::{By, Proven};
 use super::{Mirror, Origin, Refusal, Served, Thing};
 
 /// A blob that can be read, whole or in parts.
+#[derive(Clone)]
 pub struct Blob {
     pub served: Served,
     pub(super) mirror: Mirror,

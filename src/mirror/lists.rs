@@ -156,7 +156,7 @@ impl Mirror {
             }
             (Err(Refusal::Upstream(upstream::Error::Offline)), Some(cached), _) => Ok((Served::Offline, cached.list)),
             (Err(refusal), Some(cached), Some(age)) if age < self.0.options.max_stale => {
-                Ok((Served::Stale(refusal.to_string()), cached.list))
+                Ok((Served::Stale(refusal.told()), cached.list))
             }
             (Err(refusal), _, _) => Err(refusal),
         }

@@ -182,6 +182,19 @@ const MISSING_BYTES: u64 = 4 << 20;
 /// How many tags are remembered for each purpose.
 const REMEMBERED: u64 = 10_000;
 
+// === impl Refusal ===
+
+impl Refusal {
+    /// What a client is told: how larder comes by its credentials, and why not, is for its operator.
+    #[must_use]
+    pub fn told(&self) -> String {
+        match self {
+            Self::Upstream(upstream::Error::Credentials(_)) => "larder's credentials cannot be used; its log says why".into(),
+            other => other.to_string(),
+        }
+    }
+}
+
 // === impl Mirror ===
 
 impl Mirror {

@@ -98,7 +98,7 @@ impl Mirror {
         if now.since(old.proven) > self.0.options.proof_ttl.saturating_add(self.0.options.max_stale) {
             return Err(why);
         }
-        Ok(Proven::Before(why.to_string()))
+        Ok(Proven::Before(why.told()))
     }
 
     /// Waits for an upstream only as long as one does who has an older answer.
@@ -127,10 +127,12 @@ impl Mirror {
             };
             let found = answer.inspect_err(|error| mirror.note_failure(&origin, thing, error))?;
             let said = Said { size: found.size, cache_status: found.cache_status };
+            // Any page may be answered in so few words.
+            let says_nothing = kind == Kind::Blob && found.digest.is_none() && said.size.is_none();
             // It speaks of something else, as a login page does: that has to be seen.
             let other =
                 found.digest.is_some_and(|told| told != digest) || (held.is_some() && said.size.is_some() && held != said.size);
-            if other || !origin.is_taken_at_its_word() {
+            if says_nothing || other || !origin.is_taken_at_its_word() {
                 return Ok(said);
             }
             match (kind, held.or(said.size), found.content_type.filter(|text| oci::is_manifest_type(text))) {

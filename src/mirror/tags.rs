@@ -147,7 +147,7 @@ impl Mirror {
         }
         match self.held_manifest(origin, &record.digest, self.old_proof(origin, &record.digest, Kind::Manifest)).await {
             Some(manifest) if offline => Ok(manifest),
-            Some(manifest) => Ok(Manifest { served: Served::Stale(why.to_string()), ..manifest }),
+            Some(manifest) => Ok(Manifest { served: Served::Stale(why.told()), ..manifest }),
             None => Err(why),
         }
     }

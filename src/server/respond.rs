@@ -157,7 +157,7 @@ fn ranged(blob: &mirror::Blob, ranges: Ranges, size: u64) -> Response<Body> {
             set(&mut response, header::CONTENT_LENGTH, &(range.end - range.start).to_string());
             response
         }
-        Ranges::Many(ranges) => multipart(blob, &ranges, size),
+        Ranges::Many(ranges) => multipart(blob, ranges, size),
         Ranges::Unsatisfiable => {
             let mut response = error(StatusCode::RANGE_NOT_SATISFIABLE, ErrorCode::RangeInvalid, "no byte is in that range");
             set(&mut response, header::CONTENT_RANGE, &format!("bytes */{size}"));
@@ -168,9 +168,9 @@ fn ranged(blob: &mirror::Blob, ranges: Ranges, size: u64) -> Response<Body> {
 }
 
 /// `multipart/byteranges`, one part for each range, in order. Some clients take no boundary but of letters and digits.
-fn multipart(blob: &mirror::Blob, ranges: &[std::ops::Range<u64>], size: u64) -> Response<Body> {
+fn multipart(blob: &mirror::Blob, ranges: Vec<std::ops::Range<u64>>, size: u64) -> Response<Body> {
     const BOUNDARY: &str = "larderf2e4a90b7c3d41e58f6a";
-    let head = |range| {
+    let head = move |range: &std::ops::Range<u64>| {
         format!(
             "\r\n--{BOUNDARY}\r\nContent-Type: application/octet-stream\r\nContent-Range: {}\r\n\r\n",
             content_range(range, size)
@@ -180,13 +180,13 @@ fn multipart(blob: &mirror::Blob, ranges: &[std::ops::Range<u64>], size: u64) ->
     let length: u64 = ranges.iter().map(|range| head(range).len() as u64 + range.end - range.start).sum();
     let length = length + end.len() as u64;
     let parts = |pieces: &Pieces| -> ByteStream {
-        let mut parts: Vec<ByteStream> = Vec::with_capacity(ranges.len() * 2 + 1);
-        for range in ranges {
-            parts.push(Box::pin(stream::iter([Ok(Bytes::from(head(range)).into())])));
-            parts.push(blob.read(range.start, range.end, pieces));
-        }
-        parts.push(Box::pin(stream::iter([Ok(Bytes::from(end).into())])));
-        Box::pin(stream::iter(parts).flatten())
+        let (blob, pieces) = (blob.clone(), pieces.clone());
+        // One is read when the one before has ended: a reader takes more memory than a client's words for it.
+        let parts = stream::iter(ranges).flat_map(move |range| {
+            let head = Bytes::from(head(&range));
+            stream::iter([Ok(head.into())]).chain(blob.read(range.start, range.end, &pieces))
+        });
+        Box::pin(parts.chain(stream::iter([Ok(Bytes::from(end).into())])))
     };
     let mut response = Response::new(Body::streamed(parts));
     *response.status_mut() = StatusCode::PARTIAL_CONTENT;

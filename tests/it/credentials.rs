@@ -92,6 +92,24 @@ async fn a_helper_is_run_once_for_many_questions_and_again_when_its_answer_is_re
     assert!(!log.contains("canary-of-yesterday"), "{log}");
 }
 
+/// A helper says what it likes, and clients are strangers.
+#[tokio::test]
+async fn what_a_helper_says_of_its_failure_is_for_the_log_alone() {
+    let (registry, _) = closed("AWS", "canary-of-the-helper").await;
+    let (dir, bin) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let script = bin.path().join("docker-credential-scripted");
+    fs::write(&script, "#!/bin/sh\necho no login for vault-path-of-hub >&2\nexit 1\n").unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let url = format!("upstream.\"docker.io\".url={}", registry.url());
+    let path = format!("{}:/usr/bin:/bin", bin.path().display());
+    let settings = [url.as_str(), "upstream.\"docker.io\".credential_helper=scripted"];
+    let larder = Process::start(dir.path(), &settings, &[("PATH", &path)]);
+    let answer = get(larder.url(TAG)).await.expect(502);
+    assert!(answer.text().contains("its log says why") && !answer.text().contains("vault-path"), "{}", answer.text());
+    let log = larder.terminate().log;
+    assert!(log.contains("ends with exit status: 1: no login for vault-path-of-hub"), "{log}");
+}
+
 #[tokio::test]
 async fn an_identity_token_is_exchanged_by_post() {
     let registry = Registry::like(Like::Acr).await;

@@ -219,6 +219,35 @@ async fn ten_thousand_streams_without_window_are_bounded_in_bytes_and_reset() {
     attacked.larder.until("larder_connections", |open| open <= 1).await;
 }
 
+/// Each range of an answer had a reader of its own, from the first to the last.
+#[tokio::test]
+async fn answers_of_a_thousand_ranges_that_nobody_reads_take_no_more_than_others() {
+    const STREAMS: usize = 120;
+    let attacked = Attacked::with(Registry::start().await, &["server.write_idle=5s"]).await;
+    let url = attacked.larder.url(&attacked.small);
+    let ranges = format!("bytes={}", ["0-0"; 1_000].join(","));
+    let mut connections = JoinSet::new();
+    let mut answers = Vec::new();
+    for _ in 0..2 {
+        let stream = TcpStream::connect(attacked.address()).await.unwrap();
+        let (mut requests, connection) =
+            h2::client::Builder::new().initial_window_size(0).handshake::<_, bytes::Bytes>(stream).await.unwrap();
+        connections.spawn(async move { drop(connection.await) });
+        for _ in 0..STREAMS {
+            requests = requests.ready().await.unwrap();
+            let request = http::Request::get(&url).header("range", &ranges).body(()).unwrap();
+            answers.push(requests.send_request(request, true).unwrap().0);
+        }
+    }
+    let answers: Vec<_> = join_all(answers).await.into_iter().filter_map(Result::ok).collect();
+    assert!(answers.len() == 2 * STREAMS && answers.iter().all(|answer| answer.status() == 206));
+    let grown = attacked.grown();
+    eprintln!("{} answers of a thousand ranges: {} MiB more", answers.len(), grown / MIB);
+    assert!(grown <= 48 * MIB, "{grown}");
+    connections.abort_all();
+    attacked.larder.until("larder_connections", |open| open <= 1).await;
+}
+
 /// An upstream that has nothing, and counts.
 #[derive(Default)]
 struct Asked {

@@ -128,7 +128,7 @@ pub(in crate::server) fn refusal(refusal: &Refusal, kind: Kind, wait: impl Fn(Ti
             (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
         }
     };
-    let mut response = error(status, code, &refusal.to_string());
+    let mut response = error(status, code, &refusal.told());
     let retry_after = match refusal {
         Refusal::TooManyLogins { until } | Refusal::Upstream(Error::RateLimited { until } | Error::QuotaSpent { until }) => {
             Some(wait(*until).min(LONGEST_RETRY_AFTER))

@@ -201,6 +201,27 @@ async fn a_login_page_neither_is_a_blob_nor_proves_one() {
     assert_eq!(mirror.get(&image.manifest_path()).await.expect(200).body, image.manifest);
 }
 
+/// Whoever answers everything in so few words would prove that everything is everyone's.
+#[tokio::test]
+async fn an_answer_that_tells_neither_digest_nor_size_proves_no_blob() {
+    let registry = Registry::start().await;
+    let image = Image::new(8).layers(&[60_000]).put(&registry, "library/app", "latest");
+    let layer = &image.layers[0];
+    let mirror = TestMirror::of(&registry).await;
+    mirror.get(&image.blob_path(layer)).await.expect(200);
+    mirror.kept(&layer.digest).await;
+    let page = Fault::answer(200, &[("content-type", "text/html")], "<!doctype html><form>Sign in</form>");
+    registry.on(Match::any("/other/"), [page, Fault::NoLength]);
+    let path = image.blob_path(layer).replace("/app/", "/other/");
+    for _ in 0..2 {
+        mirror.head(&path).await;
+        // Of unknown length, it ends short when it is found to be something else.
+        let answer = mirror.get(&path).await;
+        assert!(!answer.complete && answer.body.is_empty(), "{} {} bytes", answer.status, answer.body.len());
+    }
+    assert_eq!(mirror.get(&image.blob_path(layer)).await.expect(200).body, layer.bytes);
+}
+
 #[tokio::test]
 async fn a_part_that_lies_about_itself_never_makes_a_whole() {
     const SIZE: usize = 400_000;

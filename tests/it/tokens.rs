@@ -5,7 +5,7 @@ use std::time::Duration;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use futures_util::future::join_all;
 
-use crate::support::{Answer, Auth, Fault, Image, Like, Listener, Match, Registry, Setup, StoppedMirror, TestMirror, noise};
+use crate::support::{Answer, Auth, Fault, Image, Like, Listener, Match, Registry, Setup, StoppedMirror, TestMirror, get, noise};
 
 const REPOSITORY: &str = "library/app";
 const TAG: &str = "/v2/library/app/manifests/latest";
@@ -115,7 +115,9 @@ async fn the_password_does_not_go_to_a_token_service_that_is_not_listed() {
     let mirror = TestMirror::builder().upstream("docker.io", &upstream).login("docker.io", USER, PASSWORD).start().await;
     let answer = mirror.get(&path(&digest)).await.expect(502);
     assert_no_password(&answer);
-    assert!(answer.text().contains("token_hosts"), "{}", answer.text());
+    assert!(answer.text().contains("its log says why"), "{}", answer.text());
+    let errors = get(mirror.admin_url("/api/errors")).await.expect(200).text();
+    assert!(errors.contains("token_hosts"), "the operator is told why: {errors}");
     assert!(upstream.requests().iter().all(|request| request.authorization().is_none()), "{:#?}", upstream.requests());
 }
 

@@ -1,7 +1,7 @@
 // The operator's page in a real browser. check.mjs LARDER WORK OUT: prints a line for each check, and puts screenshots into OUT.
 
 import { spawn } from "node:child_process";
-import { mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 
 import { Browser } from "./browser.mjs";
@@ -551,16 +551,20 @@ async function crowd(world) {
     for (let n = 0; n < 200 && all < 10000; n += 1) { all = (await api(world, "images?limit=1")).all; await sleep(50); }
     so(all >= 10000, `${all} are in the table`);
   });
-  const ticks = () => readFileSync(`/proc/${world.larder.pid}/stat`, "utf8").split(") ")[1].split(" ").slice(11, 13).reduce((sum, n) => sum + Number(n), 0) * 10;
+  // In milliseconds. The ticks of /proc/PID/stat are of ten, and of a thread that runs when one ends.
+  const spent = () => {
+    const tasks = `/proc/${world.larder.pid}/task`;
+    return readdirSync(tasks).reduce((sum, task) => sum + Number(readFileSync(`${tasks}/${task}/schedstat`, "utf8").split(" ")[0]), 0) / 1e6;
+  };
   await check("with 10,000 images an update of the page takes less than 5 ms of the processor", async () => {
     await sleep(3000);
     const rounds = 200;
-    const before = ticks();
+    const before = spent();
     for (let n = 0; n < rounds; n += 1) {
       await api(world, "now");
       await api(world, `images?sort=${["used", "size", "pulls", "name"][n % 4]}&order=desc&limit=25&offset=${25 * n}&search=${n % 3 ? "" : "app-00"}`);
     }
-    const each = (ticks() - before) / rounds;
+    const each = (spent() - before) / rounds;
     console.log(`# ${each.toFixed(2)} ms of the processor for each update`);
     so(each < 5, `${each} ms`);
   });
@@ -571,7 +575,7 @@ async function crowd(world) {
     const pulled = async (update) => {
       let used = 0;
       for (let n = 0; n < rounds; n += 1) {
-        const before = ticks();
+        const before = spent();
         await pull(world, "team/new", names.shift());
         if (update) {
           await sleep(2500);
@@ -579,7 +583,7 @@ async function crowd(world) {
           const { images } = await api(world, `images?sort=${["name", "used", "size", "pulls"][n % 4]}&order=desc&limit=25&search=team%2F`);
           so(images.length === 25, "a page");
         }
-        used += ticks() - before;
+        used += spent() - before;
       }
       return used / rounds;
     };
@@ -590,10 +594,10 @@ async function crowd(world) {
     so(each < 5, `${each} ms`);
   });
   await check("while nobody looks next to nothing is computed", async () => {
-    const before = ticks();
+    const before = spent();
     await sleep(5000);
-    const used = ticks() - before;
-    console.log(`# ${used} ms of the processor in 5 s`);
+    const used = spent() - before;
+    console.log(`# ${used.toFixed(1)} ms of the processor in 5 s`);
     so(used <= 50, `${used} ms in 5 s`);
   });
 }

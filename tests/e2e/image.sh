@@ -40,7 +40,7 @@ build_image() {
     local context=$work/image
     mkdir -p "$context/dist/data" && cp -r "$here/../../Dockerfile" "$here/../../.dockerignore" "$here/../../config" "$context" &&
         cp "$work/larder" "$context/dist/larder-$(dpkg --print-architecture)" &&
-        podman_tool build --pull=never --format docker --isolation chroot --build-arg BINARY=released --tag localhost/larder "$context"
+        podman_tool build --pull=never --format docker --isolation chroot --target released --tag localhost/larder "$context"
 }
 
 image_says() { podman_tool image inspect --format "{{$1}}" localhost/larder; }

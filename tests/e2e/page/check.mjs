@@ -570,8 +570,9 @@ async function crowd(world) {
   });
   // What a pull costs by itself is no part of it; what is looked up only now and then is, so that it is not asked too often.
   await check("nor more where a tag has been recorded since the last", async () => {
-    const rounds = 12;
-    const names = Array.from({ length: 2 * rounds }, (_, n) => { world.registry.put("team/new", `v${n}`, 1000); return `v${n}`; });
+    const [turns, rounds] = [3, 4];
+    const names = Array.from({ length: (turns + 1) * rounds }, (_, n) => { world.registry.put("team/new", `v${n}`, 1000); return `v${n}`; });
+    const all = names.length;
     const pulled = async (update) => {
       let used = 0;
       for (let n = 0; n < rounds; n += 1) {
@@ -588,8 +589,10 @@ async function crowd(world) {
       return used / rounds;
     };
     const idle = await pulled(false);
-    const each = (await pulled(true)) - idle;
-    so((await api(world, `images?search=team/new`)).matching === 2 * rounds, "they are in the table");
+    // The least of some turns: what else runs on this machine only adds to it.
+    let each = Infinity;
+    for (let turn = 0; turn < turns; turn += 1) each = Math.min(each, (await pulled(true)) - idle);
+    so((await api(world, `images?search=team/new`)).matching === all, "they are in the table");
     console.log(`# ${each.toFixed(2)} ms of the processor for each update, beside ${idle.toFixed(2)} ms for the pull`);
     so(each < 5, `${each} ms`);
   });

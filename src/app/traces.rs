@@ -1,6 +1,5 @@
 //! `[traces]`: spans go to a collector of OpenTelemetry's, some at a time; nobody waits for it.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use http::header::CONTENT_TYPE;
@@ -88,7 +87,8 @@ impl Exporter {
         let client = Client::builder().tls_backend_preconfigured(upstream::tls()?).redirect(redirect::Policy::none());
         let endpoint = options.url()?;
         // What is on this machine is asked itself, whatever proxy the environment names.
-        let client = if is_here(&endpoint) { client.no_proxy() } else { client };
+        let is_here = endpoint.host_str().is_some_and(upstream::is_loopback);
+        let client = if is_here { client.no_proxy() } else { client };
         let client = client.timeout(PATIENCE).build().map_err(|error| format!("traces.endpoint: {error}"))?;
         let mut export = Export { client, endpoint, metrics: metrics.clone(), failing: false };
         let lost = metrics.clone();
@@ -116,11 +116,6 @@ impl Exporter {
         self.last.cancel();
         let _ = timeout(LAST, self.task).await;
     }
-}
-
-fn is_here(endpoint: &Url) -> bool {
-    let host = endpoint.host_str().unwrap_or_default();
-    host == "localhost" || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// Cancel safe: what has come is there.

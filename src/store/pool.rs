@@ -88,6 +88,19 @@ pub(super) fn caught<T>(work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or(Err(Broken::Panicked.into()))
 }
 
+/// What runs `job`, and what comes of it.
+fn promised<T, F>(job: F) -> (Job, impl Future<Output = Result<T, Broken>> + Send + 'static + use<T, F>)
+where
+    T: Send + 'static,
+    F: FnOnce() -> T + Send + 'static,
+{
+    let (send, result) = oneshot::channel();
+    let run = move || {
+        let _ = send.send(job());
+    };
+    (Box::new(run), async move { result.await.map_err(|_| Broken::Panicked) })
+}
+
 // === impl Pool ===
 
 impl Pool {
@@ -110,11 +123,9 @@ impl Pool {
         T: Send + 'static,
         F: FnOnce() -> T + Send + 'static,
     {
-        let (send, result) = oneshot::channel();
-        self.start(move || {
-            let _ = send.send(job());
-        });
-        async move { result.await.map_err(|_| Broken::Panicked) }
+        let (job, result) = promised(job);
+        self.start(job);
+        result
     }
 
     /// Runs `job`, for which a client waits: no longer than the patience, and not at all while others are overdue. It is begun by
@@ -142,24 +153,22 @@ impl Pool {
         T: Send + 'static,
         F: FnOnce() -> T + Send + 'static,
     {
-        let (send, result) = oneshot::channel();
-        let wait = self.wait();
-        let job = wait.map(|wait| -> Job {
+        let promised = self.wait().map(|wait| {
             let ends = Ends { pool: self.clone(), wait };
-            Box::new(move || {
-                let done = job();
-                drop(ends);
-                let _ = send.send(done);
-            })
+            let (job, result) = promised(move || {
+                let _ends = ends;
+                job()
+            });
+            (job, (result, wait))
         });
+        let (job, result) = promised.unzip();
         let pool = self.clone();
         let result = async move {
-            let Some(wait) = wait else { return Err(Broken::Hangs) };
-            let Ok(done) = timeout(pool.patience(), result).await else {
+            let Some((result, wait)) = result else { return Err(Broken::Hangs) };
+            timeout(pool.patience(), result).await.unwrap_or_else(|_| {
                 pool.give_up(wait);
-                return Err(Broken::Hangs);
-            };
-            done.map_err(|_| Broken::Panicked)
+                Err(Broken::Hangs)
+            })
         };
         (job, result)
     }

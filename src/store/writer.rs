@@ -271,7 +271,7 @@ impl BlobWriter {
             self.begin_job();
         }
         // So that those who hash and write need not wait for who waits for them.
-        if self.batch_bytes >= NEXT && self.jobs.has_room() && self.size.is_some() && self.to_allocate.is_none() {
+        if self.batch_bytes >= NEXT && self.to_allocate.is_none() && self.jobs.has_room() {
             self.begin_job();
         }
         match self.jobs.end_of_first().await {

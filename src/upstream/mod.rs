@@ -71,7 +71,7 @@ pub use options::{AuthMode, DOCKER_HUB, Options, WELL_KNOWN};
 pub use pause::pause;
 pub use ping::Ping;
 pub use places::Aside;
-pub use public_url::PublicUrl;
+pub use public_url::{PublicUrl, is_loopback};
 pub use quota::Spent;
 pub use request::{Asking, BlobAnswer, Body, Found, ManifestAnswer, ReferrersAnswer, Source, Span, TagsAnswer};
 pub use send::Shortcut;

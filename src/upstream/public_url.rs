@@ -30,7 +30,7 @@ impl PublicUrl {
         let url: Url = text.parse().map_err(|_| wrong("must be a URL"))?;
         match url.scheme() {
             "https" => {}
-            "http" if is_loopback(&url) => {}
+            "http" if is_local(&url) => {}
             _ => return Err(wrong("must begin with https://, as passwords are sent there")),
         }
         let bare = url.path() == "/" && url.query().is_none() && url.fragment().is_none();
@@ -54,11 +54,15 @@ impl PublicUrl {
     }
 }
 
-fn is_loopback(url: &Url) -> bool {
-    let Some(host) = url.host_str() else { return false };
-    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+fn is_local(url: &Url) -> bool {
     // RFC 6761, section 6.3.
-    host == "localhost" || host.ends_with(".localhost") || address.is_ok_and(|address| address.is_loopback())
+    url.host_str().is_some_and(|host| is_loopback(host) || host.ends_with(".localhost"))
+}
+
+/// Whether the host of a URL is this machine, without asking anyone.
+#[must_use]
+pub fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 #[cfg(test)]

@@ -91,6 +91,27 @@ impl Attacked {
             "{who}: {grown} MiB more, {open} descriptors; others wait {now:?} at p99, {before:?} before; those of a larder that is spared {spared:?}"
         );
     }
+
+    /// Asks the same by so many streams of so many connections, and takes the heads of the answers and nothing more.
+    async fn unread(
+        &self,
+        connections: usize,
+        streams: usize,
+        request: &http::Request<()>,
+    ) -> (Vec<http::Response<h2::RecvStream>>, JoinSet<()>) {
+        let (mut answers, mut open) = (Vec::new(), JoinSet::new());
+        for _ in 0..connections {
+            let stream = TcpStream::connect(self.address()).await.unwrap();
+            let (mut requests, connection) =
+                h2::client::Builder::new().initial_window_size(0).handshake::<_, bytes::Bytes>(stream).await.unwrap();
+            open.spawn(async move { drop(connection.await) });
+            for _ in 0..streams {
+                requests = requests.ready().await.unwrap();
+                answers.push(requests.send_request(request.clone(), true).unwrap().0);
+            }
+        }
+        (join_all(answers).await.into_iter().filter_map(Result::ok).collect(), open)
+    }
 }
 
 /// Connects so many, a few at a time.
@@ -195,20 +216,8 @@ async fn ten_thousand_streams_without_window_are_bounded_in_bytes_and_reset() {
     let url = attacked.larder.url(&format!("/v2/library/alpine/blobs/{large}"));
     get(&url).await.expect(200);
     let before = attacked.others_wait().await;
-    let mut answers = Vec::new();
-    let mut connections = JoinSet::new();
-    for _ in 0..CONNECTIONS {
-        let stream = TcpStream::connect(attacked.address()).await.unwrap();
-        let (mut requests, connection) =
-            h2::client::Builder::new().initial_window_size(0).handshake::<_, bytes::Bytes>(stream).await.unwrap();
-        connections.spawn(async move { drop(connection.await) });
-        for _ in 0..STREAMS {
-            requests = requests.ready().await.unwrap();
-            let request = http::Request::get(&url).body(()).unwrap();
-            answers.push(requests.send_request(request, true).unwrap().0);
-        }
-    }
-    let answers: Vec<_> = join_all(answers).await.into_iter().filter_map(Result::ok).collect();
+    let request = http::Request::get(&url).body(()).unwrap();
+    let (answers, mut connections) = attacked.unread(CONNECTIONS, STREAMS, &request).await;
     let held = attacked.larder.metric("larder_body_buffer_bytes").await;
     attacked.tells("10,000 streams without window", before).await;
     eprintln!("{} answers, {} MiB in buffers", answers.len(), held / MIB);
@@ -226,20 +235,8 @@ async fn answers_of_a_thousand_ranges_that_nobody_reads_take_no_more_than_others
     let attacked = Attacked::with(Registry::start().await, &["server.write_idle=5s"]).await;
     let url = attacked.larder.url(&attacked.small);
     let ranges = format!("bytes={}", ["0-0"; 1_000].join(","));
-    let mut connections = JoinSet::new();
-    let mut answers = Vec::new();
-    for _ in 0..2 {
-        let stream = TcpStream::connect(attacked.address()).await.unwrap();
-        let (mut requests, connection) =
-            h2::client::Builder::new().initial_window_size(0).handshake::<_, bytes::Bytes>(stream).await.unwrap();
-        connections.spawn(async move { drop(connection.await) });
-        for _ in 0..STREAMS {
-            requests = requests.ready().await.unwrap();
-            let request = http::Request::get(&url).header("range", &ranges).body(()).unwrap();
-            answers.push(requests.send_request(request, true).unwrap().0);
-        }
-    }
-    let answers: Vec<_> = join_all(answers).await.into_iter().filter_map(Result::ok).collect();
+    let request = http::Request::get(&url).header("range", &ranges).body(()).unwrap();
+    let (answers, mut connections) = attacked.unread(2, STREAMS, &request).await;
     assert!(answers.len() == 2 * STREAMS && answers.iter().all(|answer| answer.status() == 206));
     let grown = attacked.grown();
     eprintln!("{} answers of a thousand ranges: {} MiB more", answers.len(), grown / MIB);

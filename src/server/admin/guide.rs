@@ -1,6 +1,5 @@
 //! `GET /api/setup`: what leads each client to this larder, as `larder setup` shows it, for machines other than its own as well.
 
-use std::net::IpAddr;
 use std::path::Path;
 
 use http::request::Parts;
@@ -10,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::oci::ErrorCode;
 use crate::setup::{Client, Plan, Way};
+use crate::upstream;
 
 use super::super::body::Body;
 use super::super::place::Place;
@@ -71,9 +71,8 @@ impl Guide {
             None if address.ip().is_unspecified() => "127.0.0.1".into(),
             None => address.ip().to_string(),
         };
-        let local = host == "localhost" || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
-        let note =
-            local.then(|| "This is how clients on larder's own machine reach it; for others put its name in place.".to_owned());
+        let note = upstream::is_loopback(&host)
+            .then(|| "This is how clients on larder's own machine reach it; for others put its name in place.".to_owned());
         Some(Reached { url: format!("{scheme}://{host}:{}", address.port()), note })
     }
 }

@@ -1,8 +1,6 @@
 //! Manifests: just enough of their JSON to know their type and what they name. Their bytes are never changed.
 
-use bytes::Bytes;
 use serde::Deserialize;
-use serde_json::{Value, json};
 
 use super::{Digest, Platform};
 
@@ -89,7 +87,7 @@ struct FsLayer {
 
 impl BadManifest {
     /// What is wrong may quote what is there, which is the upstream's and may be long.
-    fn not_json(error: &serde_json::Error) -> Self {
+    pub(super) fn not_json(error: &serde_json::Error) -> Self {
         Self::NotJson(error.to_string().chars().filter(|c| !c.is_control()).take(200).collect())
     }
 }
@@ -180,36 +178,10 @@ pub fn is_manifest_type(media_type: &str) -> bool {
         || media_type.starts_with("application/vnd.docker.distribution.manifest.v1+")
 }
 
-/// The referrers `index` with only the descriptors of `artifact_type`; everything else of them as it was.
-///
-/// # Errors
-/// When `index` is no index.
-pub fn filter_referrers(index: &[u8], artifact_type: &str) -> Result<Vec<u8>, BadManifest> {
-    let not_json = |error: serde_json::Error| BadManifest::not_json(&error);
-    let mut document: Value = serde_json::from_slice(index).map_err(not_json)?;
-    let manifests = document.get_mut("manifests").and_then(Value::as_array_mut).ok_or(BadManifest::NoType)?;
-    manifests.retain(|descriptor| descriptor["artifactType"] == json!(artifact_type));
-    serde_json::to_vec(&document).map_err(not_json)
-}
-
-/// One index of the descriptors of all `pages`, which otherwise is as the first.
-///
-/// # Errors
-/// When a page is no index.
-pub fn merge_indexes(pages: &[Bytes]) -> Result<Vec<u8>, BadManifest> {
-    let mut merged: Option<Value> = None;
-    for page in pages {
-        let mut page: Value = serde_json::from_slice(page).map_err(|error| BadManifest::not_json(&error))?;
-        let descriptors =
-            page.get_mut("manifests").and_then(Value::as_array_mut).map(std::mem::take).ok_or(BadManifest::NoType)?;
-        let merged = merged.get_or_insert(page);
-        merged["manifests"].as_array_mut().ok_or(BadManifest::NoType)?.extend(descriptors);
-    }
-    serde_json::to_vec(&merged).map_err(|error| BadManifest::not_json(&error))
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     const A: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
@@ -261,16 +233,5 @@ mod tests {
         for header in [INDEX_TYPE, MANIFEST_TYPE, DOCKER_LIST_TYPE, DOCKER_MANIFEST_TYPE] {
             assert_eq!(Manifest::parse(Some(header), br#"{"errors":[]}"#).unwrap_err(), BadManifest::Empty, "{header}");
         }
-    }
-
-    #[test]
-    fn referrers_are_filtered_without_touching_the_rest() {
-        let index =
-            br#"{"schemaVersion":2,"manifests":[{"digest":"a","artifactType":"x/y","annotations":{"k":"v"}},{"digest":"b"}]}"#;
-        let filtered: Value = serde_json::from_slice(&filter_referrers(index, "x/y").unwrap()).unwrap();
-        assert_eq!(
-            filtered,
-            json!({"schemaVersion":2,"manifests":[{"digest":"a","artifactType":"x/y","annotations":{"k":"v"}}]})
-        );
     }
 }

@@ -10,6 +10,7 @@ mod manifest;
 mod name;
 mod pattern;
 mod platform;
+mod referrers;
 mod route;
 mod ttl;
 
@@ -17,11 +18,10 @@ pub use accept::Accept;
 pub use digest::{Algorithm, Digest, Hasher, InvalidDigest};
 pub use error::ErrorCode;
 pub use image::{ImageName, InvalidImage};
-pub use manifest::{
-    ACCEPT, BadManifest, Descriptor, INDEX_TYPE, MAX_MANIFEST, Manifest, filter_referrers, is_manifest_type, merge_indexes,
-};
+pub use manifest::{ACCEPT, BadManifest, Descriptor, INDEX_TYPE, MAX_MANIFEST, Manifest, is_manifest_type};
 pub use name::{InvalidName, Reference, Repository, RepositoryName, Tag};
 pub use pattern::{InvalidPattern, Pattern};
 pub use platform::{InvalidPlatform, Platform, Platforms};
+pub use referrers::{Referrer, filter_referrers, list_referrers, merge_indexes};
 pub use route::{Page, Route, Target, namespace};
 pub use ttl::{InvalidTagTtl, TagTtl, Ttl};

@@ -10,6 +10,8 @@
 //! and sizes of its config and layers alone, so that its digest is the same wherever it is made. That is not the digest which the
 //! registry has that the image came from.
 //!
+//! What refers to an image of a layout (`subject`, or as cosign saves it) needs no name of its own: it goes where its image goes.
+//!
 //! In most of them a file is named by its digest. A layer of an older Docker is not: it is right if the config says so, which is
 //! named by its digest, or where there is no config, by being there.
 
@@ -17,6 +19,8 @@ mod blobs;
 mod commits;
 mod legacy;
 mod named;
+mod referring;
+mod role;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -35,6 +39,8 @@ use commits::Commits;
 
 pub(super) use named::check_small;
 use named::{Made, Named, Promised};
+use referring::Referring;
+use role::Role;
 
 /// How images are to be brought in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,27 +84,14 @@ struct Read {
     revisions: Vec<(String, Digest)>,
     /// The manifests of images that were looked at, each in its repository.
     reached: HashSet<(String, Digest)>,
+    /// In a layout: by what they refer to, the manifests without names; and of that what has come in, each in its repository.
+    referring: HashMap<Digest, Vec<Referring>>,
+    arrived: Vec<(String, Digest)>,
     added: HashSet<Digest>,
     commits: Commits,
     /// Hashes of all paths, as a path may be long.
     paths: HashSet<Digest>,
     skipped: u64,
-}
-
-/// What a file of an archive is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Role {
-    Small,
-    Blob(Digest),
-    /// A layer that has no digest for a name, but an ID;
-    Layer(String),
-    /// and what is said of it.
-    Description(String),
-    /// The tag of a repository.
-    Tag(String, String),
-    /// A manifest of a repository.
-    Revision(String, Digest),
-    Nothing,
 }
 
 /// The largest file by which images are found, in bytes.
@@ -138,6 +131,7 @@ impl Orders {
                         reports.outcome(&shown(&image.name), imported.map(Report::Imported)).await;
                     }
                 }
+                self.admit_referring(&mut read, import.pin, &holds, reports).await;
             }
         }
         holds.end().await;
@@ -217,6 +211,7 @@ impl Orders {
         read.small.clear();
         read.described.clear();
         let (mut images, made) = found?;
+        self.set_referring_apart(&mut images, read).await;
         for Made { config, manifest, names, promised } in made {
             if let Some(promised) = promised {
                 self.check_promise(&promised).await?;
@@ -226,7 +221,8 @@ impl Orders {
             }
             let digest = self.put_made(manifest, read, holds, reports).await?;
             let media_type = Some(named::MANIFEST_TYPE.to_owned());
-            let named = |name| Named { name, digest: digest.clone(), media_type: media_type.clone(), is_untagged: false };
+            let named =
+                |name| Named { name, digest: digest.clone(), media_type: media_type.clone(), kind: None, is_untagged: false };
             images.extend(names.into_iter().map(named));
             at_most(images.len(), MOST_IMAGES, "images")?;
         }
@@ -245,6 +241,7 @@ impl Orders {
             name: format!("{registry}{repository}:{tag}"),
             digest,
             media_type: None,
+            kind: None,
             is_untagged: false,
         }));
         if images.is_empty() && read.revisions.is_empty() {
@@ -273,7 +270,7 @@ impl Orders {
         for (repository, digest) in std::mem::take(&mut read.revisions) {
             let is_index = self.parts(&digest, None, None).await.is_ok_and(|parts| parts.is_index());
             let name = format!("{registry}{repository}@{digest}");
-            let image = Named { name, digest, media_type: None, is_untagged: true };
+            let image = Named { name, digest, media_type: None, kind: None, is_untagged: true };
             if is_index { indexes.push(image) } else { others.push(image) }
         }
         indexes.append(&mut others);
@@ -308,6 +305,8 @@ impl Orders {
             self.keep_for_good(&origin.repository, &name.reference, &image.digest, &parts).await?;
         }
         self.store.settle().await.map_err(|error| format!("it is here until larder ends, and not beyond: {error}"))?;
+        let referred_to = parts.manifests.iter().filter(|(digest, _)| read.referring.contains_key(digest));
+        read.arrived.extend(referred_to.map(|(digest, _)| image.key_of(digest)));
         let added = parts.blobs.iter().filter(|(digest, _)| read.added.contains(digest));
         let (added, bytes) = added.fold((0, 0), |(n, sum), (_, size)| (n + 1, sum + size));
         Ok(ImportReport {
@@ -364,40 +363,4 @@ impl Read {
         self.skipped = self.skipped.saturating_add(size);
         if self.skipped > MOST_SKIPPED { Err(format!("{:?} is of no use and large", shown(path))) } else { Ok(()) }
     }
-}
-
-// === impl Role ===
-
-impl Role {
-    fn of(path: &str) -> Self {
-        if matches!(path, "index.json" | "manifest.json" | "repositories") {
-            return Self::Small;
-        }
-        let parts: Vec<&str> = path.split('/').collect();
-        let digest = |algorithm: &str, hex: &str| format!("{algorithm}:{hex}").parse().map_or(Self::Nothing, Self::Blob);
-        let registry = parts.windows(3).position(|three| three == ["docker", "registry", "v2"]);
-        match (registry.map(|at| &parts[at + 3..]), &parts[..]) {
-            (Some(["blobs", algorithm, _, hex, "data"]), _) | (None, ["blobs", algorithm, hex]) => digest(algorithm, hex),
-            (Some(["repositories", repository @ .., "_manifests", "tags", tag, "current", "link"]), _) => {
-                Self::Tag(repository.join("/"), (*tag).to_owned())
-            }
-            (Some(["repositories", repository @ .., "_manifests", "revisions", algorithm, hex, "link"]), _) => {
-                let digest = format!("{algorithm}:{hex}").parse();
-                digest.map_or(Self::Nothing, |digest| Self::Revision(repository.join("/"), digest))
-            }
-            (None, [id, "layer.tar"]) if is_id(id) => Self::Layer((*id).to_owned()),
-            (None, [id, "json"]) if is_id(id) => Self::Description((*id).to_owned()),
-            // As podman, skopeo, crane and Docker name layers and configs for `docker load`.
-            (None, [name]) => {
-                let name = name.strip_prefix("sha256:").unwrap_or(name);
-                digest("sha256", [".tar", ".tar.gz", ".json"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name))
-            }
-            _ => Self::Nothing,
-        }
-    }
-}
-
-/// Whether it is what an older Docker calls a layer: as long as a digest, which it is not.
-fn is_id(name: &str) -> bool {
-    name.len() == 64 && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }

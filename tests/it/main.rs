@@ -37,6 +37,7 @@ mod https;
 mod keeping;
 mod lagging;
 mod layers;
+mod layouts;
 mod lazy;
 mod leaving;
 mod likes;

@@ -6,13 +6,16 @@ use serde_json::{Value, json};
 use crate::oci::{Digest, MAX_MANIFEST};
 
 use super::super::archive::shown;
-use super::{LARGEST_INDEX, Read, Role};
+use super::role::Role;
+use super::{LARGEST_INDEX, Read};
 
 /// An image that an archive says it has.
 pub(super) struct Named {
     pub(super) name: String,
     pub(super) digest: Digest,
     pub(super) media_type: Option<String>,
+    /// What it is to cosign.
+    pub(super) kind: Option<String>,
     /// It is there, and nothing says that it is meant.
     pub(super) is_untagged: bool,
 }
@@ -56,6 +59,7 @@ struct Annotations {
     /// Of what is no image, in larder's own.
     #[serde(rename = "larder.name")]
     other_name: Option<String>,
+    kind: Option<String>,
 }
 
 /// `manifest.json`
@@ -96,12 +100,12 @@ impl Named {
 pub(super) fn of_index(bytes: &[u8]) -> Result<Vec<Named>, String> {
     let index: Index = read("index.json", bytes)?;
     let named = index.manifests.into_iter().map(|Descriptor { digest, media_type, annotations }| {
-        let Annotations { name, ref_name, other_name } = annotations;
+        let Annotations { name, ref_name, other_name, kind } = annotations;
         // The other may be no more than a tag.
         let whole = ref_name.filter(|name| name.contains([':', '/']));
         let digest =
             digest.parse().map_err(|_| "its index.json has a manifest without a digest that larder knows: sha256 or sha512")?;
-        Ok(Named { name: name.or(other_name).or(whole).unwrap_or_default(), digest, media_type, is_untagged: false })
+        Ok(Named { name: name.or(other_name).or(whole).unwrap_or_default(), digest, media_type, kind, is_untagged: false })
     });
     named.collect()
 }

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use crate::oci::Digest;
 use crate::store::{self, BlobReader, Growth, Held, Kind, Pieces, TAIL};
-use crate::upstream;
+use crate::upstream::{self, Speaks};
 
 use super::body::{ByteStream, Reading};
 use super::fill::{For, Interest, Joined};
 use super::prefetch;
-use super::proofs::{By, Proven};
+use super::proofs::{By, Proven, Said};
 use super::{Mirror, Origin, Refusal, Served, Thing};
 
 /// A blob that can be read, whole or in parts.
@@ -99,18 +99,23 @@ impl Mirror {
         };
         'find: loop {
             // The upstream has answered for it in this repository, which gives the right to it, here or in a fill of others.
-            let mut proven = self.proof(origin, digest, Kind::Blob).is_some();
+            let (proof, held) = (self.proof(origin, digest, Kind::Blob), self.0.store.size(digest));
+            let mut proven = proof.is_some();
             // What is here is not for it, as its upstream's word is no proof and the bytes may be others': it is fetched as if it
             // were not here.
             let mut foreign = !proven && !origin.is_taken_at_its_word();
             let mut served = if origin.is_offline() { Served::Offline } else { Served::Hit };
-            if !unreadable && !foreign && !proven && self.0.store.size(digest).is_some() {
+            if !unreadable && !foreign && !proven && held.is_some() {
                 let said = self.prove(origin, digest, Kind::Blob, By::Get).await?;
-                foreign = matches!(said, Proven::Now(_)) && self.old_proof(origin, digest, Kind::Blob).is_none();
-                (served, proven) = (said.served(), true);
+                proven = said.is_of_it();
+                (served, foreign) = (said.served(), !proven);
             }
             if !unreadable && !foreign && proven {
                 match self.0.store.get(digest).await {
+                    // The upstream has answered with something else, as a page is: of this it has said nothing.
+                    Ok(Some(Held::Verified(cached))) if proof.is_some_and(|proof| proof.size != cached.size()) => {
+                        (proven, foreign) = (false, true);
+                    }
                     Ok(Some(Held::Verified(cached))) => return Ok(blob(served, Source::Cache(cached))),
                     Ok(Some(Held::Doubtful(growth))) => {
                         let verified = tokio::time::timeout(VERIFY_WAIT, growth.verified()).await;
@@ -138,11 +143,20 @@ impl Mirror {
                 origin.behalf.trace.shares(&interest.origin().behalf.trace);
             }
             let own = interest.origin().asker() == origin.asker();
+            let mut size_told = None;
             if interest.origin().repository != origin.repository && !proven {
                 // The bytes come by another repository; the right to them does not.
-                self.prove(origin, digest, Kind::Blob, By::Get).await?;
+                match self.prove(origin, digest, Kind::Blob, By::Get).await? {
+                    Proven::Now(Said { speaks: Speaks::OfNone, .. }) => return Err(incomplete()),
+                    Proven::Now(said) => size_told = said.size,
+                    Proven::Before(_) => {}
+                }
             }
             match interest.begun().await {
+                // By now it is known of what size it is.
+                Ok(Some(begun)) if size_told.is_some_and(|told| begun.growth.known_size().is_some_and(|size| size != told)) => {
+                    return Err(incomplete());
+                }
                 Ok(Some(mut begun)) => {
                     // Of so small a blob nothing can go out before it is verified: there is still time for a status.
                     while begun.growth.known_size().is_some_and(|size| size <= TAIL) && !begun.growth.verified().await {
@@ -208,13 +222,15 @@ impl Mirror {
             return Ok(BlobSize { served: Served::Hit, size: Some(proof.size) });
         }
         let proven = self.prove(origin, digest, Kind::Blob, By::Head).await?;
+        // What is not the client's has to look as if it were not here.
+        if let Proven::Now(said) = &proven
+            && (held.is_none() || said.speaks != Speaks::OfIt)
+        {
+            return Ok(BlobSize { served: Served::Miss(said.cache_status.clone()), size: said.size });
+        }
         let held = if held.is_some() { self.held_size(digest).await } else { None };
         let known = self.old_proof(origin, digest, Kind::Blob).map(|proof| proof.size);
-        let (served, size) = match proven {
-            Proven::Now(said) if held.is_none() || known.is_none() => (Served::Miss(said.cache_status), said.size),
-            proven => (proven.served(), held.or(known)),
-        };
-        Ok(BlobSize { served, size })
+        Ok(BlobSize { served: proven.served(), size: held.or(known) })
     }
 
     /// The size of a file that is here, by a look at it: what GET would find gone or cut is not promised.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use crate::oci::{Digest, Hasher};
 use crate::store::{BlobWriter, Finished, Kind};
 use crate::sync::start_task;
-use crate::upstream::{self, BlobAnswer, Body, Source, Span, pause};
+use crate::upstream::{self, BlobAnswer, Body, Found, Source, Span, pause};
 
 use super::{Mirror, Origin, Refusal, Thing};
 
@@ -158,38 +158,12 @@ impl Mirror {
         if !fill.origin.is_taken_at_its_word() && writer.accepted() > 0 {
             writer.restart().await;
         }
-        // The last byte is asked for again: the upstream's answer to it proves that the repository has the blob.
-        let start = writer.accepted().saturating_sub(1);
-        let mut span = (start > 0).then_some(Span { start, end: None });
-        let mut tries = 0;
-        let (size, cache_status, body) = loop {
-            let error = match self.unless_stopping(fill.ask(span)).await.flatten() {
-                Ok(BlobAnswer { offset, size, cache_status, mut body }) if offset == start && start > 0 => {
-                    match self.unless_stopping(body.pass_over(1, |_| {})).await.flatten() {
-                        Ok(()) => break (size, cache_status, body),
-                        Err(error) => error,
-                    }
-                }
-                Ok(BlobAnswer { size, cache_status, body, .. }) => {
-                    if writer.accepted() > 0 {
-                        writer.restart().await;
-                    }
-                    break (size, cache_status, body);
-                }
-                // Another part; or the blob ends before that byte, so that the bytes are not its own.
-                Err(upstream::Error::Unsupported(206 | 416)) if span.is_some() => {
-                    span = None;
-                    continue;
-                }
-                Err(error) => error,
-            };
-            let worth_it = matches!(error, upstream::Error::Unavailable { timed_out: false, .. });
-            if tries == FIRST_TRIES || !worth_it || fill.origin.ask().is_in_vain() {
-                return Err(error);
-            }
-            self.unless_stopping(pause(tries)).await?;
-            tries += 1;
-        };
+        let (start, fill_of) = (writer.accepted().saturating_sub(1), Arc::clone(fill));
+        let BlobAnswer { offset, found: Found { size, cache_status, .. }, body } =
+            self.ask_patiently(&fill.origin, || fill_of.begin(start)).await?;
+        if offset == 0 && writer.accepted() > 0 {
+            writer.restart().await;
+        }
         if let Some(size) = size {
             self.note_begun(&fill.origin, &fill.digest, size);
             writer.expect(size).await;
@@ -197,6 +171,26 @@ impl Mirror {
         let bypass = writer.bypassed().map(ToString::to_string);
         fill.head.send_replace(Head::Begun(Begun { growth: writer.growth(), bypass, cache_status }));
         Ok(body)
+    }
+
+    /// Asks once more where that is worth it: a client waits, and has other registries to ask.
+    pub(super) async fn ask_patiently<T, F>(&self, origin: &Origin, ask: impl Fn() -> F) -> Result<T, upstream::Error>
+    where
+        F: Future<Output = Result<T, upstream::Error>>,
+    {
+        let mut tries = 0;
+        loop {
+            let error = match self.unless_stopping(ask()).await.flatten() {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            let worth_it = matches!(error, upstream::Error::Unavailable { timed_out: false, .. });
+            if tries == FIRST_TRIES || !worth_it || origin.ask().is_in_vain() {
+                return Err(error);
+            }
+            self.unless_stopping(pause(tries)).await?;
+            tries += 1;
+        }
     }
 
     /// What an upstream that is silent has to say is not waited for when larder stops.
@@ -246,13 +240,15 @@ impl Mirror {
         let (at, size) = (writer.accepted(), writer.size());
         let other_size = |told: Option<u64>| told.is_some() && size.is_some() && told != size;
         let mut whole = match fill.ask(Some(Span { start: at, end: None })).await {
-            Ok(answer) if answer.offset == at && !other_size(answer.size) => return Ok(Resumed::GoesOn(Box::new(answer.body))),
+            Ok(answer) if answer.offset == at && !other_size(answer.found.size) => {
+                return Ok(Resumed::GoesOn(Box::new(answer.body)));
+            }
             Ok(answer) if answer.offset == 0 => answer,
             Ok(_) | Err(upstream::Error::Unsupported(206 | 416)) => fill.ask(None).await?,
             Err(error) => return Err(error),
         };
         let here = writer.digest_so_far().await;
-        if other_size(whole.size) {
+        if other_size(whole.found.size) {
             return Ok(Resumed::Differs(here));
         }
         let mut there = Hasher::new(fill.digest.algorithm());
@@ -312,6 +308,20 @@ async fn leave(fill: &Fill, writer: BlobWriter) {
 // === impl Fill ===
 
 impl Fill {
+    /// Asks for what follows on the byte at `start`, or for all of it. That byte is asked for again where something is here already: the
+    /// upstream's answer to it proves that the repository has the blob.
+    async fn begin(&self, start: u64) -> Result<BlobAnswer, upstream::Error> {
+        let mut answer = match self.ask((start > 0).then_some(Span { start, end: None })).await {
+            // Another part; or the blob ends before that byte, so that the bytes are not its own.
+            Err(upstream::Error::Unsupported(206 | 416)) if start > 0 => self.ask(None).await?,
+            answer => answer?,
+        };
+        if answer.offset > 0 {
+            answer.body.pass_over(1, |_| {}).await?;
+        }
+        Ok(answer)
+    }
+
     async fn ask(&self, span: Option<Span>) -> Result<BlobAnswer, upstream::Error> {
         self.origin.ask().blob(&self.digest, span).await
     }

@@ -73,19 +73,28 @@ impl Mirror {
         if let Some(manifest) = self.held_manifest(origin, digest, self.proof(origin, digest, Kind::Manifest)).await {
             return Ok(manifest);
         }
-        // The bytes may be here by another repository; the right to them is not.
-        if self.0.store.size(digest).is_some() && origin.is_taken_at_its_word() {
-            let proven = self.prove(origin, digest, Kind::Manifest, By::Get).await?;
+        // What the repository never had is asked for as if it were not here, whether it is or not: so nothing tells, and what it is
+        // its bytes say.
+        let old = self.old_proof(origin, digest, Kind::Manifest).filter(|_| self.0.store.size(digest).is_some());
+        if let Some(old) = old.clone().filter(|_| origin.is_taken_at_its_word()) {
+            let proven = self.prove(origin, digest, Kind::Manifest, By::Head).await?;
             let proof = match proven {
                 Proven::Now(_) => self.proof(origin, digest, Kind::Manifest),
-                Proven::Before(_) => self.old_proof(origin, digest, Kind::Manifest),
+                Proven::Before(_) => Some(old),
             };
             if let Some(manifest) = self.held_manifest(origin, digest, proof).await {
                 return Ok(Manifest { served: proven.served(), ..manifest });
             }
         }
-        let verified = self.fetch_manifest(origin, digest).await?;
-        Ok(verified.served())
+        match self.fetch_manifest(origin, digest).await {
+            Ok(verified) => Ok(verified.served()),
+            // A page in place of it says no more than a HEAD that says nothing.
+            Err(why @ Refusal::WrongContent(_)) if old.as_ref().is_some_and(|old| self.may_be_stale(old)) => {
+                let manifest = self.held_manifest(origin, digest, old).await.ok_or(why.clone())?;
+                Ok(Manifest { served: Served::Stale(why.told()), ..manifest })
+            }
+            Err(refusal) => Err(refusal),
+        }
     }
 
     /// A manifest of the cache, by this proof that the repository holds it.

@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use crate::clock::Timestamp;
-use crate::oci::{self, Digest, Reference, Repository};
+use crate::oci::{Digest, Reference, Repository};
 use crate::store::{Kind, Proof};
-use crate::upstream::{self, CacheStatus};
+use crate::upstream::{self, CacheStatus, Speaks};
 
 use super::{Mirror, Origin, Refusal, Served, Thing};
 
 /// A repository holds a digest.
 pub(super) enum Proven {
-    /// The upstream says so, and this of it.
+    /// The upstream says yes, and this of it; which need not be what was asked about.
     Now(Said),
     /// It once said so and cannot be asked now, for this reason.
     Before(String),
@@ -22,6 +22,7 @@ pub(super) enum Proven {
 pub(super) struct Said {
     /// In bytes.
     pub(super) size: Option<u64>,
+    pub(super) speaks: Speaks,
     pub(super) cache_status: Option<CacheStatus>,
 }
 
@@ -73,6 +74,11 @@ impl Mirror {
         !expires || (proof.proven <= now && now.since(proof.proven) < ttl)
     }
 
+    /// Whether what was said so long ago may still be gone by where the upstream cannot be asked.
+    pub(super) fn may_be_stale(&self, proof: &Proof) -> bool {
+        self.0.clock.now().since(proof.proven) <= self.0.options.proof_ttl.saturating_add(self.0.options.max_stale)
+    }
+
     /// Asks the upstream whether the repository holds a digest, once for all who wait. Where it has said so before, it is not
     /// waited for long, and its trouble is not the client's.
     pub(super) async fn prove(&self, origin: &Origin, digest: &Digest, kind: Kind, by: By) -> Result<Proven, Refusal> {
@@ -85,7 +91,11 @@ impl Mirror {
         let why = match self.0.unasked.get(&origin.asker()).filter(|unasked| now < unasked.until) {
             Some(unasked) => unasked.why,
             None => match self.in_time(self.ask_for_proof(origin, digest, kind, By::Head)).await {
-                Ok(said) => return Ok(Proven::Now(said)),
+                // A manifest shows itself for as little. And what is too old to be served is fetched, if it can be.
+                Ok(said) if said.speaks == Speaks::OfIt || kind == Kind::Manifest || !self.may_be_stale(&old) => {
+                    return Ok(Proven::Now(said));
+                }
+                Ok(_) => upstream::Error::something_else().into(),
                 Err(Refusal::Upstream(error)) if error.is_definitive() => return Err(error.into()),
                 Err(why) => {
                     if !in_vain {
@@ -95,10 +105,7 @@ impl Mirror {
                 }
             },
         };
-        if now.since(old.proven) > self.0.options.proof_ttl.saturating_add(self.0.options.max_stale) {
-            return Err(why);
-        }
-        Ok(Proven::Before(why.told()))
+        if self.may_be_stale(&old) { Ok(Proven::Before(why.told())) } else { Err(why) }
     }
 
     /// Waits for an upstream only as long as one does who has an older answer.
@@ -119,28 +126,25 @@ impl Mirror {
         let key = (origin.asker(), digest.clone(), kind);
         let (mirror, origin, digest) = (self.clone(), origin.clone(), digest.clone());
         let proven = self.0.proofs.join(key, || async move {
-            let held = mirror.0.store.size(&digest);
+            let held = mirror.0.store.size(&digest).or_else(|| mirror.0.fills.size(&origin, &digest));
+            let ask = origin.ask();
             let answer = match (kind, by) {
-                (Kind::Blob, By::Head) => origin.ask().head_blob(&digest).await,
-                (Kind::Blob, By::Get) => origin.ask().first_byte(&digest).await,
-                (Kind::Manifest, _) => origin.ask().head_manifest(&Reference::Digest(digest.clone())).await,
+                // Of what is empty there is no first byte.
+                (Kind::Blob, By::Get) if held != Some(0) => mirror.ask_patiently(&origin, || ask.first_byte(&digest)).await,
+                (Kind::Blob, _) => ask.head_blob(&digest).await,
+                (Kind::Manifest, _) => ask.head_manifest(&Reference::Digest(digest.clone())).await,
             };
             let found = answer.inspect_err(|error| mirror.note_failure(&origin, thing, error))?;
-            let said = Said { size: found.size, cache_status: found.cache_status };
-            // Any page may be answered in so few words.
-            let says_nothing = kind == Kind::Blob && found.digest.is_none() && said.size.is_none();
-            // It speaks of something else, as a login page does: that has to be seen.
-            let other =
-                found.digest.is_some_and(|told| told != digest) || (held.is_some() && said.size.is_some() && held != said.size);
-            if says_nothing || other || !origin.is_taken_at_its_word() {
+            let said = Said { size: found.size, speaks: found.speaks(&digest, held), cache_status: found.cache_status };
+            if said.speaks == Speaks::OfNone || !origin.is_taken_at_its_word() {
                 return Ok(said);
             }
-            match (kind, held.or(said.size), found.content_type.filter(|text| oci::is_manifest_type(text))) {
+            match (kind, held.or(said.size), mirror.old_proof(&origin, &digest, kind)) {
                 (Kind::Blob, Some(size), _) => mirror.set_proof(&origin.repository, &digest, size, None),
-                (Kind::Manifest, Some(size), Some(media_type)) => {
-                    mirror.set_proof(&origin.repository, &digest, size, Some(media_type));
+                // What a manifest is its bytes have said, when it was first proven; no HEAD says it.
+                (Kind::Manifest, _, Some(Proof { size, media_type, .. })) if said.speaks == Speaks::OfIt => {
+                    mirror.set_proof(&origin.repository, &digest, size, media_type);
                 }
-                // Without its type it cannot be served: it must be fetched.
                 _ => {}
             }
             Ok(said)
@@ -160,6 +164,11 @@ impl Mirror {
 // === impl Proven ===
 
 impl Proven {
+    /// Whether it opens what is here: who says yes and speaks of something else has not said that.
+    pub(super) fn is_of_it(&self) -> bool {
+        !matches!(self, Self::Now(said) if said.speaks != Speaks::OfIt)
+    }
+
     /// How what is in the cache is then served.
     pub(super) fn served(self) -> Served {
         match self {

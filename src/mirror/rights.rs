@@ -8,7 +8,8 @@ use std::time::Duration;
 use crate::clock::Timestamp;
 use crate::flight::Flights;
 use crate::oci::{Digest, Page, Reference, Repository};
-use crate::upstream::{self, CredentialKey};
+use crate::store::Kind;
+use crate::upstream::{self, CredentialKey, Speaks};
 
 use super::{Mirror, Origin, Refusal, Thing};
 
@@ -106,14 +107,35 @@ impl Mirror {
         match wanted {
             Wanted::Manifest(reference) => {
                 let found = origin.ask().prove_manifest(reference).await?;
-                if let (Reference::Tag(tag), Some(digest)) = (reference, found.digest) {
+                if let (Reference::Tag(tag), Some(digest)) = (reference, found) {
                     self.confirm_tag(origin, tag, &digest);
                 }
             }
-            Wanted::Blob(digest) => _ = origin.ask().head_blob(digest).await?,
+            Wanted::Blob(digest) => self.ask_for_blob(origin, digest).await?,
             Wanted::Tags => _ = origin.ask().tags(&Page { n: Some(1), ..Page::default() }).await?,
         }
         Ok(())
+    }
+
+    /// A yes opens the whole repository, so that it must be one: of this blob, by its digest or its size. Where neither is told,
+    /// or nothing is known of it here, whoever says as much of what cannot be there has said nothing.
+    async fn ask_for_blob(&self, origin: &Origin, digest: &Digest) -> Result<(), upstream::Error> {
+        let found = origin.ask().head_blob(digest).await?;
+        let known = self.0.store.size(digest).or_else(|| Some(self.old_proof(origin, digest, Kind::Blob)?.size));
+        let speaks = found.speaks(digest, known);
+        if speaks == Speaks::OfIt {
+            return Ok(());
+        }
+        let absent = Digest::sha256(format!("nothing that larder knows of, beside {digest}").as_bytes());
+        match origin.ask().first_byte(&absent).await {
+            Err(upstream::Error::NotFound | upstream::Error::Denied | upstream::Error::Unsupported(_))
+                if speaks == Speaks::OfSome =>
+            {
+                Ok(())
+            }
+            Err(error @ (upstream::Error::RateLimited { .. } | upstream::Error::Busy)) => Err(error),
+            _ => Err(upstream::Error::something_else()),
+        }
     }
 }
 

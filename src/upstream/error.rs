@@ -56,6 +56,12 @@ impl Error {
         Self::unavailable("the body ended early")
     }
 
+    /// What is answered is not what was asked for, and no error either: a page in place of a no.
+    #[must_use]
+    pub fn something_else() -> Self {
+        Self::unavailable("it answers with something else than what it was asked for")
+    }
+
     pub(super) fn timed_out(why: impl Into<String>) -> Self {
         Self::Unavailable { why: why.into(), timed_out: true }
     }

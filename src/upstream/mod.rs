@@ -73,7 +73,7 @@ pub use ping::Ping;
 pub use places::Aside;
 pub use public_url::{PublicUrl, is_loopback};
 pub use quota::Spent;
-pub use request::{Asking, BlobAnswer, Body, Found, ManifestAnswer, ReferrersAnswer, Source, Span, TagsAnswer};
+pub use request::{Asking, BlobAnswer, Body, Found, ManifestAnswer, ReferrersAnswer, Source, Span, Speaks, TagsAnswer};
 pub use send::Shortcut;
 pub(crate) use tls::for_others as tls;
 

@@ -12,7 +12,9 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::allowance::Turn;
 use crate::metrics::Fetched;
-use crate::oci::{ACCEPT, Digest, INDEX_TYPE, MAX_MANIFEST, Page, Reference, RepositoryName, merge_indexes};
+use crate::oci::{
+    ACCEPT, Digest, INDEX_TYPE, MAX_MANIFEST, Manifest, Page, Reference, RepositoryName, is_manifest_type, merge_indexes,
+};
 
 use super::budget::Purpose;
 use super::cache_status::CacheStatus;
@@ -41,7 +43,7 @@ pub struct ManifestAnswer {
     pub cache_status: Option<CacheStatus>,
 }
 
-/// What a HEAD tells. None of it is more than a hint.
+/// What the headers tell. None of it is more than a hint.
 pub struct Found {
     pub digest: Option<Digest>,
     pub size: Option<u64>,
@@ -49,13 +51,23 @@ pub struct Found {
     pub cache_status: Option<CacheStatus>,
 }
 
+/// What was found of a blob, held against what was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Speaks {
+    /// Of this blob: of its digest, or of its size.
+    OfIt,
+    /// Of some blob: there is nothing to tell it by.
+    OfSome,
+    /// Of another, or of none, as a page does.
+    OfNone,
+}
+
 /// The beginning of a blob's bytes.
 pub struct BlobAnswer {
     /// Where in the blob the body begins: where it was asked to, or 0 if the upstream ignores ranges.
     pub offset: u64,
-    /// The size of the whole blob, if the upstream says.
-    pub size: Option<u64>,
-    pub cache_status: Option<CacheStatus>,
+    /// What is said of the whole blob.
+    pub found: Found,
     pub body: Body,
 }
 
@@ -151,21 +163,28 @@ impl Asking<'_> {
         }
     }
 
-    /// Makes sure that a manifest may be had: by HEAD, and of a registry that knows none here by GET. Unlike
-    /// [`head_manifest`](Self::head_manifest), it is only well if the registry has said yes.
+    /// Makes sure that a manifest may be had, and says which it is where that is told. Unlike
+    /// [`head_manifest`](Self::head_manifest), it is only well if the registry has said yes: by a HEAD that speaks of a manifest, or
+    /// else by the manifest itself, as any page may be answered in place of a no.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn prove_manifest(&self, reference: &Reference) -> Result<Found, Error> {
-        let path = format!("{}/manifests/{reference}", self.repository);
-        match self.send(Purpose::Pull, Method::HEAD, &path, manifest_headers()).await {
-            Ok(answered) => Ok(Found::of(&answered.response)),
-            Err(Error::Unsupported(_)) => {
-                let ManifestAnswer { bytes, content_type, cache_status } = self.manifest(reference).await?;
-                Ok(Found { digest: None, size: Some(bytes.len() as u64), content_type, cache_status })
-            }
-            Err(error) => Err(error),
+    pub async fn prove_manifest(&self, reference: &Reference) -> Result<Option<Digest>, Error> {
+        let Found { digest, content_type, .. } = self.head_manifest(reference).await?;
+        let is_it = match (reference, &digest) {
+            (Reference::Digest(asked), Some(told)) => asked == told,
+            (Reference::Tag(_), Some(_)) => content_type.as_deref().is_some_and(is_manifest_type),
+            (_, None) => false,
+        };
+        if is_it {
+            return Ok(digest);
         }
+        let ManifestAnswer { bytes, content_type, .. } = self.manifest(reference).await?;
+        let is_it = match reference {
+            Reference::Digest(digest) => digest.matches(&bytes),
+            Reference::Tag(_) => Manifest::parse(content_type.as_deref(), &bytes).is_ok(),
+        };
+        if is_it { Ok(None) } else { Err(Error::something_else()) }
     }
 
     /// Asks whether there is a blob: by HEAD, and as some registries refuse that or tell no size, by its first byte.
@@ -204,12 +223,11 @@ impl Asking<'_> {
     /// # Errors
     /// See [`Error`].
     pub async fn first_byte(&self, digest: &Digest) -> Result<Found, Error> {
-        let BlobAnswer { size, cache_status, .. } = match self.part(digest, Some(Span { start: 0, end: Some(1) }), None).await {
+        match self.part(digest, Some(Span { start: 0, end: Some(1) }), None).await {
             // Another part is no answer, and does not say that there is nothing.
-            Err(Error::Unsupported(206)) => return Err(Error::unavailable("it sends another part than was asked for")),
-            first => first?,
-        };
-        Ok(Found { digest: None, size, content_type: None, cache_status })
+            Err(Error::Unsupported(206)) => Err(Error::unavailable("it sends another part than was asked for")),
+            first => Ok(first?.found),
+        }
     }
 
     /// Asks for the bytes of a blob, all of them or a span.
@@ -217,7 +235,11 @@ impl Asking<'_> {
     /// # Errors
     /// See [`Error`]. With 206 and 416 it says that it does not have that span.
     pub async fn blob(&self, digest: &Digest, span: Option<Span>) -> Result<BlobAnswer, Error> {
-        self.upstream.quota.admit(self.upstream.clock.now())?;
+        if let Err(spent) = self.upstream.quota.admit(self.upstream.clock.now()) {
+            // A no is told as ever: what is here already is asked for by its first byte, whatever is spent, and is not to be told by that.
+            self.first_byte(digest).await?;
+            return Err(spent);
+        }
         self.part(digest, span, None).await
     }
 
@@ -263,7 +285,7 @@ impl Asking<'_> {
         if size.is_some_and(|size| size > LARGEST_BLOB) {
             return Err(Error::unavailable("it announces a size that no blob has"));
         }
-        let cache_status = CacheStatus::of(response.headers());
+        let found = Found { size, ..Found::of(&response) };
         let body = Body {
             response,
             pace: Pace::new(self.upstream.limits),
@@ -275,7 +297,7 @@ impl Asking<'_> {
             received: 0,
             ahead: None,
         };
-        Ok(BlobAnswer { offset, size, cache_status, body })
+        Ok(BlobAnswer { offset, found, body })
     }
 
     /// Asks for a page of the tags of a repository.
@@ -285,6 +307,7 @@ impl Asking<'_> {
     pub async fn tags(&self, page: &Page) -> Result<TagsAnswer, Error> {
         #[derive(Deserialize)]
         struct List {
+            name: Option<String>,
             tags: Option<Vec<String>>,
         }
         let query = page.query();
@@ -292,6 +315,10 @@ impl Asking<'_> {
         let Answered { response, bytes, .. } = self.read(Purpose::List, &path, HeaderMap::new(), LARGEST_TAG_PAGE).await?;
         let next = link(&response).map_or(Ok(None), next_page)?;
         let list: List = serde_json::from_slice(&bytes).map_err(|_| Error::unavailable("its list of tags is no JSON"))?;
+        // An error may be sent as if it were none.
+        if list.name.is_none() && list.tags.is_none() {
+            return Err(Error::something_else());
+        }
         Ok(TagsAnswer { tags: list.tags.unwrap_or_default(), next, cache_status: CacheStatus::of(response.headers()) })
     }
 
@@ -381,6 +408,18 @@ fn unzip(bytes: &[u8]) -> Result<Bytes, Error> {
 // === impl Found ===
 
 impl Found {
+    /// Of what it is said. `size`: that of the blob, where it is known.
+    #[must_use]
+    pub fn speaks(&self, digest: &Digest, size: Option<u64>) -> Speaks {
+        let is_page = self.content_type.as_deref().is_some_and(|of| of.eq_ignore_ascii_case("text/html"));
+        match (&self.digest, self.size, size) {
+            (Some(told), ..) if told == digest => Speaks::OfIt,
+            (None, Some(told), Some(size)) if told == size && !is_page => Speaks::OfIt,
+            (None, Some(_), None) if !is_page => Speaks::OfSome,
+            _ => Speaks::OfNone,
+        }
+    }
+
     fn of(response: &Response) -> Self {
         let digest = response.headers().get("docker-content-digest").and_then(|value| value.to_str().ok());
         Self {

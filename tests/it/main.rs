@@ -52,6 +52,7 @@ mod order_sweeps;
 mod orders;
 mod overload;
 mod page;
+mod pages;
 mod panics;
 mod passthrough;
 mod pins;

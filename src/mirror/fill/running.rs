@@ -147,6 +147,11 @@ impl Fills {
         self.running().values().map(|fill| fill.now()).collect()
     }
 
+    /// How large a blob is that is being fetched, where that is known.
+    pub(in crate::mirror) fn size(&self, origin: &Origin, digest: &Digest) -> Option<u64> {
+        self.running().get(&key(origin, digest))?.now().size
+    }
+
     pub(in crate::mirror) fn gauges(&self) -> FillGauges {
         let running = self.running();
         let clients = running.values().map(|fill| fill.answers.load(Ordering::Relaxed) as u64).sum();

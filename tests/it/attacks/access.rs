@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use http::Method;
 
 use crate::public::{blob, open_to, read};
@@ -38,31 +39,84 @@ fn elsewhere(image: &PutImage) -> [String; 2] {
 
 // === a repository that does not hold what is here ===
 
+/// Asks a larder that holds an image of `team/one` and one that does not for the parts of it in `repository`, which does not, and
+/// compares all that a client sees, and what the registry was asked meanwhile: each question is time.
+async fn looks_alike(registry: &Registry, mirrors: &[TestMirror; 2], image: &PutImage, repository: &str, what: &str) {
+    let paths = elsewhere(image).map(|path| path.replace("/team/two/", &format!("/{repository}/")));
+    for (path, method) in paths.iter().flat_map(|path| [(path, Method::GET), (path, Method::HEAD)]) {
+        let mut outcomes = Vec::new();
+        for mirror in mirrors {
+            let before = asked(registry).len();
+            let answer = Client::h1().request(method.clone(), mirror.url(path), &[]).await;
+            let asked = asked(registry).into_iter().skip(before).filter(|asked| asked.contains(repository));
+            outcomes.push((seen(&answer), asked.collect::<Vec<_>>()));
+            // What is remembered of a no, and of an upstream that is left alone.
+            mirror.clock().advance(Duration::from_mins(20));
+        }
+        let [(full_seen, full_asked), (empty_seen, empty_asked)] = &outcomes[..] else { panic!() };
+        assert_eq!(full_seen, empty_seen, "{what} to {method} {path}");
+        // What says yes is looked at more closely where there is something to look at.
+        if !what.starts_with("200") && !what.starts_with("206") {
+            assert_eq!(full_asked, empty_asked, "{what} to {method} {path}");
+        }
+    }
+}
+
+/// Where HEAD and GET stand for each other they may be answered differently: what was here was asked for by the one, and what was
+/// not by the other.
 #[tokio::test]
 async fn what_is_here_and_not_ones_own_looks_exactly_like_what_is_not_here() {
-    for code in [404, 403, 401, 410, 405, 400, 500, 503, 429] {
+    let statuses: Vec<u16> = (200..=599).collect();
+    // Each asks thrice where it hears of trouble, with pauses between.
+    join_all(statuses.chunks(14).map(async |statuses| {
         let registry = Registry::start().await;
         let image = Image::new(1).layers(&[300_000]).put(&registry, "team/one", "latest");
-        let [full, empty] = full_and_empty(&registry, &image).await;
-        registry.on(Match::any("/team/two/"), Fault::status(code));
-        for (path, method) in elsewhere(&image).iter().flat_map(|path| [(path, Method::GET), (path, Method::HEAD)]) {
-            let mut outcomes = Vec::new();
-            for mirror in [&full, &empty] {
-                registry.forget_requests();
-                let answer = Client::h1().request(method.clone(), mirror.url(path), &[]).await;
-                outcomes.push((seen(&answer), asked(&registry).len(), asked(&registry).last().cloned()));
-                // What is remembered of a no, and of an upstream that is left alone.
-                mirror.clock().advance(Duration::from_mins(20));
-            }
-            let [(full_seen, full_asked, full_last), (empty_seen, empty_asked, empty_last)] = &outcomes[..] else { panic!() };
-            assert_eq!(full_seen, empty_seen, "{code} to {method} {path}");
-            // A manifest is asked for by HEAD in place of GET, and so no later.
-            if path.contains("/blobs/") && code < 429 {
-                assert_eq!((full_asked, full_last), (empty_asked, empty_last), "{code} to {method} {path}");
-            } else if matches!(code, 401 | 403 | 404) {
-                assert_eq!(full_asked, empty_asked, "{code} to {method} {path}");
-            }
+        let mirrors = full_and_empty(&registry, &image).await;
+        for code in statuses {
+            let repository = format!("team/s{code}");
+            registry.on(Match::any(format!("/{repository}/")), Fault::status(*code));
+            looks_alike(&registry, &mirrors, &image, &repository, &code.to_string()).await;
         }
+    }))
+    .await;
+}
+
+/// One that refuses one way to ask, whatever is asked for, and says no by the other.
+#[tokio::test]
+async fn so_it_does_where_head_and_get_are_answered_differently() {
+    join_all([[403, 404], [404, 403], [405, 404], [404, 405], [200, 404], [404, 200], [500, 404], [404, 500], [501, 401]].map(
+        async |[head, get]| {
+            let registry = Registry::start().await;
+            let image = Image::new(1).layers(&[300_000]).put(&registry, "team/one", "latest");
+            let mirrors = full_and_empty(&registry, &image).await;
+            registry.on(Match::head("/team/two/"), Fault::status(head));
+            registry.on(Match::get("/team/two/"), Fault::status(get));
+            looks_alike(&registry, &mirrors, &image, "team/two", &format!("{get}, to HEAD {head},")).await;
+        },
+    ))
+    .await;
+}
+
+/// What was here was asked for, and what was not was refused unasked.
+#[tokio::test]
+async fn so_it_does_when_the_byte_quota_is_spent() {
+    for code in [401, 403, 404, 405, 410, 451, 500] {
+        let registry = Registry::start().await;
+        let image = Image::new(1).layers(&[300_000]).put(&registry, "team/one", "latest");
+        let other = registry.put_blob("team/other", noise(9, 400_000));
+        registry.on(Match::any("/team/two/"), Fault::status(code));
+        let quota = "upstream.\"docker.io\".byte_quota = \"300KB\"\nupstream.\"docker.io\".byte_quota_window = \"90d\"";
+        let [full, empty] = [
+            TestMirror::builder().upstream("docker.io", &registry).set(quota).start().await,
+            TestMirror::builder().upstream("docker.io", &registry).set(quota).start().await,
+        ];
+        full.get(&image.manifest_path()).await.expect(200);
+        full.get(&image.blob_path(&image.layers[0])).await.expect(200);
+        full.kept(&image.layers[0].digest).await;
+        empty.get(&format!("/v2/team/other/blobs/{other}")).await.expect(200);
+        let spent = full.get(&format!("/v2/team/other/blobs/{other}")).await.expect(503);
+        assert!(spent.text().contains("byte_quota"), "{}", spent.text());
+        looks_alike(&registry, &[full, empty], &image, "team/two", &code.to_string()).await;
     }
 }
 

@@ -12,7 +12,7 @@
 //!           mirror                   the pull-through policy: who answers, how fresh, one fill per digest
 //! floor 1   store      upstream      mechanisms, which never use each other
 //! floor 0   oci  clock  flight       words and small tools: no I/O
-//!           metrics  traces  sync  allowance  brake  current  lines  setup
+//!           metrics  traces  sync  allowance  brake  current  lines  setup  heavy
 //! ```
 //!
 //! # A hit
@@ -47,6 +47,7 @@ pub mod config;
 pub mod current;
 pub mod dashboard;
 pub mod flight;
+mod heavy;
 mod lines;
 pub mod metrics;
 pub mod mirror;

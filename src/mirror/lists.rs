@@ -1,8 +1,11 @@
 //! Lists that only the upstream knows: the tags of a repository, the referrers of a digest.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use crate::clock::Timestamp;
+use crate::heavy;
 use crate::oci::{self, Accept, Digest, INDEX_TYPE, Page, Reference, Tag};
 use crate::upstream::{self, CacheStatus};
 
@@ -11,7 +14,7 @@ use super::{Mirror, Origin, Refusal, Served, Thing};
 /// A page of tags.
 pub struct TagList {
     pub served: Served,
-    pub tags: Vec<String>,
+    pub tags: Arc<[String]>,
     pub next: Option<Page>,
 }
 
@@ -34,7 +37,7 @@ pub(super) struct Cached {
 
 #[derive(Clone)]
 enum List {
-    Tags(Vec<String>, Option<Page>),
+    Tags(Arc<[String]>, Option<Page>),
     Referrers(Bytes),
 }
 
@@ -60,7 +63,7 @@ impl Mirror {
     /// See [`Refusal`].
     pub async fn tag_list(&self, origin: &Origin, page: &Page) -> Result<TagList, Refusal> {
         if page.n == Some(0) {
-            return Ok(TagList { served: Served::Hit, tags: Vec::new(), next: None });
+            return Ok(TagList { served: Served::Hit, tags: Arc::default(), next: None });
         }
         let page = Page { n: page.n.map(|n| n.min(LONGEST_PAGE)), ..page.clone() };
         let key = format!("tags {page:?}");
@@ -69,7 +72,7 @@ impl Mirror {
             let answer = asking.ask().tags(&asked).await?;
             let (tags, next) = cut(answer.tags, answer.next, &asked);
             let at = mirror.0.clock.now();
-            Ok(Cached { at, list: List::Tags(tags, next), cache_status: answer.cache_status })
+            Ok(Cached { at, list: List::Tags(tags.into(), next), cache_status: answer.cache_status })
         });
         match list.await? {
             (served, List::Tags(tags, next)) => Ok(TagList { served, tags, next }),
@@ -100,7 +103,9 @@ impl Mirror {
         match artifact_type {
             None => Ok(Referrers { served, index, filtered: false }),
             Some(artifact_type) => {
-                let index = oci::filter_referrers(&index, artifact_type).map_err(|bad| Refusal::WrongContent(bad.to_string()))?;
+                let artifact_type = artifact_type.to_owned();
+                let filtered = heavy::work(index.len(), move || oci::filter_referrers(&index, &artifact_type)).await?;
+                let index = filtered.map_err(|bad| Refusal::WrongContent(bad.to_string()))?;
                 Ok(Referrers { served, index: index.into(), filtered: true })
             }
         }

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::flight::Lost;
+use crate::heavy;
 use crate::oci::{self, Accept, Digest, Reference};
 use crate::store::{Bypass, Damage, Finished, Kind, Proof, ReadError};
 use crate::upstream::{self, CacheStatus, ManifestAnswer};
@@ -62,7 +64,7 @@ impl Mirror {
             return Ok(manifest);
         }
         // Docker's lists were always served as their linux/amd64 child to those who know no lists.
-        let list = oci::Manifest::parse(Some(&manifest.media_type), &manifest.bytes).ok();
+        let list = parse(Some(manifest.media_type.clone()), &manifest.bytes).await?.ok();
         let child = list.filter(oci::Manifest::is_docker_list).and_then(|list| list.default_child());
         let Some(child) = child else { return Err(Refusal::NotAccepted(manifest.media_type)) };
         let child = self.manifest_by_digest(origin, &child).await?;
@@ -122,13 +124,16 @@ impl Mirror {
                 Some(Err(ReadError::Disk(error))) => break Damage::told_by(&error)?,
                 Some(Err(ReadError::Ended | ReadError::Lagged(_))) => return None,
                 // To hash it costs microseconds here, and a damaged manifest would spoil a whole image.
-                None if digest.matches(&bytes) => {
-                    let bytes = Bytes::from(bytes);
-                    self.0.store.verified(digest);
-                    self.0.hot.insert(digest.clone(), bytes.clone());
-                    return Some(bytes);
+                None => {
+                    let (bytes, promised) = (Bytes::from(bytes), digest.clone());
+                    let (is_right, bytes) = heavy::work(bytes.len(), move || (promised.matches(&bytes), bytes)).await.ok()?;
+                    if is_right {
+                        self.0.store.verified(digest);
+                        self.0.hot.insert(digest.clone(), bytes.clone());
+                        return Some(bytes);
+                    }
+                    break Damage::Bytes;
                 }
-                None => break Damage::Bytes,
             }
         };
         self.0.store.quarantine(digest, reader.file()?, damage).await;
@@ -144,7 +149,7 @@ impl Mirror {
             // It may have come in between the caller's look and this.
             let proof = mirror.proof(&origin, &digest, Kind::Manifest);
             if let Some(held) = mirror.held_manifest(&origin, &digest, proof).await
-                && let Ok(manifest) = oci::Manifest::parse(Some(&held.media_type), &held.bytes)
+                && let Ok(manifest) = parse(Some(held.media_type), &held.bytes).await?
             {
                 return Ok(Arc::new(Verified { digest, bytes: held.bytes, manifest, cache_status: None }));
             }
@@ -152,31 +157,32 @@ impl Mirror {
             let answer = origin.ask().manifest(&reference).await.inspect_err(|error| {
                 mirror.note_failure(&origin, Thing::Manifest(digest.clone()), error);
             })?;
-            mirror.admit_manifest(&origin, Some(digest), answer)
+            mirror.admit_manifest(&origin, Some(digest), answer).await
         });
         fetched.await?
     }
 
     /// Verifies a manifest that an upstream has sent and takes it in. It is kept in the background: the client need not wait
     /// for the disk, and trouble with it is not the client's.
-    pub(super) fn admit_manifest(
+    pub(super) async fn admit_manifest(
         &self,
         origin: &Origin,
         asked: Option<Digest>,
         answer: ManifestAnswer,
     ) -> Result<Arc<Verified>, Refusal> {
         let ManifestAnswer { bytes, content_type, cache_status } = answer;
-        let digest = match asked {
-            Some(asked) if asked.matches(&bytes) => asked,
-            Some(asked) => {
-                let found = Digest::sha256(&bytes);
-                tracing::error!(repository = %origin.repository, digest = %asked, %found, "the upstream sent another manifest");
-                origin.upstream().note_mismatch();
-                return Err(Refusal::WrongContent(format!("{found} instead of {asked}")));
-            }
-            None => Digest::sha256(&bytes),
+        let of = bytes.clone();
+        let hash = move || match asked {
+            Some(asked) if asked.matches(&of) => Ok(asked),
+            Some(asked) => Err((asked, Digest::sha256(&of))),
+            None => Ok(Digest::sha256(&of)),
         };
-        let manifest = oci::Manifest::parse(content_type.as_deref(), &bytes).map_err(|bad| {
+        let digest = heavy::work(bytes.len(), hash).await?.map_err(|(asked, found)| {
+            tracing::error!(repository = %origin.repository, digest = %asked, %found, "the upstream sent another manifest");
+            origin.upstream().note_mismatch();
+            Refusal::WrongContent(format!("{found} instead of {asked}"))
+        })?;
+        let manifest = parse(content_type, &bytes).await?.map_err(|bad| {
             tracing::error!(repository = %origin.repository, %digest, %bad, "the upstream sent no usable manifest");
             Refusal::WrongContent(format!("{digest}: {bad}"))
         })?;
@@ -194,6 +200,11 @@ impl Mirror {
         });
         Ok(verified)
     }
+}
+
+async fn parse(content_type: Option<String>, bytes: &Bytes) -> Result<Result<oci::Manifest, oci::BadManifest>, Lost> {
+    let of = bytes.clone();
+    heavy::work(bytes.len(), move || oci::Manifest::parse(content_type.as_deref(), &of)).await
 }
 
 // === impl Verified ===

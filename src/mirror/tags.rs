@@ -220,7 +220,7 @@ impl Mirror {
             }
         }
         let answer = origin.ask().manifest(&reference).await?;
-        let verified = self.admit_manifest(origin, None, answer)?;
+        let verified = self.admit_manifest(origin, None, answer).await?;
         self.point(origin, tag, &verified.digest);
         Ok(Checked::Moved(verified))
     }

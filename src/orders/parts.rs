@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use crate::heavy;
 use crate::oci::{self, Descriptor, Digest, MAX_MANIFEST, Manifest};
 use crate::store::Holds;
 
@@ -100,8 +101,7 @@ impl Orders {
         let bytes = self.store.peek(digest, MAX_MANIFEST).await.map_err(|error| error.to_string())?;
         let bytes = bytes.ok_or("it is too large for a manifest, or has just left the cache")?;
         let (digest, media_type) = (digest.clone(), media_type.map(str::to_owned));
-        // A large one would keep a thread that serves for a while.
-        let read = tokio::task::spawn_blocking(move || {
+        let read = heavy::work(bytes.len(), move || {
             if !digest.matches(&bytes) {
                 return Err("it is damaged; `larder verify --repair` fetches it anew".into());
             }

@@ -7,6 +7,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::{Body as _, Incoming};
 
 use crate::clock::Clock;
+use crate::heavy;
 use crate::mirror::{Mirror, Origin, Refusal, Served, Wanted};
 use crate::oci::{Accept, Digest, Page, Reference, Route, Target, namespace};
 use crate::traces::Tracer;
@@ -190,7 +191,9 @@ impl Handler {
             Ok(list) => {
                 line.served = Some(list.served.clone());
                 let link = list.next.as_ref().map(|next| next_link(target, next));
-                respond::tag_list(&target.path, &list, link.as_deref())
+                let (path, length) = (target.path.clone(), list.tags.iter().map(String::len).sum());
+                let listed = heavy::work(length, move || respond::tag_list(&path, &list, link.as_deref())).await;
+                listed.unwrap_or_else(|_| respond::panicked())
             }
             Err(refusal) => self.refuse(&refusal, Kind::Tags, line),
         }

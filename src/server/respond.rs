@@ -9,6 +9,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream;
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version};
+use serde::Serialize;
 
 use crate::clock::Timestamp;
 use crate::mirror::{self, ByteStream, Pieces, Served};
@@ -206,8 +207,13 @@ fn describe_blob(response: &mut Response<Body>) {
 
 /// `link`: where the list goes on, as this server's own path.
 pub(super) fn tag_list(name: &str, list: &mirror::TagList, link: Option<&str>) -> Response<Body> {
-    let body = serde_json::json!({ "name": name, "tags": list.tags }).to_string();
-    let mut response = json(StatusCode::OK, body.into_bytes());
+    #[derive(Serialize)]
+    struct Page<'a> {
+        name: &'a str,
+        tags: &'a [String],
+    }
+    let body = serde_json::to_vec(&Page { name, tags: &list.tags });
+    let mut response = json(StatusCode::OK, body.unwrap_or_default());
     link.iter().for_each(|link| set(&mut response, header::LINK, &format!("<{link}>; rel=\"next\"")));
     cache_status(&mut response, Some(&list.served));
     response

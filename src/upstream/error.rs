@@ -6,6 +6,7 @@ use std::io;
 use rustix::io::Errno;
 
 use crate::clock::Timestamp;
+use crate::flight::Lost;
 
 /// Why an upstream gave no answer that could be used. Cheap to clone: everyone who waited is told.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -70,6 +71,12 @@ impl Error {
     #[must_use]
     pub fn is_definitive(&self) -> bool {
         matches!(self, Self::NotFound | Self::Denied)
+    }
+}
+
+impl From<Lost> for Error {
+    fn from(lost: Lost) -> Self {
+        Self::unavailable(lost.to_string())
     }
 }
 

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use tokio::time::{Instant, sleep_until};
 
 use crate::allowance::Turn;
+use crate::heavy;
 use crate::metrics::Fetched;
 use crate::oci::{
     ACCEPT, Digest, INDEX_TYPE, MAX_MANIFEST, Manifest, Page, Reference, RepositoryName, is_manifest_type, merge_indexes,
@@ -143,7 +144,8 @@ impl Asking<'_> {
         let (content_type, cache_status) = (content_type(&response), CacheStatus::of(response.headers()));
         let bytes = match encoding(&response) {
             None => bytes,
-            Some("gzip" | "x-gzip") => unzip(&bytes)?,
+            // Of how much, it does not say.
+            Some("gzip" | "x-gzip") => heavy::work(MAX_MANIFEST, move || unzip(&bytes)).await??,
             Some(_) => return Err(encoded()),
         };
         Ok(ManifestAnswer { bytes, content_type, cache_status })
@@ -180,11 +182,12 @@ impl Asking<'_> {
             return Ok(digest);
         }
         let ManifestAnswer { bytes, content_type, .. } = self.manifest(reference).await?;
-        let is_it = match reference {
+        let (reference, length) = (reference.clone(), bytes.len());
+        let is_it = move || match reference {
             Reference::Digest(digest) => digest.matches(&bytes),
             Reference::Tag(_) => Manifest::parse(content_type.as_deref(), &bytes).is_ok(),
         };
-        if is_it { Ok(None) } else { Err(Error::something_else()) }
+        if heavy::work(length, is_it).await? { Ok(None) } else { Err(Error::something_else()) }
     }
 
     /// Asks whether there is a blob: by HEAD, and as some registries refuse that or tell no size, by its first byte.
@@ -314,7 +317,8 @@ impl Asking<'_> {
         let path = format!("{}/tags/list{}{query}", self.repository, if query.is_empty() { "" } else { "?" });
         let Answered { response, bytes, .. } = self.read(Purpose::List, &path, HeaderMap::new(), LARGEST_TAG_PAGE).await?;
         let next = link(&response).map_or(Ok(None), next_page)?;
-        let list: List = serde_json::from_slice(&bytes).map_err(|_| Error::unavailable("its list of tags is no JSON"))?;
+        let list = heavy::work(bytes.len(), move || serde_json::from_slice::<List>(&bytes)).await?;
+        let list = list.map_err(|_| Error::unavailable("its list of tags is no JSON"))?;
         // An error may be sent as if it were none.
         if list.name.is_none() && list.tags.is_none() {
             return Err(Error::something_else());
@@ -349,9 +353,11 @@ impl Asking<'_> {
                 return Err(Error::unavailable("its list of referrers does not end"));
             }
         }
-        let index = match &pages[..] {
-            [page] => page.clone(),
-            _ => merge_indexes(&pages).map_err(|bad| Error::unavailable(bad.to_string()))?.into(),
+        let index = if let [page] = &pages[..] {
+            page.clone()
+        } else {
+            let merged = heavy::work(size, move || merge_indexes(&pages)).await?;
+            merged.map_err(|bad| Error::unavailable(bad.to_string()))?.into()
         };
         Ok(Some(ReferrersAnswer { index, cache_status }))
     }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each part of the crate may use. Its own parts it may always use.
-const MAY_USE: [(&str, &[&str]); 20] = [
+const MAY_USE: [(&str, &[&str]); 21] = [
     ("oci", &[]),
     ("clock", &[]),
     ("allowance", &[]),
@@ -12,14 +12,15 @@ const MAY_USE: [(&str, &[&str]); 20] = [
     ("current", &[]),
     ("sync", &[]),
     ("flight", &["sync"]),
+    ("heavy", &["flight"]),
     ("lines", &[]),
     ("metrics", &[]),
     ("setup", &[]),
     ("traces", &[]),
     ("store", &["oci", "clock", "sync", "flight", "metrics"]),
-    ("upstream", &["oci", "clock", "current", "sync", "flight", "metrics", "traces", "allowance"]),
-    ("mirror", &["oci", "clock", "brake", "current", "sync", "flight", "metrics", "traces", "store", "upstream"]),
-    ("orders", &["oci", "clock", "metrics", "store", "upstream", "mirror"]),
+    ("upstream", &["oci", "clock", "current", "sync", "flight", "heavy", "metrics", "traces", "allowance"]),
+    ("mirror", &["oci", "clock", "brake", "current", "sync", "flight", "heavy", "metrics", "traces", "store", "upstream"]),
+    ("orders", &["oci", "clock", "heavy", "metrics", "store", "upstream", "mirror"]),
     ("dashboard", &["oci", "clock", "metrics", "store", "upstream", "mirror", "orders"]),
     (
         "server",
@@ -28,6 +29,7 @@ const MAY_USE: [(&str, &[&str]); 20] = [
             "clock",
             "current",
             "flight",
+            "heavy",
             "lines",
             "metrics",
             "traces",

@@ -131,7 +131,7 @@ impl Metrics {
             answers: answers(&mut register),
             errors: register.add("errors", "Errors that clients were answered, by the distribution specification's code, and status"),
             connections: register.add("connections", "Connections of clients that are open"),
-            body_buffers: register.add("body_buffer_bytes", "Bytes of blobs that are in memory on their way to clients"),
+            body_buffers: register.add("body_buffer_bytes", "Bytes of blobs, and of large manifests and lists, that are in memory on their way to clients"),
             client_aborts: register.words(
                 "client_aborts",
                 "Requests that clients have left before their end, by phase",

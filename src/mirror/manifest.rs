@@ -116,6 +116,8 @@ impl Mirror {
     async fn read_manifest(&self, digest: &Digest) -> Option<Bytes> {
         let blob = self.0.store.get_unverified(digest).await.ok()??;
         let size = usize::try_from(blob.size()).ok().filter(|size| *size <= oci::MAX_MANIFEST)?;
+        // So many clients may ask for so many of them that their bytes would fill the memory before one of them is there.
+        let _turn = if size > heavy::LITTLE { Some(self.0.large.acquire().await.ok()?) } else { None };
         let mut bytes = Vec::with_capacity(size);
         let mut reader = blob.read(0..blob.size());
         let damage = loop {

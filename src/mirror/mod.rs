@@ -81,6 +81,8 @@ struct Inner {
     rights: Rights,
     /// Manifests that are asked for often, as they were verified.
     hot: moka::sync::Cache<Digest, Bytes>,
+    /// The right to read a large one.
+    large: tokio::sync::Semaphore,
     // What an upstream says, and above all that it says no, is for the one as whom it was asked.
     manifests: Flights<(Asker, Digest), Result<Arc<manifest::Verified>, Refusal>>,
     proofs: Flights<(Asker, Digest, Kind), Result<proofs::Said, Refusal>>,
@@ -176,6 +178,8 @@ pub enum Refusal {
 
 /// Hot manifests may take this much memory.
 const HOT_BYTES: u64 = 64 << 20;
+/// So many large manifests are read at a time.
+const LARGE_AT_ONCE: usize = 16;
 /// Lists likewise, and what is remembered as missing.
 const LIST_BYTES: u64 = 64 << 20;
 const MISSING_BYTES: u64 = 4 << 20;
@@ -215,6 +219,7 @@ impl Mirror {
             clock,
             metrics,
             hot,
+            large: tokio::sync::Semaphore::new(LARGE_AT_ONCE),
             manifests: Flights::default(),
             proofs: Flights::default(),
             unasked: moka::sync::Cache::new(REMEMBERED),

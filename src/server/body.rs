@@ -11,7 +11,7 @@ use crate::mirror::{Broken, ByteStream, Piece, Pieces};
 
 use super::data::Data;
 use super::log::{AccessLine, End};
-use super::passage::{Appetite, Passage};
+use super::passage::{Appetite, Buffers, Passage};
 use super::shares::Share;
 
 /// The body of a response.
@@ -99,9 +99,19 @@ impl Body {
         self
     }
 
+    /// Whether it has so much at hand that it counts.
+    pub(super) fn is_large(&self) -> bool {
+        matches!(&self.content, Content::Bytes(bytes) if Buffers::counts(bytes))
+    }
+
     /// Sends it over this way. `length`: how much it is, where that is known.
     pub(super) fn over(mut self, passage: Passage, length: Option<u64>) -> Self {
         self.left = self.left.or(length);
+        if let Content::Bytes(bytes) = &mut self.content
+            && Buffers::counts(bytes)
+        {
+            *bytes = passage.buffers.hold_whole(std::mem::take(bytes));
+        }
         self.last_apart = passage.stream.is_some() && self.left.is_some_and(|left| left > SMALL);
         if passage.stream.is_some() {
             self.appetite.pieces.set(FIRST_OF_STREAM);

@@ -122,6 +122,10 @@ impl Handler {
             Route::Invalid(code, message) => respond::invalid(code, &message),
             Route::NotFound => respond::not_found(),
         };
+        // Only now it is known how much it is. What is small is answered, or nobody could begin a pull.
+        if response.body().is_large() && asked.head.method == Method::GET && self.buffers.are_full() {
+            response = self.overloaded(line);
+        }
         if self.mirror.registries().gate(asked.host()).is_some() || asked.client.terms.are_for_some() {
             respond::keep_private(&mut response);
         }
@@ -168,9 +172,7 @@ impl Handler {
             };
         }
         if self.buffers.are_full() {
-            self.mirror.metrics().shed("memory");
-            line.why = Some("max_buffers are in memory for clients".into());
-            return respond::overloaded();
+            return self.overloaded(line);
         }
         match self.mirror.blob(&origin, digest).await {
             Ok(blob) => {
@@ -243,6 +245,12 @@ impl Handler {
             self.mirror.authorize(&origin, wanted, &target.path).await?;
         }
         Ok(origin)
+    }
+
+    fn overloaded(&self, line: &mut AccessLine) -> Response<Body> {
+        self.mirror.metrics().shed("memory");
+        (line.served, line.why) = (None, Some("max_buffers are in memory for clients".into()));
+        respond::overloaded()
     }
 
     pub(super) fn refuse(&self, refusal: &Refusal, kind: Kind, line: &mut AccessLine) -> Response<Body> {

@@ -1,6 +1,8 @@
 //! The way of an answer to its client: how much it takes at once, how much of it is in memory, whether it takes it at all.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -22,17 +24,25 @@ pub(super) struct Passage {
     pub(super) _underway: Underway,
 }
 
-/// Bytes of blobs that are in memory on their way to clients. Clones count together.
+/// Bytes of answers that are in memory on their way to clients. Clones count together.
 #[derive(Clone)]
 pub(super) struct Buffers {
     metrics: Metrics,
     most: u64,
+    /// How many answers hold the same bytes, by where these are in memory and how many.
+    whole: Arc<Mutex<HashMap<(usize, usize), usize>>>,
 }
 
 /// Bytes that count as long as someone has them.
 struct Held {
     bytes: Bytes,
     metrics: Metrics,
+}
+
+/// Bytes that count once, however many answers have them.
+struct Whole {
+    bytes: Bytes,
+    buffers: Buffers,
 }
 
 /// Decides how much a client is given at once. The first pieces are small, for a quick first byte and for those who want
@@ -95,7 +105,12 @@ impl Passage {
 
 impl Buffers {
     pub(super) fn new(most: u64, metrics: Metrics) -> Self {
-        Self { metrics, most }
+        Self { metrics, most, whole: Arc::default() }
+    }
+
+    /// Whether an answer that has these bytes at hand holds more of them than one that has to get them, bit by bit.
+    pub(super) fn counts(bytes: &Bytes) -> bool {
+        bytes.len() > MEDIUM
     }
 
     pub(super) fn are_full(&self) -> bool {
@@ -106,6 +121,45 @@ impl Buffers {
     pub(super) fn hold(&self, bytes: Bytes) -> Bytes {
         self.metrics.body_buffered(bytes.len());
         Bytes::from_owner(Held { bytes, metrics: self.metrics.clone() })
+    }
+
+    /// The bytes of a whole answer, counted until they are dropped. What many ask for at once, such as the manifest that all nodes of
+    /// a cluster pull, is in memory once and counts once: its readers are not to shut out others.
+    pub(super) fn hold_whole(&self, bytes: Bytes) -> Bytes {
+        let (key, length) = (Self::key(&bytes), bytes.len());
+        let mut whole = self.whole.lock().unwrap_or_else(PoisonError::into_inner);
+        let answers = whole.entry(key).or_default();
+        if *answers == 0 {
+            self.metrics.body_buffered(length);
+        }
+        *answers += 1;
+        drop(whole);
+        Bytes::from_owner(Whole { bytes, buffers: self.clone() })
+    }
+
+    fn key(bytes: &Bytes) -> (usize, usize) {
+        (bytes.as_ptr().addr(), bytes.len())
+    }
+}
+
+impl AsRef<[u8]> for Whole {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Whole {
+    fn drop(&mut self) {
+        // As long as they are here, nothing else is where they are.
+        let Self { bytes, buffers } = self;
+        let mut whole = buffers.whole.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Entry::Occupied(mut answers) = whole.entry(Buffers::key(bytes)) {
+            *answers.get_mut() -= 1;
+            if *answers.get() == 0 {
+                answers.remove();
+                buffers.metrics.body_released(bytes.len());
+            }
+        }
     }
 }
 

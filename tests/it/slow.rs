@@ -196,6 +196,53 @@ async fn when_clients_hold_all_the_memory_they_may_more_are_told_to_come_again()
     assert!(mirror.get(&path).await.expect(200).body == blob);
 }
 
+/// What is whole in memory was not counted: a thousand who took nothing of a manifest of 4 MiB each had it there.
+#[tokio::test]
+async fn large_manifests_and_lists_are_counted_those_that_many_share_once() {
+    const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+    let upstream = Registry::start().await;
+    let large = |n: usize| format!(r#"{{"schemaVersion":2,"mediaType":"{INDEX}","manifests":[],"n":"{n}{}"}}"#, "x".repeat(MIB));
+    let path = |n: usize| format!("/v2/library/app/manifests/t{n}");
+    for n in 0..3 {
+        upstream.put_manifest("library/app", Some(&format!("t{n}")), INDEX, large(n));
+    }
+    let small = format!(r#"{{"schemaVersion":2,"mediaType":"{INDEX}","manifests":[]}}"#);
+    let small = upstream.put_manifest("library/app", Some(&"y".repeat(100)), INDEX, small);
+    for n in 0..1000 {
+        upstream.tag("library/app", &format!("{n}{}", "z".repeat(100)), &small);
+    }
+    let builder = TestMirror::builder().upstream("docker.io", &upstream);
+    let mirror = builder.set("server.max_buffers = \"2MiB\"").set("server.write_idle = \"1m\"").start().await;
+    for n in 0..3 {
+        assert_eq!(mirror.get(&path(n)).await.expect(200).body, large(n));
+    }
+    let list = "/v2/library/app/tags/list";
+    mirror.get(list).await.expect(200);
+    mirror.metric_is(BUFFERS, 0).await;
+
+    let (mut requests, connection) = without_window(&mirror, 16 << 10).await;
+    let mut stalled = Vec::new();
+    for n in [0, 0, 0, 0, 1] {
+        let request = http::Request::get(mirror.url(&path(n))).body(()).unwrap();
+        requests = requests.ready().await.unwrap();
+        let answer = requests.send_request(request, true).unwrap().0.await.unwrap();
+        assert_eq!(answer.status(), 200);
+        stalled.push(answer.into_body());
+    }
+    assert_eq!(mirror.metric(BUFFERS), (large(0).len() + large(1).len()) as u64);
+    for path in [path(2), list.to_owned()] {
+        let refused = mirror.get(&path).await.expect(503);
+        assert_eq!((refused.header("retry-after"), refused.error_code().as_deref()), (Some("1"), Some("UNAVAILABLE")));
+        mirror.head(&path).await.expect(200);
+    }
+    assert_eq!(mirror.metric("larder_shed_total{reason=\"memory\"}"), 2);
+    mirror.get(&format!("/v2/library/app/manifests/{small}")).await.expect(200);
+    drop((stalled, requests));
+    mirror.metric_is(BUFFERS, 0).await;
+    connection.abort();
+    assert_eq!(mirror.get(&path(2)).await.expect(200).body, large(2));
+}
+
 /// I7: the counts are those of a larder without the one that stalls.
 #[tokio::test]
 async fn one_stalled_client_changes_nothing_for_the_others_of_a_cold_blob() {

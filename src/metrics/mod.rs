@@ -140,9 +140,10 @@ impl Metrics {
             slow_clients: register.add("slow_clients", "Answers given up as their clients took too little for too long"),
             shed: register.words(
                 "shed",
-                "What was not served for want of something: connections, memory, descriptors, sockets (to ask upstreams with), or as one \
+                "What was not served for want of something: connections, memory, descriptors, sockets (to ask upstreams with), transfers (in line \
+                 for an upstream), or as one \
                  client had all that it may have: client_connections, client_requests",
-                ("reason", &["connections", "memory", "descriptors", "sockets", "client_connections", "client_requests"]),
+                ("reason", &["connections", "memory", "descriptors", "sockets", "transfers", "client_connections", "client_requests"]),
             ),
             handshakes: register.words(
                 "tls_handshakes",

@@ -69,30 +69,36 @@ impl Mirror {
     async fn run_fill(&self, fill: &Arc<Fill>) {
         // Where the bytes were wrong, once more from the beginning.
         for last in [false, true] {
-            let writer = self.0.store.begin(fill.digest.clone()).await;
-            if !self.fill_once(fill, writer, last).await {
+            if !self.fill_once(fill, last).await {
                 return;
             }
         }
     }
 
     /// Returns true if the bytes were wrong and are to be fetched anew, which those who wait have been told.
-    async fn fill_once(&self, fill: &Arc<Fill>, mut writer: BlobWriter, last: bool) -> bool {
-        let mut senders = Senders { earlier: writer.accepted() > 0, now: Vec::new() };
-        let mut body = match self.begin_fill(fill, &mut writer).await {
-            Ok(body) => body,
-            Err(_) if self.0.stopping.is_cancelled() => {
-                self.stop_fill(fill, writer).await;
-                return false;
-            }
-            Err(error) => {
+    async fn fill_once(&self, fill: &Arc<Fill>, last: bool) -> bool {
+        let mut left = None;
+        if self.0.store.has_partial(&fill.digest) {
+            left = Some(self.0.store.begin(fill.digest.clone()).await);
+        }
+        let earlier = left.as_ref().is_some_and(|writer| writer.accepted() > 0);
+        let (mut writer, mut body) = match self.begin_fill(fill, &mut left).await {
+            Ok(Some(begun)) => begun,
+            Err(error) if !self.0.stopping.is_cancelled() => {
                 self.note_failure(&fill.origin, Thing::Blob(fill.digest.clone()), &error);
                 self.fill_ended(fill, "failed");
                 fill.head.send_replace(Head::Failed(error.into()));
-                writer.suspend().await;
+                if let Some(writer) = left {
+                    writer.suspend().await;
+                }
+                return false;
+            }
+            Ok(None) | Err(_) => {
+                self.stop_fill(fill, left).await;
                 return false;
             }
         };
+        let mut senders = Senders { earlier, now: Vec::new() };
         let mut tries = Tries::new(TRIES, self.0.options.fill_timeout, writer.accepted());
         loop {
             let mut segments = Segments::new(fill, body, writer.accepted(), self.0.options.blob_connections);
@@ -101,7 +107,7 @@ impl Mirror {
             match stretch {
                 Stretch::Complete => return self.finish_fill(fill, writer, &senders, last).await,
                 Stretch::Stopped => {
-                    self.stop_fill(fill, writer).await;
+                    self.stop_fill(fill, Some(writer)).await;
                     return false;
                 }
                 Stretch::Broken(error) => {
@@ -133,11 +139,28 @@ impl Mirror {
         }
     }
 
+    /// Waits for an answer as long as someone wants the blob, or the fill may go on for nobody. `None`: not any more.
+    async fn while_wanted<T>(&self, fill: &Fill, answer: impl Future<Output = T>) -> Option<T> {
+        let mut permit = None;
+        tokio::pin!(answer);
+        loop {
+            if !self.0.fills.may_go_on(fill, true, &mut permit) && self.0.fills.close(fill) {
+                return None;
+            }
+            tokio::select! {
+                answer = &mut answer => return Some(answer),
+                () = fill.abandoned() => {}
+            }
+        }
+    }
+
     /// Nobody wants it any more, or larder stops.
-    async fn stop_fill(&self, fill: &Fill, writer: BlobWriter) {
-        tracing::info!(digest = %fill.digest, at = writer.accepted(), "a fill stops");
+    async fn stop_fill(&self, fill: &Fill, writer: Option<BlobWriter>) {
+        tracing::info!(digest = %fill.digest, at = writer.as_ref().map_or(0, BlobWriter::accepted), "a fill stops");
         self.fill_ended(fill, "stopped");
-        leave(fill, writer).await;
+        if let Some(writer) = writer {
+            leave(fill, writer).await;
+        }
     }
 
     async fn give_up(&self, fill: &Fill, writer: BlobWriter, error: &upstream::Error) {
@@ -152,15 +175,23 @@ impl Mirror {
         fill.span(|span| span.text("larder.outcome", || how));
     }
 
-    /// Asks for the blob, from where an earlier fill stopped, and tells those who wait how large it is.
-    async fn begin_fill(&self, fill: &Arc<Fill>, writer: &mut BlobWriter) -> Result<Body, upstream::Error> {
+    /// Asks for the blob, from where an earlier fill stopped, and tells those who wait how large it is. `left`: what that fill has
+    /// left. Nothing else is opened before the upstream has answered: what clients make up costs no file, nor does what waits in line.
+    async fn begin_fill(
+        &self,
+        fill: &Arc<Fill>,
+        left: &mut Option<BlobWriter>,
+    ) -> Result<Option<(BlobWriter, Body)>, upstream::Error> {
         // What others have brought is not for who only says that it has it.
-        if !fill.origin.is_taken_at_its_word() && writer.accepted() > 0 {
-            writer.restart().await;
-        }
-        let (start, fill_of) = (writer.accepted().saturating_sub(1), Arc::clone(fill));
-        let BlobAnswer { offset, found: Found { size, cache_status, .. }, body } =
-            self.ask_patiently(&fill.origin, || fill_of.begin(start)).await?;
+        let here = left.as_ref().filter(|_| fill.origin.is_taken_at_its_word()).map_or(0, BlobWriter::accepted);
+        let start = here.saturating_sub(1);
+        let asked = self.ask_patiently(&fill.origin, || fill.begin(start));
+        let Some(answer) = self.while_wanted(fill, asked).await else { return Ok(None) };
+        let BlobAnswer { offset, found: Found { size, cache_status, .. }, body } = answer?;
+        let mut writer = match left.take() {
+            Some(writer) => writer,
+            None => self.0.store.begin(fill.digest.clone()).await,
+        };
         if offset == 0 && writer.accepted() > 0 {
             writer.restart().await;
         }
@@ -170,7 +201,7 @@ impl Mirror {
         }
         let bypass = writer.bypassed().map(ToString::to_string);
         fill.head.send_replace(Head::Begun(Begun { growth: writer.growth(), bypass, cache_status }));
-        Ok(body)
+        Ok(Some((writer, body)))
     }
 
     /// Asks once more where that is worth it: a client waits, and has other registries to ask.

@@ -193,6 +193,10 @@ impl Books {
         self.partials.insert(digest, partial);
     }
 
+    pub(super) fn has_partial(&self, digest: &Digest) -> bool {
+        self.partials.contains_key(digest)
+    }
+
     /// Hands the bytes of a partial file to the writer who goes on with it: they are reserved from now on.
     pub(super) fn take_partial(&mut self, digest: &Digest) -> u64 {
         let charge = self.partials.remove(digest).map_or(0, |partial| partial.charge);

@@ -243,6 +243,12 @@ impl Store {
         lock(&self.0.books).lru.size(digest)
     }
 
+    /// Whether an earlier writer has left some of a blob, from where the next one goes on.
+    #[must_use]
+    pub fn has_partial(&self, digest: &Digest) -> bool {
+        lock(&self.0.books).has_partial(digest)
+    }
+
     /// Begins to bring a blob in.
     pub async fn begin(&self, digest: Digest) -> BlobWriter {
         BlobWriter::begin(Arc::clone(&self.0), digest).await

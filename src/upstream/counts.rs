@@ -75,6 +75,11 @@ impl Counts {
         self.metrics.shed("sockets");
     }
 
+    /// Too much was asked of it already.
+    pub(super) fn no_place(&self) {
+        self.metrics.shed("transfers");
+    }
+
     pub(super) fn redirect_refreshed(&self) {
         self.metrics.redirect_refreshed(&self.upstream);
     }

@@ -68,7 +68,8 @@ impl Upstream {
         if let Some(hop) = &self.hop {
             question.headers.insert(header::VIA, hop.onward(question.behalf.via.as_ref()));
         }
-        let place = self.places.take(question.blob.is_some(), || self.is_held_back()).await?;
+        let place = self.places.take(question.blob.is_some(), || self.is_held_back()).await;
+        let place = place.inspect_err(|_| self.counts.no_place())?;
         let mut tries = 0;
         loop {
             let error = match self.ask_in_turn(&question).await {

@@ -8,7 +8,8 @@ use tokio::time::timeout;
 
 use super::error::Error;
 
-/// Room for so many requests and transfers; who comes when it is full waits in line. Some of it is never given to the bodies
+/// Room for so many requests and transfers; who comes when it is full waits in line, as long as the line is not too long: who waits
+/// costs memory, and what it waits for may be whatever a client makes up. Some of it is never given to the bodies
 /// of blobs, which last: what a pull begins with does not wait for them.
 pub(super) struct Places {
     all: Arc<Semaphore>,
@@ -17,6 +18,8 @@ pub(super) struct Places {
     /// likes, leaves the others room. A client of an image that is pulled lazily has a few of them, for as long as its range
     /// takes.
     asides: Arc<Semaphore>,
+    /// Places in line, for bodies and for the rest, which is not to find the line full of those.
+    lines: [Semaphore; 2],
     patience: Duration,
 }
 
@@ -31,6 +34,9 @@ pub struct Aside {
     _right: OwnedSemaphorePermit,
 }
 
+/// How many may wait for each place: for so long a line nobody's patience lasts.
+const LINE: usize = 16;
+
 // === impl Places ===
 
 impl Places {
@@ -39,7 +45,8 @@ impl Places {
         let most = most.min(Semaphore::MAX_PERMITS);
         let bodies = (most - most.div_ceil(8)).max(1);
         let of = |places| Arc::new(Semaphore::new(places));
-        Self { all: of(most), bodies: of(bodies), asides: of(bodies / 2), patience }
+        let line = |places: usize| Semaphore::new(places.saturating_mul(LINE).min(Semaphore::MAX_PERMITS));
+        Self { all: of(most), bodies: of(bodies), asides: of(bodies / 2), lines: [bodies, most].map(line), patience }
     }
 
     /// Waits for room. `held_back`: whether those who have it wait for larder itself, which lets no more come; then one waits for as
@@ -48,8 +55,12 @@ impl Places {
     /// Cancel safe, but who cancels loses the place in line.
     ///
     /// # Errors
-    /// [`Error::Busy`] if there is none in time.
+    /// [`Error::Busy`] if there is none in time, or too many wait already.
     pub(super) async fn take(&self, for_body: bool, held_back: impl Fn() -> bool) -> Result<Place, Error> {
+        if let Some(place) = self.take_spare(for_body) {
+            return Ok(place);
+        }
+        let _in_line = self.lines[usize::from(!for_body)].try_acquire().map_err(|_| Error::Busy)?;
         let place = async {
             let body = if for_body { Some(Arc::clone(&self.bodies).acquire_owned().await.ok()?) } else { None };
             Some(Place { _all: Arc::clone(&self.all).acquire_owned().await.ok()?, _body: body })

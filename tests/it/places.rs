@@ -2,9 +2,12 @@
 
 use futures_util::future::join_all;
 
-use crate::support::{Client, Fault, Image, Match, Registry, Streaming, TestMirror, get, get_with, noise, stream};
+use crate::support::{
+    Client, Fault, Image, Match, Registry, Streaming, TestMirror, digest_of, files, get, get_with, noise, stream,
+};
 
 const REPOSITORY: &str = "library/app";
+const SHED: &str = "larder_shed_total{reason=\"transfers\"}";
 const TAG: &str = "/v2/library/app/manifests/latest";
 
 fn path(digest: &str) -> String {
@@ -132,4 +135,96 @@ async fn an_upstream_without_a_place_cannot_be_configured() {
     let mirror = TestMirror::builder().upstream("docker.io", &upstream).set("upstream.\"docker.io\".max_transfers = 0");
     let (why, _) = mirror.try_start().await.err().unwrap();
     assert!(why.contains("max_transfers must be at least 1"), "{why}");
+}
+
+// === the line ===
+
+/// Whatever a client makes up had a file and a place in the books before anyone was asked for it, and so had what waits in line.
+#[tokio::test]
+async fn nothing_is_opened_for_what_is_not_there_or_waits_in_line() {
+    let upstream = Registry::start().await;
+    let digests = put(&upstream, 10);
+    let mirror = with_places(&upstream, 3, "30s").await;
+    let before = mirror.faults().count();
+    for n in 0..20 {
+        mirror.get(&path(&digest_of(format!("made up {n}").as_bytes()))).await.expect(404);
+    }
+    assert_eq!(mirror.faults().since(before), [], "the disk has heard nothing of it");
+
+    upstream.on(Match::get("/blobs/").times(2), Fault::Gate { after: 50_000 });
+    let waiting: Vec<_> = digests
+        .iter()
+        .map(|digest| {
+            let url = mirror.url(&path(digest));
+            tokio::spawn(async move { get(url).await })
+        })
+        .collect();
+    upstream.held(2).await;
+    mirror.metric_is("larder_fills_running", 10).await;
+    let partial = files(&mirror.cache_dir().join("partial"));
+    assert!(partial.len() <= 2, "{partial:?}");
+    upstream.release();
+    for answer in join_all(waiting).await {
+        answer.unwrap().expect(200);
+    }
+}
+
+/// A hundred thousand waited, each with a task, until their time was up.
+#[tokio::test]
+async fn a_line_that_is_too_long_takes_no_more_and_tells_so_at_once() {
+    let upstream = Registry::start().await;
+    let digests = put(&upstream, 20);
+    let image = Image::new(1).put(&upstream, REPOSITORY, "latest");
+    upstream.on(Match::get("/blobs/").times(1), Fault::Gate { after: 50_000 });
+    let mirror = with_places(&upstream, 2, "30s").await;
+    let ask = |digest: &String| {
+        let url = mirror.url(&path(digest));
+        tokio::spawn(async move { get(url).await })
+    };
+    let mut waiting = vec![ask(&digests[0])];
+    upstream.held(1).await;
+    waiting.extend(digests[1..17].iter().map(ask));
+    mirror.metric_is("larder_fills_running", 17).await;
+    // Sixteen of these are in line.
+    let refused = mirror.get(&path(&digests[17])).await.expect(503);
+    assert_eq!((refused.header("retry-after"), refused.error_code().as_deref()), (Some("1"), Some("UNAVAILABLE")));
+    assert_eq!(mirror.metric(SHED), 1);
+    assert_eq!(mirror.get(TAG).await.expect(200).body, image.manifest, "which stands in another line");
+    upstream.release();
+    for answer in join_all(waiting).await {
+        answer.unwrap().expect(200);
+    }
+    mirror.get(&path(&digests[17])).await.expect(200);
+}
+
+/// Clients that had left stayed in line, so that a few of them could fill it.
+#[tokio::test]
+async fn who_leaves_the_line_gives_up_its_place() {
+    let upstream = Registry::start().await;
+    let digests = put(&upstream, 20);
+    upstream.on(Match::get("/blobs/").times(1), Fault::Gate { after: 50_000 });
+    let mirror = TestMirror::builder()
+        .upstream("docker.io", &upstream)
+        .set("upstream.\"docker.io\".max_transfers = 2")
+        .set("mirror.orphan_fills = 0")
+        .start()
+        .await;
+    let first = stream(mirror.url(&path(&digests[0]))).await;
+    upstream.held(1).await;
+    for _ in 0..3 {
+        let waiting: Vec<_> = digests[1..17]
+            .iter()
+            .map(|digest| {
+                let url = mirror.url(&path(digest));
+                tokio::spawn(async move { get(url).await })
+            })
+            .collect();
+        mirror.metric_is("larder_fills_running", 17).await;
+        waiting.iter().for_each(tokio::task::JoinHandle::abort);
+        mirror.metric_is("larder_fills_running", 1).await;
+    }
+    assert_eq!(mirror.metric(SHED), 0);
+    upstream.release();
+    first.rest().await.expect(200);
+    assert_eq!(upstream.count("GET", "/blobs/"), 1);
 }

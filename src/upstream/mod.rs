@@ -15,6 +15,7 @@ mod counts;
 mod credentials;
 mod endpoint;
 mod error;
+mod found;
 mod guard;
 mod headers;
 mod hop;
@@ -64,6 +65,7 @@ pub use cache_status::CacheStatus;
 pub use counts::PUBLIC;
 pub use credentials::AccountOptions;
 pub use error::Error;
+pub use found::{Found, Speaks};
 pub use hop::{Astray, Hop};
 #[cfg(debug_assertions)]
 pub use names::Names;
@@ -73,7 +75,7 @@ pub use ping::Ping;
 pub use places::Aside;
 pub use public_url::{PublicUrl, is_loopback};
 pub use quota::Spent;
-pub use request::{Asking, BlobAnswer, Body, Found, ManifestAnswer, ReferrersAnswer, Source, Span, Speaks, TagsAnswer};
+pub use request::{Asking, BlobAnswer, Body, ManifestAnswer, ReferrersAnswer, Source, Span, TagsAnswer};
 pub use send::Shortcut;
 pub(crate) use tls::for_others as tls;
 

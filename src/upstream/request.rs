@@ -21,6 +21,7 @@ use super::budget::Purpose;
 use super::cache_status::CacheStatus;
 use super::endpoint::Endpoint;
 use super::error::Error;
+use super::found::Found;
 use super::headers::{content_length, content_range, content_type, encoding, link, next_page, next_query};
 use super::in_turn::Answered;
 use super::pace::Pace;
@@ -42,25 +43,6 @@ pub struct ManifestAnswer {
     pub bytes: Bytes,
     pub content_type: Option<String>,
     pub cache_status: Option<CacheStatus>,
-}
-
-/// What the headers tell. None of it is more than a hint.
-pub struct Found {
-    pub digest: Option<Digest>,
-    pub size: Option<u64>,
-    pub content_type: Option<String>,
-    pub cache_status: Option<CacheStatus>,
-}
-
-/// What was found of a blob, held against what was asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Speaks {
-    /// Of this blob: of its digest, or of its size.
-    OfIt,
-    /// Of some blob: there is nothing to tell it by.
-    OfSome,
-    /// Of another, or of none, as a page does.
-    OfNone,
 }
 
 /// The beginning of a blob's bytes.
@@ -408,32 +390,6 @@ fn unzip(bytes: &[u8]) -> Result<Bytes, Error> {
     match read {
         Ok(size) if size <= MAX_MANIFEST => Ok(plain.into()),
         _ => Err(encoded()),
-    }
-}
-
-// === impl Found ===
-
-impl Found {
-    /// Of what it is said. `size`: that of the blob, where it is known.
-    #[must_use]
-    pub fn speaks(&self, digest: &Digest, size: Option<u64>) -> Speaks {
-        let is_page = self.content_type.as_deref().is_some_and(|of| of.eq_ignore_ascii_case("text/html"));
-        match (&self.digest, self.size, size) {
-            (Some(told), ..) if told == digest => Speaks::OfIt,
-            (None, Some(told), Some(size)) if told == size && !is_page => Speaks::OfIt,
-            (None, Some(_), None) if !is_page => Speaks::OfSome,
-            _ => Speaks::OfNone,
-        }
-    }
-
-    fn of(response: &Response) -> Self {
-        let digest = response.headers().get("docker-content-digest").and_then(|value| value.to_str().ok());
-        Self {
-            digest: digest.and_then(|text| text.parse().ok()),
-            size: content_length(response),
-            content_type: content_type(response),
-            cache_status: CacheStatus::of(response.headers()),
-        }
     }
 }
 

@@ -22,7 +22,8 @@ pub(super) struct Import {
     /// A file, of those written with --split the first; a directory; or - for standard input.
     #[arg(value_name = "FILE")]
     from: PathBuf,
-    /// What the only image is to be called; or for the storage of a registry, by which name that is known here: ghcr.io.
+    /// What the only image is to be called; without a tag, the repository for all that the layout has tags for; or for the storage of a
+    /// registry, by which name that is known here: ghcr.io.
     #[arg(long = "as", value_name = "NAME")]
     name: Option<String>,
     /// Let them be evicted. Without it they are pinned.

@@ -6,8 +6,8 @@ use saphyr_parser::{Event, Parser};
 
 /// Images in the order in which they are named.
 ///
-/// A list has an image a line, and comments from `#` on. Anything else is YAML: what stands there under `image`. It is read as
-/// events, never built: however its aliases refer to each other, it takes no more memory than its text.
+/// A list has an image a line, and comments from `#` on; or it is a sequence. Anything else is YAML: what stands there under `image`.
+/// It is read as events, never built: however its aliases refer to each other, it takes no more memory than its text.
 ///
 /// # Errors
 /// Says in one line, and where it is wrong, what is.
@@ -16,7 +16,16 @@ pub(super) fn images(text: &str) -> Result<Vec<String>, String> {
     let text = text.trim_start_matches('\u{feff}');
     let lines: Vec<&str> = text.lines().map(|line| without_comment(line).trim()).filter(|line| !line.is_empty()).collect();
     let is_list = lines.iter().all(|line| is_word(line));
-    if is_list { Ok(lines.into_iter().map(str::to_owned).collect()) } else { in_yaml(text) }
+    if is_list {
+        return Ok(lines.into_iter().map(str::to_owned).collect());
+    }
+    let images = in_yaml(text)?;
+    // Lines of text are YAML as well.
+    let is_text = lines.iter().all(|line| !line.ends_with(':') && !line.contains(": ") && !line.starts_with(['{', '[', '-']));
+    match lines.iter().find(|line| !is_word(line)) {
+        Some(line) if images.is_empty() && is_text => Err(format!("{line:?} is no image")),
+        _ => Ok(images),
+    }
 }
 
 fn without_comment(line: &str) -> &str {
@@ -73,8 +82,10 @@ fn in_yaml(text: &str) -> Result<Vec<String>, String> {
 
 /// Takes one node: `text` if it is a scalar.
 fn take(places: &mut [Place], text: Option<&str>, line: usize, images: &mut Vec<String>) -> Result<(), String> {
+    let is_root = places.len() == 1;
     let Some(place) = places.last_mut() else { return Ok(()) };
     match place {
+        Place::Sequence if is_root => images.extend(text.map(str::to_owned)),
         Place::Sequence => {}
         Place::Key { in_image } => {
             let of_image = text == Some("image") || *in_image && text == Some("reference");
@@ -105,6 +116,9 @@ mod tests {
         assert_eq!(images(text).unwrap(), ["nginx:1.27", "ghcr.io/o/x@sha256:00", "nginx:1.27"]);
         assert_eq!(images("").unwrap(), [""; 0]);
         assert_eq!(images("\u{feff}nginx:1.27\r\nredis\r\n").unwrap(), ["nginx:1.27", "redis"]);
+        assert_eq!(images("- nginx:1.27\n- redis # both\n").unwrap(), ["nginx:1.27", "redis"]);
+        assert_eq!(images(r#"["nginx:1.27", "redis"]"#).unwrap(), ["nginx:1.27", "redis"]);
+        assert_eq!(images("nginx:1.27\nredis and more\n").unwrap_err(), "\"redis and more\" is no image");
     }
 
     #[test]

@@ -22,6 +22,6 @@ pub use manifest::{ACCEPT, BadManifest, Descriptor, INDEX_TYPE, MAX_MANIFEST, Ma
 pub use name::{InvalidName, Reference, Repository, RepositoryName, Tag};
 pub use pattern::{InvalidPattern, Pattern};
 pub use platform::{InvalidPlatform, Platform, Platforms};
-pub use referrers::{Referrer, filter_referrers, list_referrers, merge_indexes};
+pub use referrers::{Referrer, filter_referrers, list_referrers, listed, merge_indexes};
 pub use route::{Page, Route, Target, namespace};
 pub use ttl::{InvalidTagTtl, TagTtl, Ttl};

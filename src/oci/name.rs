@@ -131,6 +131,15 @@ impl Tag {
         hex.truncate(64);
         Self(format!("{}-{hex}", digest.algorithm().name()).into())
     }
+
+    /// What follows where it is such a tag, which is nothing, or one of those that cosign puts beside it: `.sig`, `.att`.
+    #[must_use]
+    pub fn ending_of_referrers(&self) -> Option<&str> {
+        let hex = self.0.strip_prefix("sha256-").or_else(|| self.0.strip_prefix("sha512-"))?;
+        let (hex, ending) = hex.split_at_checked(64)?;
+        let is_hex = hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        (is_hex && (ending.is_empty() || ending.starts_with('.'))).then_some(ending)
+    }
 }
 
 impl FromStr for Tag {
@@ -208,5 +217,10 @@ mod tests {
         let tag = Tag::of_referrers(&digest);
         assert_eq!(tag.as_str(), format!("sha512-{}", "ab".repeat(32)));
         assert!(tag.as_str().parse::<Tag>().is_ok());
+        assert_eq!(tag.ending_of_referrers(), Some(""));
+        assert_eq!(format!("{tag}.sig").parse::<Tag>().unwrap().ending_of_referrers(), Some(".sig"));
+        for other in ["latest", "sha256-", &format!("{tag}f"), &tag.as_str().replace('a', "x")] {
+            assert_eq!(other.parse::<Tag>().unwrap().ending_of_referrers(), None, "{other}");
+        }
     }
 }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{BadManifest, Descriptor, Digest, INDEX_TYPE, Manifest};
+use super::{BadManifest, Descriptor, Digest, INDEX_TYPE, MAX_MANIFEST, Manifest};
 
 /// A manifest that refers to another.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +26,11 @@ struct Document {
     config: Option<Descriptor>,
     annotations: Option<Map<String, Value>>,
 }
+
+/// What a list has beside what it lists, in bytes at most.
+const FRAME: usize = 200;
+/// More than refer to any manifest, and fewer than make an image that larder does not read.
+const MOST_REFERRERS: usize = 9_000;
 
 // === impl Referrer ===
 
@@ -49,15 +54,34 @@ impl Referrer {
     }
 }
 
-/// A list of referrers: those of `list`, if it is one, and behind them those of `more` that are not in it.
+/// A list of referrers: those of `list`, if it is one, and behind them those of `more` that are not in it, as far as it has room.
+/// `None` if all of them are. With it come the digests of those for which there is no room.
 #[must_use]
-pub fn list_referrers(list: &[u8], more: impl IntoIterator<Item = Referrer>) -> String {
-    let mut list: Value = serde_json::from_slice(list).unwrap_or_default();
-    let mut listed = list["manifests"].as_array_mut().map(std::mem::take).unwrap_or_default();
-    let digest = |descriptor: &Value| descriptor["digest"].as_str().map(str::to_owned);
+pub fn list_referrers(list: &[u8], more: impl IntoIterator<Item = Value>) -> (Option<String>, Vec<String>) {
+    let mut length = list.len();
+    let (mut listed, mut left_out) = (listed(list), Vec::new());
+    let digest = |descriptor: &Value| descriptor["digest"].as_str().unwrap_or_default().to_owned();
     let mut known: HashSet<_> = listed.iter().map(digest).collect();
-    listed.extend(more.into_iter().map(|referrer| referrer.descriptor).filter(|descriptor| known.insert(digest(descriptor))));
-    json!({ "schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": listed }).to_string()
+    let before = listed.len();
+    for descriptor in more {
+        if known.insert(digest(&descriptor)) {
+            length += descriptor.to_string().len() + 1;
+            if length + FRAME > MAX_MANIFEST || listed.len() == MOST_REFERRERS {
+                left_out.push(digest(&descriptor));
+            } else {
+                listed.push(descriptor);
+            }
+        }
+    }
+    let longer = listed.len() > before;
+    (longer.then(|| json!({ "schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": listed }).to_string()), left_out)
+}
+
+/// What a list of referrers has, as it stands there.
+#[must_use]
+pub fn listed(list: &[u8]) -> Vec<Value> {
+    let mut list: Value = serde_json::from_slice(list).unwrap_or_default();
+    list["manifests"].as_array_mut().map(std::mem::take).unwrap_or_default()
 }
 
 /// The referrers `index` with only the descriptors of `artifact_type`; everything else of them as it was.
@@ -121,11 +145,22 @@ mod tests {
 
     #[test]
     fn a_list_keeps_what_it_has_and_has_nothing_twice() {
-        let of = |digest: &str| Referrer { subject: A.parse().unwrap(), descriptor: json!({ "digest": digest, "size": 1 }) };
-        let list = list_referrers(b"", [of("a")]);
-        assert_eq!(list_referrers(list.as_bytes(), [of("a")]), list);
-        let longer: Value = serde_json::from_str(&list_referrers(list.as_bytes(), [of("b"), of("a")])).unwrap();
-        assert_eq!(longer["manifests"], json!([{ "digest": "a", "size": 1 }, { "digest": "b", "size": 1 }]));
+        let of = |digest: &str| json!({ "digest": digest, "size": 1 });
+        let list = list_referrers(b"", [of("a")]).0.unwrap();
+        assert_eq!(list_referrers(list.as_bytes(), [of("a")]), (None, vec![]));
+        let longer = list_referrers(list.as_bytes(), [of("b"), of("a"), of("b")]).0.unwrap();
+        assert_eq!(listed(longer.as_bytes()), [of("a"), of("b")]);
+    }
+
+    #[test]
+    fn what_a_list_has_no_room_for_is_told() {
+        let of = |digest: String, size: usize| json!({ "digest": digest, "annotations": { "a": "x".repeat(size) } });
+        let (list, left_out) = list_referrers(b"", (0..5).map(|n| of(n.to_string(), 1_300_000)));
+        assert_eq!(left_out, ["3", "4"]);
+        assert!(list.as_ref().is_some_and(|list| list.len() <= MAX_MANIFEST));
+        assert_eq!(list_referrers(list.unwrap().as_bytes(), [of("1".into(), 1_300_000)]), (None, vec![]), "it has it");
+        let (list, left_out) = list_referrers(b"", (0..MOST_REFERRERS + 2).map(|n| of(n.to_string(), 0)));
+        assert_eq!((listed(list.unwrap().as_bytes()).len(), left_out.len()), (MOST_REFERRERS, 2));
     }
 
     #[test]

@@ -22,7 +22,7 @@ mod named;
 mod referring;
 mod role;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -46,7 +46,8 @@ use role::Role;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Import {
-    /// What the only image is to be called; or for the storage of a registry, which registry it is.
+    /// What the only image is to be called; without a tag, the repository for all that has one; or for the storage of a registry, which
+    /// registry it is.
     pub name: Option<String>,
     /// Never to be evicted.
     pub pin: bool,
@@ -127,8 +128,7 @@ impl Orders {
                 for image in images.into_iter().chain(untagged) {
                     // What belongs to another has come with that.
                     if !(image.is_untagged && read.reached.contains(&image.key())) {
-                        let imported = self.admit(&image, &mut read, import.pin, &holds).await;
-                        reports.outcome(&shown(&image.name), imported.map(Report::Imported)).await;
+                        self.take_in(&image, &mut read, import.pin, &holds, reports).await;
                     }
                 }
                 self.admit_referring(&mut read, import.pin, &holds, reports).await;
@@ -211,7 +211,7 @@ impl Orders {
         read.small.clear();
         read.described.clear();
         let (mut images, made) = found?;
-        self.set_referring_apart(&mut images, read).await;
+        self.sort_out(&mut images, read).await;
         for Made { config, manifest, names, promised } in made {
             if let Some(promised) = promised {
                 self.check_promise(&promised).await?;
@@ -220,30 +220,17 @@ impl Orders {
                 self.put_made(config, read, holds, reports).await?;
             }
             let digest = self.put_made(manifest, read, holds, reports).await?;
-            let media_type = Some(named::MANIFEST_TYPE.to_owned());
-            let named =
-                |name| Named { name, digest: digest.clone(), media_type: media_type.clone(), kind: None, is_untagged: false };
+            let named = |name| Named::new(name, digest.clone(), Some(named::MANIFEST_TYPE.to_owned()));
             images.extend(names.into_iter().map(named));
             at_most(images.len(), MOST_IMAGES, "images")?;
         }
         at_most(images.len(), MOST_IMAGES, "images")?;
         if let (Some(name), false) = (&import.name, images.is_empty()) {
-            let digests: BTreeSet<Digest> = images.iter().map(|image| image.digest.clone()).collect();
-            if digests.len() > 1 {
-                return Err(format!("it has {} images, which cannot all be called {name}", digests.len()));
-            }
-            images.truncate(1);
-            images.iter_mut().for_each(|image| image.name.clone_from(name));
+            named::call(&mut images, name)?;
         }
         let registry = import.name.as_ref().map_or_else(String::new, |registry| format!("{registry}/"));
         let tags = read.tags.drain(..);
-        images.extend(tags.map(|(repository, tag, digest)| Named {
-            name: format!("{registry}{repository}:{tag}"),
-            digest,
-            media_type: None,
-            kind: None,
-            is_untagged: false,
-        }));
+        images.extend(tags.map(|(repository, tag, digest)| Named::new(format!("{registry}{repository}:{tag}"), digest, None)));
         if images.is_empty() && read.revisions.is_empty() {
             Err("it has no image: no index.json, no manifest.json, no repositories, no docker/registry/v2".into())
         } else {
@@ -270,7 +257,7 @@ impl Orders {
         for (repository, digest) in std::mem::take(&mut read.revisions) {
             let is_index = self.parts(&digest, None, None).await.is_ok_and(|parts| parts.is_index());
             let name = format!("{registry}{repository}@{digest}");
-            let image = Named { name, digest, media_type: None, kind: None, is_untagged: true };
+            let image = Named { is_untagged: true, ..Named::new(name, digest, None) };
             if is_index { indexes.push(image) } else { others.push(image) }
         }
         indexes.append(&mut others);
@@ -280,7 +267,7 @@ impl Orders {
     /// Gives an image its name, if all of it is here.
     async fn admit(&self, image: &Named, read: &mut Read, pin: bool, holds: &Holds) -> Result<ImportReport, String> {
         if image.name.is_empty() {
-            return Err(format!("{} has no name; --as gives it one", image.digest));
+            return Err("it has no name; --as gives it one".into());
         }
         let name = image.name.parse::<ImageName>().map_err(|invalid| invalid.to_string())?;
         if let Reference::Digest(digest) = &name.reference
@@ -292,13 +279,7 @@ impl Orders {
         let origin = self.mirror.registries().resolve(&name).map_err(|refusal| refusal.to_string())?;
         let parts = self.parts(&image.digest, image.media_type.clone(), Some(holds)).await?;
         read.reached.extend(parts.manifests.iter().map(|(digest, _)| image.key_of(digest)));
-        if let Some((digest, lack)) = parts.missing.first_key_value() {
-            return Err(match lack {
-                Lack::Broken(why) => format!("{digest}: {why}"),
-                Lack::Absent if parts.is_index() => "none of the manifests that it names is in the archive whole, or here".into(),
-                Lack::Absent => format!("{digest} is not in the archive, and not here"),
-            });
-        }
+        check_whole(&parts)?;
         self.name(&origin, &name.reference, &image.digest, &parts);
         parts.blobs.keys().for_each(|digest| holds.named(digest));
         if pin {
@@ -336,6 +317,18 @@ impl Orders {
         if let Reference::Tag(tag) = reference {
             self.mirror.point(origin, tag, image);
         }
+    }
+}
+
+/// Says in one line what is lacking.
+fn check_whole(parts: &Parts) -> Result<(), String> {
+    match parts.missing.first_key_value() {
+        None => Ok(()),
+        Some((digest, Lack::Broken(why))) => Err(format!("{digest}: {why}")),
+        Some((_, Lack::Absent)) if parts.is_index() => {
+            Err("none of the manifests that it names is in the archive whole, or here".into())
+        }
+        Some((digest, Lack::Absent)) => Err(format!("{digest} is not in the archive, and not here")),
     }
 }
 

@@ -49,6 +49,8 @@ pub use verify::VerifyReport;
 pub struct Orders {
     mirror: Mirror,
     store: Store,
+    /// Who makes a list longer does so alone.
+    lists: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// What is to be done. Images are named as for `docker pull`.
@@ -298,7 +300,7 @@ impl Reports {
 impl Orders {
     #[must_use]
     pub fn new(mirror: Mirror, store: Store) -> Self {
-        Self { mirror, store }
+        Self { mirror, store, lists: Arc::default() }
     }
 
     /// Does what is asked, and tells of it. `input`: what comes behind the order.

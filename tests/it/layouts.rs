@@ -5,8 +5,8 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Image, Process, PutImage, Registry, archive, assert_sound, assert_whole, blob_path, digest_of, files, get, refused, sealed,
-    told,
+    Image, MultiArch, Process, PutImage, Registry, archive, assert_sound, assert_whole, blob_path, digest_of, files, get, larder,
+    refused, sealed, told,
 };
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -208,7 +208,7 @@ async fn without_its_image_or_its_parts_what_refers_to_one_leaves_nothing() {
     let ended = Process::order(dir.path(), &["import", "layout.tar"], &[]).await;
     assert_eq!(ended.status.code(), Some(1));
     for says in [
-        format!("{} has no name; --as gives it one", image.digest),
+        format!("{}: it has no name; --as gives it one", image.digest),
         format!("{signature}: it refers to {}, which has not come in", image.digest),
     ] {
         assert!(ended.log.contains(&says), "{says}: {}", ended.log);
@@ -220,14 +220,123 @@ async fn without_its_image_or_its_parts_what_refers_to_one_leaves_nothing() {
     let lacking = layout.refer_to(&image.digest, "lost", false);
     layout.write(dir.path());
     let said = refused(dir.path(), &["import", "layout.tar"]).await;
-    let list = format!("docker.io/library/app:{}", list_tag(&image.digest));
-    assert!(
-        said.contains("none of the manifests that it names is in the archive whole") && said.contains("app:sha256-"),
-        "{list} {said}"
-    );
+    assert_eq!(said, format!("{lacking}: {} is not in the archive, and not here", digest_of(b"lost")));
     let larder = sealed(dir.path());
     assert_whole(&larder, &image).await;
     assert_eq!(referrers(&larder, &image.digest).await, [""; 0]);
     get(larder.url(&format!("/v2/library/app/manifests/{lacking}"))).await.expect(404);
     assert_eq!(files(&dir.path().join("cache/blobs")).len(), 3, "the image's manifest, config and layer");
+}
+
+#[tokio::test]
+async fn of_an_index_the_parts_that_are_listed_without_names_come_with_it() {
+    let upstream = Registry::start().await;
+    let index = MultiArch::new(6).put(&upstream, "library/multi", "v1");
+    let mut layout = Layout::default();
+    for image in &index.images {
+        image.blobs().for_each(|blob| layout.put(&blob.bytes));
+        layout.put(&image.manifest);
+        layout.list(&image.digest, &json!({}));
+    }
+    layout.put(&index.manifest);
+    let signature = layout.refer(&index.images[1].digest, "of a part");
+    layout.listed.push(json!({ "mediaType": index.media_type, "digest": index.digest, "size": 1,
+        "annotations": { "org.opencontainers.image.ref.name": "v1" } }));
+    // And once more, as some list what has a tag.
+    layout.listed.push(json!({ "mediaType": index.media_type, "digest": index.digest, "size": 1 }));
+    for name in ["multi:v2", "multi"] {
+        let dir = tempfile::tempdir().unwrap();
+        layout.write(dir.path());
+        let said = told(dir.path(), &["import", "layout.tar", "--as", name]).await;
+        assert_eq!(said.lines().count(), 2, "{said}");
+        let larder = sealed(dir.path());
+        let tag = if name == "multi" { "v1" } else { "v2" };
+        assert_eq!(get(larder.url(&index.tag_path(tag))).await.expect(200).body, index.manifest);
+        for image in &index.images {
+            assert_whole(&larder, image).await;
+        }
+        let referrers =
+            get(larder.url(&format!("/v2/library/multi/referrers/{}", index.images[1].digest))).await.expect(200).json();
+        assert_eq!(referrers["manifests"][0]["digest"], signature);
+    }
+}
+
+#[tokio::test]
+async fn a_name_without_a_tag_is_that_of_a_repository_for_the_tags_of_a_layout() {
+    let upstream = Registry::start().await;
+    let images = [7, 8].map(|seed| Image::new(seed).layers(&[1_000]).put(&upstream, "library/app", "any"));
+    let mut layout = Layout::of(&images[0]);
+    layout.files.append(&mut Layout::of(&images[1]).files);
+    for (image, tag) in images.iter().zip(["a", "b"]) {
+        layout.list(&image.digest, &json!({ "org.opencontainers.image.ref.name": tag }));
+    }
+    let dir = tempfile::tempdir().unwrap();
+    layout.write(dir.path());
+    let said = refused(dir.path(), &["import", "layout.tar", "--as", "app:v1"]).await;
+    assert!(said.contains("it has 2 images, which cannot all be called app:v1"), "{said}");
+    told(dir.path(), &["import", "layout.tar", "--as", "app"]).await;
+    let larder = sealed(dir.path());
+    for (image, tag) in images.iter().zip(["a", "b"]) {
+        assert_eq!(get(larder.url(&image.tag_path(tag))).await.expect(200).body, image.manifest);
+    }
+}
+
+/// As many as there are, each with a signature of its own.
+async fn import_at_once(dir: &Path, image: &PutImage, signatures: &[&str]) -> Vec<String> {
+    let mut digests = Vec::new();
+    let mut imports = Vec::new();
+    for signature in signatures {
+        let mut layout = Layout::of(image);
+        layout.list(&image.digest, &json!({ "io.containerd.image.name": "app:v1" }));
+        digests.push(layout.refer(&image.digest, signature));
+        let own = dir.join(signature);
+        std::fs::create_dir(&own).unwrap();
+        layout.write(&own);
+        imports.push(larder(dir, &["import", own.join("layout.tar").to_str().unwrap(), "--no-pin"]).spawn().unwrap());
+    }
+    let ended = tokio::task::spawn_blocking(move || imports.iter_mut().all(|import| import.wait().unwrap().success()));
+    assert!(ended.await.unwrap());
+    digests.sort();
+    digests
+}
+
+#[tokio::test]
+async fn layouts_that_come_in_at_once_lose_nothing_of_each_other() {
+    let (_upstream, image) = app(9).await;
+    let dir = tempfile::tempdir().unwrap();
+    let larder = sealed(dir.path());
+    let digests = import_at_once(dir.path(), &image, &["a", "b", "c", "d", "e", "f", "g", "h"]).await;
+    let mut found = referrers(&larder, &image.digest).await;
+    found.sort();
+    assert_eq!(found, digests);
+    // What a list was before is no image by itself.
+    let said = told(dir.path(), &["ls"]).await;
+    assert_eq!(said.lines().filter(|line| line.contains("library/app")).count(), 2, "{said}");
+}
+
+#[tokio::test]
+async fn a_list_that_is_pinned_stays_so_and_a_bundle_with_a_shorter_one_takes_nothing_from_it() {
+    let (_upstream, image) = app(10).await;
+    let dir = tempfile::tempdir().unwrap();
+    let import = async |signature: &str, more: &[&str]| {
+        let mut layout = Layout::of(&image);
+        layout.list(&image.digest, &json!({ "io.containerd.image.name": "app:v1" }));
+        let digest = layout.refer(&image.digest, signature);
+        layout.write(dir.path());
+        told(dir.path(), &[&["import", "layout.tar"], more].concat()).await;
+        digest
+    };
+    let first = import("first", &[]).await;
+    told(dir.path(), &["export", "app:v1", "-o", "bundle.tar"]).await;
+    let second = import("second", &["--no-pin"]).await;
+    let list = format!("docker.io/library/app:{}", list_tag(&image.digest));
+    let pinned = async || {
+        let said = told(dir.path(), &["ls", "--json"]).await;
+        let of_list = said.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).find(|row| row["image"] == list);
+        of_list.unwrap_or_else(|| panic!("{said}"))["pinned"].clone()
+    };
+    assert_eq!(pinned().await, true);
+    told(dir.path(), &["import", "bundle.tar"]).await;
+    assert_eq!(pinned().await, true);
+    assert_eq!(referrers(&sealed(dir.path()), &image.digest).await, [first, second]);
 }

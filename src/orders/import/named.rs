@@ -1,9 +1,11 @@
 //! Which images an archive has, and what they are called there.
 
+use std::collections::BTreeSet;
+
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::oci::{Digest, MAX_MANIFEST};
+use crate::oci::{Digest, MAX_MANIFEST, Tag};
 
 use super::super::archive::shown;
 use super::role::Role;
@@ -11,7 +13,10 @@ use super::{LARGEST_INDEX, Read};
 
 /// An image that an archive says it has.
 pub(super) struct Named {
+    /// Empty: it has none.
     pub(super) name: String,
+    /// It is known by this, in a repository that is not said.
+    pub(super) tag: Option<String>,
     pub(super) digest: Digest,
     pub(super) media_type: Option<String>,
     /// What it is to cosign.
@@ -81,19 +86,59 @@ const MOST_VALUES: usize = 300_000;
 // === impl Named ===
 
 impl Named {
+    /// An image that is just this.
+    pub(super) fn new(name: String, digest: Digest, media_type: Option<String>) -> Self {
+        Self { name, tag: None, digest, media_type, kind: None, is_untagged: false }
+    }
+
+    pub(super) fn is_nameless(&self) -> bool {
+        self.name.is_empty() && self.tag.is_none()
+    }
+
+    /// By which it is told of.
+    pub(super) fn shown(&self) -> String {
+        if self.name.is_empty() { self.digest.to_string() } else { shown(&self.name) }
+    }
+
     pub(super) fn key(&self) -> (String, Digest) {
         self.key_of(&self.digest)
     }
 
     /// What says of one of its manifests where it belongs.
     pub(super) fn key_of(&self, digest: &Digest) -> (String, Digest) {
-        let name = self.name.split_once('@').map_or(self.name.as_str(), |(name, _)| name);
-        let repository = match name.rsplit_once(':') {
-            Some((repository, tag)) if !tag.contains('/') => repository,
-            _ => name,
-        };
-        (repository.to_owned(), digest.clone())
+        (repository_of(&self.name).to_owned(), digest.clone())
     }
+}
+
+/// An image's name without its tag and its digest.
+fn repository_of(name: &str) -> &str {
+    let name = name.split_once('@').map_or(name, |(name, _)| name);
+    match name.rsplit_once(':') {
+        Some((repository, tag)) if !tag.contains('/') => repository,
+        _ => name,
+    }
+}
+
+/// Gives the images of an archive the name that is wanted for them. One without a tag is that of a repository, for all that has a tag
+/// in the archive.
+pub(super) fn call(images: &mut Vec<Named>, wanted: &str) -> Result<(), String> {
+    let repository = repository_of(wanted);
+    // What leads to what refers to an image is found by no other tag.
+    let is_kept = |tag: &str| repository == wanted || tag.parse::<Tag>().is_ok_and(|tag| tag.ending_of_referrers().is_some());
+    let (mut tagged, mut others): (Vec<Named>, Vec<Named>) =
+        std::mem::take(images).into_iter().partition(|image| image.tag.as_deref().is_some_and(is_kept));
+    for image in &mut tagged {
+        image.name = format!("{repository}:{}", image.tag.as_deref().unwrap_or_default());
+    }
+    let digests: BTreeSet<&Digest> = others.iter().map(|image| &image.digest).collect();
+    if digests.len() > 1 {
+        return Err(format!("it has {} images, which cannot all be called {wanted}", digests.len()));
+    }
+    others.truncate(1);
+    others.iter_mut().for_each(|image| wanted.clone_into(&mut image.name));
+    images.append(&mut tagged);
+    images.append(&mut others);
+    Ok(())
 }
 
 /// The images of an OCI image layout.
@@ -102,10 +147,13 @@ pub(super) fn of_index(bytes: &[u8]) -> Result<Vec<Named>, String> {
     let named = index.manifests.into_iter().map(|Descriptor { digest, media_type, annotations }| {
         let Annotations { name, ref_name, other_name, kind } = annotations;
         // The other may be no more than a tag.
-        let whole = ref_name.filter(|name| name.contains([':', '/']));
+        let (whole, tag) = match ref_name {
+            Some(name) if name.contains([':', '/']) => (Some(name), None),
+            tag => (None, tag.filter(|tag| !tag.is_empty())),
+        };
         let digest =
             digest.parse().map_err(|_| "its index.json has a manifest without a digest that larder knows: sha256 or sha512")?;
-        Ok(Named { name: name.or(other_name).or(whole).unwrap_or_default(), digest, media_type, kind, is_untagged: false })
+        Ok(Named { name: name.or(other_name).or(whole).unwrap_or_default(), tag, digest, media_type, kind, is_untagged: false })
     });
     named.collect()
 }

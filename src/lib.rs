@@ -9,7 +9,7 @@
 //! floor 3   server                   HTTP in: parse, ask the mirror, respond; connections, drain
 //! floor 2   dashboard                what the operator's page shows; above the others of this floor
 //!           orders                   what the operator tells a cache to do, beside a running larder or without one
-//!           mirror                   the pull-through policy: who answers, how fresh, one fill per digest
+//!           mirror                   the pull-through policy: who answers, how fresh, one fill for all
 //! floor 1   store      upstream      mechanisms, which never use each other
 //! floor 0   oci  clock  flight       words and small tools: no I/O
 //!           metrics  traces  sync  allowance  brake  current  lines  setup  heavy

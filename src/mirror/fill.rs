@@ -1,4 +1,4 @@
-//! Fills: one per digest, however many clients; it outlives them all.
+//! Fills: of an upstream one per digest, however many clients; it outlives them all.
 
 mod interest;
 mod running;
@@ -78,8 +78,8 @@ impl Mirror {
     /// Returns true if the bytes were wrong and are to be fetched anew, which those who wait have been told.
     async fn fill_once(&self, fill: &Arc<Fill>, last: bool) -> bool {
         let mut left = None;
-        if self.0.store.has_partial(&fill.digest) {
-            left = Some(self.0.store.begin(fill.digest.clone()).await);
+        if self.0.store.has_partial_from(&fill.origin.repository.upstream, &fill.digest) {
+            left = Some(self.begin_writer(fill).await);
         }
         let earlier = left.as_ref().is_some_and(|writer| writer.accepted() > 0);
         let (mut writer, mut body) = match self.begin_fill(fill, &mut left).await {
@@ -139,6 +139,10 @@ impl Mirror {
         }
     }
 
+    async fn begin_writer(&self, fill: &Fill) -> BlobWriter {
+        self.0.store.begin_from(&fill.origin.repository.upstream, fill.digest.clone()).await
+    }
+
     /// Waits for an answer as long as someone wants the blob, or the fill may go on for nobody. `None`: not any more.
     async fn while_wanted<T>(&self, fill: &Fill, answer: impl Future<Output = T>) -> Option<T> {
         let mut permit = None;
@@ -159,7 +163,7 @@ impl Mirror {
         tracing::info!(digest = %fill.digest, at = writer.as_ref().map_or(0, BlobWriter::accepted), "a fill stops");
         self.fill_ended(fill, "stopped");
         if let Some(writer) = writer {
-            leave(fill, writer).await;
+            writer.suspend().await;
         }
     }
 
@@ -167,7 +171,7 @@ impl Mirror {
         tracing::error!(digest = %fill.digest, at = writer.accepted(), %error, "a fill is given up");
         self.fill_ended(fill, "given_up");
         self.note_broken_off(&fill.origin, error);
-        leave(fill, writer).await;
+        writer.suspend().await;
     }
 
     fn fill_ended(&self, fill: &Fill, how: &'static str) {
@@ -182,15 +186,14 @@ impl Mirror {
         fill: &Arc<Fill>,
         left: &mut Option<BlobWriter>,
     ) -> Result<Option<(BlobWriter, Body)>, upstream::Error> {
-        // What others have brought is not for who only says that it has it.
-        let here = left.as_ref().filter(|_| fill.origin.is_taken_at_its_word()).map_or(0, BlobWriter::accepted);
+        let here = left.as_ref().map_or(0, BlobWriter::accepted);
         let start = here.saturating_sub(1);
         let asked = self.ask_patiently(&fill.origin, || fill.begin(start));
         let Some(answer) = self.while_wanted(fill, asked).await else { return Ok(None) };
         let BlobAnswer { offset, found: Found { size, cache_status, .. }, body } = answer?;
         let mut writer = match left.take() {
             Some(writer) => writer,
-            None => self.0.store.begin(fill.digest.clone()).await,
+            None => self.begin_writer(fill).await,
         };
         if offset == 0 && writer.accepted() > 0 {
             writer.restart().await;
@@ -329,11 +332,6 @@ impl Mirror {
         }
         anew
     }
-}
-
-/// Ends in the middle. What has come is left for the next fill, unless that could not trust it.
-async fn leave(fill: &Fill, writer: BlobWriter) {
-    if fill.origin.registry.anyones { writer.discard().await } else { writer.suspend().await }
 }
 
 // === impl Fill ===

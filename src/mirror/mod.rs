@@ -1,4 +1,4 @@
-//! The pull-through policy: who answers, how fresh, and one fill per digest.
+//! The pull-through policy: who answers, how fresh, and one fill for all who ask an upstream for a digest.
 //!
 //! Floor 2. It brings the store and the upstreams together, which know nothing of each other.
 

@@ -1,6 +1,7 @@
 //! The account of the disk: exact bytes, and what they are there for.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::VecDeque;
+use std::collections::hash_map::{Entry, HashMap};
 use std::sync::{Arc, Weak};
 
 use crate::clock::Timestamp;
@@ -52,7 +53,8 @@ pub(super) struct Books {
     /// What was found damaged, oldest first.
     pub(super) quarantine: VecDeque<Kept>,
     /// Digests that a writer is at work on.
-    writing: HashSet<Digest>,
+    /// What is being written, by the name of its partial file.
+    writing: HashMap<Digest, Digest>,
     open: HashMap<Digest, Weak<Handle>>,
     /// How many are about to open the file of a blob.
     opening: HashMap<Digest, usize>,
@@ -60,11 +62,11 @@ pub(super) struct Books {
     recent: VecDeque<Arc<Handle>>,
 }
 
-/// The right to write the partial file of a digest, and to make it the blob: nobody else has it until this is dropped. Not to be
-/// dropped under the lock of the books.
+/// The right to write a partial file, and to make it the blob: nobody else has it until this is dropped. Not to be dropped under the
+/// lock of the books.
 pub(super) struct Claim {
     books: Arc<Mutex<Books>>,
-    digest: Digest,
+    partial: Digest,
 }
 
 /// Someone is about to open the file of a blob: until this is dropped it is not evicted, or the same bytes would be lent to a
@@ -105,7 +107,7 @@ impl Books {
     pub(super) fn hold(&self, digest: &Digest) -> Hold {
         if self.lru.is_kept(digest) {
             Hold::Pinned
-        } else if self.lru.contains(digest) || self.writing.contains(digest) {
+        } else if self.lru.contains(digest) || self.is_written(digest) {
             Hold::Loose
         } else {
             Hold::Absent
@@ -176,15 +178,16 @@ impl Books {
 
     // --- writers ---
 
-    /// One writer a digest, until its claim is dropped. `None` if there is one.
-    pub(super) fn claim(&mut self, this: &Arc<Mutex<Self>>, digest: &Digest) -> Option<Claim> {
-        let claim = || Claim { books: Arc::clone(this), digest: digest.clone() };
-        self.writing.insert(digest.clone()).then(claim)
+    /// One writer a partial file, in which `blob` gathers, until its claim is dropped. `None` if there is one.
+    pub(super) fn claim(&mut self, this: &Arc<Mutex<Self>>, partial: &Digest, blob: &Digest) -> Option<Claim> {
+        let Entry::Vacant(free) = self.writing.entry(partial.clone()) else { return None };
+        free.insert(blob.clone());
+        Some(Claim { books: Arc::clone(this), partial: partial.clone() })
     }
 
     /// Whether someone writes what is to become this blob.
     pub(super) fn is_written(&self, digest: &Digest) -> bool {
-        self.writing.contains(digest)
+        self.writing.values().any(|blob| blob == digest)
     }
 
     // --- partial files ---
@@ -206,7 +209,7 @@ impl Books {
 
     /// The partial files that nobody fills and that have lain since before `limit`, the oldest first.
     pub(super) fn idle_partials(&self, limit: Timestamp) -> Vec<Digest> {
-        let idle = self.partials.iter().filter(|(digest, partial)| partial.since <= limit && !self.writing.contains(digest));
+        let idle = self.partials.iter().filter(|(digest, partial)| partial.since <= limit && !self.writing.contains_key(digest));
         let mut idle: Vec<_> = idle.map(|(digest, partial)| (partial.since, digest.clone())).collect();
         idle.sort_by_key(|(since, _)| *since);
         idle.into_iter().map(|(_, digest)| digest).collect()
@@ -217,7 +220,7 @@ impl Books {
         if !self.partials.contains_key(digest) {
             return None;
         }
-        let claim = self.claim(this, digest)?;
+        let claim = self.claim(this, digest, digest)?;
         let partial = self.partials.remove(digest)?;
         self.leaving += partial.charge;
         Some((partial, claim))
@@ -359,7 +362,7 @@ fn is_in_use(open: &HashMap<Digest, Weak<Handle>>, opening: &HashMap<Digest, usi
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        lock(&self.books).writing.remove(&self.digest);
+        lock(&self.books).writing.remove(&self.partial);
     }
 }
 

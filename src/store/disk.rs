@@ -5,7 +5,7 @@
 //! <dir>/layout                 the version of all that follows
 //!       lock                   held by the process that owns the directory
 //!       blobs/sha256/ab/<hex>  verified bytes; a manifest is a blob as well
-//!       partial/sha256-<hex>   bytes on their way in
+//!       partial/sha256-<hex>   bytes on their way in: their digest, or what stands for that and for who sends them
 //!       quarantine/            what was found damaged, named likewise: the newest few
 //!       records                what bytes do not tell: tags and proofs
 //!       limits                 what the cache may take, as the larder was told that served it last

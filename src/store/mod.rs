@@ -243,15 +243,22 @@ impl Store {
         lock(&self.0.books).lru.size(digest)
     }
 
-    /// Whether an earlier writer has left some of a blob, from where the next one goes on.
+    /// Whether an earlier writer has left some of what `sender` sent of a blob, from where the next one goes on.
     #[must_use]
-    pub fn has_partial(&self, digest: &Digest) -> bool {
-        lock(&self.0.books).has_partial(digest)
+    pub fn has_partial_from(&self, sender: &str, digest: &Digest) -> bool {
+        lock(&self.0.books).has_partial(&gathering(sender, digest))
     }
 
     /// Begins to bring a blob in.
     pub async fn begin(&self, digest: Digest) -> BlobWriter {
-        BlobWriter::begin(Arc::clone(&self.0), digest).await
+        let partial = digest.clone();
+        BlobWriter::begin(Arc::clone(&self.0), digest, partial).await
+    }
+
+    /// Likewise as `sender` sends it, who may send anything: nobody else waits for that, or goes on from what is left of it.
+    pub async fn begin_from(&self, sender: &str, digest: Digest) -> BlobWriter {
+        let partial = gathering(sender, &digest);
+        BlobWriter::begin(Arc::clone(&self.0), digest, partial).await
     }
 
     /// Begins to bring a blob in whose digest is known when all of it is here: see [`BlobWriter::call`]. `name` says which of these
@@ -356,6 +363,11 @@ impl Store {
             |hangs: Duration| Trouble { why: "read: the disk does not answer".into(), since: self.0.clock.now() - hangs };
         self.0.health.trouble().or_else(|| self.0.reads.hangs_for().map(unread))
     }
+}
+
+/// Under what name the bytes gather that `sender` sends of a blob.
+fn gathering(sender: &str, digest: &Digest) -> Digest {
+    Digest::sha256(format!("what {sender} has sent of {digest}").as_bytes())
 }
 
 // === impl Shared ===

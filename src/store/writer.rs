@@ -91,17 +91,22 @@ const STRIDE: u64 = 64 << 20;
 // === impl BlobWriter ===
 
 impl BlobWriter {
-    /// Begins, or goes on with what an earlier writer left: those bytes are hashed again and can be followed at once.
-    pub(super) async fn begin(store: Arc<Shared>, digest: Digest) -> Self {
+    /// Begins, or goes on with what an earlier writer left in this partial file: those bytes are hashed again and can be followed at
+    /// once.
+    pub(super) async fn begin(store: Arc<Shared>, digest: Digest, partial: Digest) -> Self {
         let (claim, reserved) = {
             let mut books = lock(&store.books);
-            let claim = if books.known { books.claim(&store.books, &digest).ok_or(Bypass::Busy) } else { Err(Bypass::Starting) };
-            let reserved = if claim.is_ok() { books.take_partial(&digest) } else { 0 };
+            let claim = if books.known {
+                books.claim(&store.books, &partial, &digest).ok_or(Bypass::Busy)
+            } else {
+                Err(Bypass::Starting)
+            };
+            let reserved = if claim.is_ok() { books.take_partial(&partial) } else { 0 };
             (claim, reserved)
         };
         let reservation = Reservation::of(&store.books, reserved);
         let opened = match claim {
-            Ok(claim) => open(&store, &digest, reservation, claim).await,
+            Ok(claim) => open(&store, &partial, reservation, claim).await,
             Err(why) => Err(why),
         };
         let (target, length) = match opened {
@@ -357,12 +362,12 @@ async fn reserve(store: &Arc<Shared>, partial: &PartialFile, total: u64) -> Resu
 /// Opens the file and tells how much there is of it.
 async fn open(
     store: &Arc<Shared>,
-    digest: &Digest,
+    name: &Digest,
     reservation: Reservation,
     claim: Claim,
 ) -> Result<(Arc<PartialFile>, u64), Bypass> {
-    let (shared, digest) = (Arc::clone(store), digest.clone());
-    let opened = store.writes.soon(move || PartialFile::open(&shared, &digest, reservation, claim));
+    let (shared, name) = (Arc::clone(store), name.clone());
+    let opened = store.writes.soon(move || PartialFile::open(&shared, &name, reservation, claim));
     opened.await.map_err(io::Error::from).flatten().map_err(|error| store.disk_failed("open", &error))
 }
 

@@ -9,7 +9,7 @@ use larder::store::Operation;
 use larder::store::faults::Fault;
 
 use crate::support::{
-    self, Image, Match, PATIENCE, PutImage, Registry, TestMirror, assert_booked, assert_sound, get, logged, noise,
+    self, Image, Match, PATIENCE, PutImage, Registry, TestMirror, assert_booked, assert_sound, get, logged, noise, partial_file,
 };
 
 const EIO: i32 = 5;
@@ -131,7 +131,7 @@ async fn what_stays_of_a_blob_that_could_not_be_written_has_no_hole() {
         Fault::Errno(EIO),
     );
     assert_eq!(mirror.get(&path).await.expect(200).body, image.layers[0].bytes);
-    let left = fs::read(mirror.cache_dir().join("partial").join(digest.replace(':', "-"))).unwrap();
+    let left = fs::read(partial_file(&mirror.cache_dir(), &digest)).unwrap();
     assert!(left.len() < 24 * MIB && left == image.layers[0].bytes[..left.len()], "{} bytes", left.len());
     mirror.faults().heal();
     let stopped = mirror.stop().await;
@@ -252,13 +252,13 @@ async fn a_large_partial_file_on_a_slow_disk_is_gone_on_with() {
         .start()
         .await;
     let stopped = mirror.stop().await;
-    let name = digest.replace(':', "-");
-    fs::write(stopped.cache_dir().join("partial").join(&name), &blob[..70 * MIB]).unwrap();
+    let partial = partial_file(&stopped.cache_dir(), &digest);
+    fs::write(&partial, &blob[..70 * MIB]).unwrap();
     let mirror = stopped.start().await;
     // All of it takes longer than the patience, and no stretch of it does.
     let reads = AtomicUsize::new(0);
     let slow = move |operation, path: &Path| {
-        let read = operation == Operation::Read && path.ends_with(&name);
+        let read = operation == Operation::Read && path == partial;
         read && [0, 40, 66].contains(&reads.fetch_add(1, Ordering::Relaxed))
     };
     mirror.faults().each(slow, Fault::Slow(Duration::from_millis(1100)));
@@ -279,12 +279,12 @@ async fn a_partial_file_is_gone_on_with_from_where_it_can_be_read_to() {
     let blob = noise(51, 40 * MIB);
     let digest = upstream.put_blob("library/app", blob.clone());
     let stopped = mirror.stop().await;
-    let name = digest.replace(':', "-");
-    fs::write(stopped.cache_dir().join("partial").join(&name), &blob[..36 * MIB]).unwrap();
+    let partial = partial_file(&stopped.cache_dir(), &digest);
+    fs::write(&partial, &blob[..36 * MIB]).unwrap();
     let mirror = stopped.set("cache.patience = \"5s\"").start().await;
     let reads = AtomicUsize::new(0);
     let fails = move |operation, path: &Path| {
-        operation == Operation::Read && path.ends_with(&name) && reads.fetch_add(1, Ordering::Relaxed) == 34
+        operation == Operation::Read && path == partial && reads.fetch_add(1, Ordering::Relaxed) == 34
     };
     mirror.faults().each(fails, Fault::Errno(EIO));
     assert!(mirror.get(&format!("/v2/library/app/blobs/{digest}")).await.expect(200).body == blob);
@@ -310,12 +310,12 @@ async fn a_partial_file_that_can_neither_be_read_nor_cut_is_forgotten_from_its_b
         let digest = upstream.put_blob("library/app", blob.clone());
         upstream.on(Match::get(&digest), upstreams.clone());
         let stopped = mirror.stop().await;
-        let name = digest.replace(':', "-");
-        fs::write(stopped.cache_dir().join("partial").join(&name), &blob[..36 * MIB]).unwrap();
+        let partial = partial_file(&stopped.cache_dir(), &digest);
+        fs::write(&partial, &blob[..36 * MIB]).unwrap();
         let mirror = stopped.set(&format!("cache.patience = {patience:?}")).start().await;
         let reads = AtomicUsize::new(0);
         let fails = move |operation, path: &Path| {
-            path.ends_with(&name)
+            path == partial
                 && match operation {
                     Operation::Read => reads.fetch_add(1, Ordering::Relaxed) == 34,
                     Operation::Truncate => true,

@@ -11,7 +11,7 @@ use larder::store::Operation;
 use larder::store::faults::Fault;
 
 use super::damage::{accounts_are_right, aside, cached, file, path};
-use crate::support::{Client, PATIENCE, Registry, StoppedMirror, TestMirror, logged, noise};
+use crate::support::{Client, PATIENCE, Registry, StoppedMirror, TestMirror, logged, noise, partial_file};
 
 const SIZE: usize = 3_000_000;
 /// What has gone out before the disk answers again.
@@ -164,12 +164,13 @@ async fn what_has_gone_out_is_compared_though_what_is_fetched_cannot_be_read_eit
         let begun = reading.take(SENT).await;
         mirror.faults().heal();
         // Only what comes anew cannot be read.
-        let (partial, hex, first) = (digest.replace(':', "-"), digest.replace("sha256:", ""), AtomicUsize::new(0));
+        let partial = partial_file(&mirror.cache_dir(), digest);
+        let (hex, first) = (digest.replace("sha256:", ""), AtomicUsize::new(0));
         let fails = move |operation, path: &Path| {
             if operation == Operation::Open && path.ends_with(&hex) {
                 first.fetch_add(1, Ordering::Relaxed);
             }
-            let anew = path.ends_with(&partial) || path.ends_with(&hex) && first.load(Ordering::Relaxed) > 0;
+            let anew = path == partial || path.ends_with(&hex) && first.load(Ordering::Relaxed) > 0;
             matches!(operation, Operation::Read | Operation::ReadCached) && anew
         };
         mirror.faults().each(fails, Fault::Errno(EIO));

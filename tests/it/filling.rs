@@ -216,6 +216,84 @@ async fn of_forty_fills_that_were_begun_and_left_four_go_on() {
     assert_eq!(mirror.metric("larder_fills_total{outcome=\"stopped\"}"), 36);
 }
 
+// === another upstream ===
+
+/// Docker Hub and a registry that has the blob as well, or says so.
+async fn beside(hub: &Registry, other: &Registry) -> TestMirror {
+    TestMirror::builder().upstream("docker.io", hub).upstream("other.example", other).start().await
+}
+
+fn at_other(digest: &str) -> String {
+    format!("{}?ns=other.example", path(digest))
+}
+
+/// A fill was the one of its digest, whoever sent it: who asked for the blob at another upstream waited for one that was silent.
+#[tokio::test]
+async fn nobody_waits_for_an_upstream_that_he_has_not_asked() {
+    let (hub, other) = (Registry::start().await, Registry::start().await);
+    let blob = noise(30, 600_000);
+    for (upstream, after) in [(&other, 0), (&other, 300_000)] {
+        let digest = hub.put_blob(REPOSITORY, blob.clone());
+        other.put_blob(REPOSITORY, blob.clone());
+        upstream.on(Match::get(&digest).times(1), Fault::Stall { after });
+        let mirror = beside(&hub, &other).await;
+        let waits = stream(mirror.url(&at_other(&digest))).await;
+        other.held(1).await;
+        let answers = join_all(clients(&mirror, &digest, 5).await.into_iter().map(Streaming::rest)).await;
+        answers.into_iter().for_each(|answer| assert_eq!(answer.expect(200).body, blob));
+        mirror.kept(&digest).await;
+        assert_eq!(hub.requests().len(), 1, "{:#?}", hub.requests());
+        assert_eq!(other.held_now(), 1, "that one is still silent");
+        assert_eq!(mirror.get(&path(&digest)).await.expect(200).header("cache-status"), Some("larder; hit"));
+        other.release();
+        assert_eq!(waits.rest().await.expect(200).body, blob, "it is taken up again");
+        hub.forget_requests();
+    }
+}
+
+/// Likewise who asked for it where it is right was given what another sent wrongly, up to where that came out.
+#[tokio::test]
+async fn nobody_is_given_what_an_upstream_sends_that_he_has_not_asked() {
+    let (hub, other) = (Registry::start().await, Registry::start().await);
+    let blob = noise(31, 600_000);
+    let digest = hub.put_blob(REPOSITORY, blob.clone());
+    other.put_blob_under(REPOSITORY, &digest, noise(32, 600_000));
+    other.on(Match::get(&digest), Fault::Gate { after: 300_000 });
+    let mirror = beside(&hub, &other).await;
+    let lied_to = stream(mirror.url(&at_other(&digest))).await;
+    other.held(1).await;
+    assert_eq!(mirror.get(&path(&digest)).await.expect(200).body, blob);
+    mirror.kept(&digest).await;
+    other.release();
+    assert!(!lied_to.rest().await.complete);
+    // What that one has sent is the end of nothing else.
+    let hit = mirror.get(&path(&digest)).await.expect(200);
+    assert_eq!((hit.header("cache-status"), &hit.body), (Some("larder; hit"), &blob));
+    assert_eq!(hub.requests().len(), 1, "{:#?}", hub.requests());
+}
+
+/// Nor of what is left of it on the disk.
+#[tokio::test]
+async fn nobody_goes_on_from_what_another_upstream_has_sent() {
+    let (hub, other) = (Registry::start().await, Registry::start().await);
+    let blob = noise(33, 600_000);
+    let digest = hub.put_blob(REPOSITORY, blob.clone());
+    other.put_blob_under(REPOSITORY, &digest, noise(34, 600_000));
+    other.on(Match::get(&digest).times(1), Fault::Gate { after: 300_000 });
+    let mirror = TestMirror::builder().upstream("docker.io", &hub).upstream("other.example", &other);
+    let mirror = mirror.set("mirror.orphan_bytes = \"1KiB\"").start().await;
+    let mut leaves = stream(mirror.url(&at_other(&digest))).await;
+    leaves.take(100_000).await;
+    other.held(1).await;
+    drop(leaves);
+    until("dropped by larder", || other.held_now() == 0).await;
+    let mirror = mirror.stop().await.start().await;
+    assert_eq!(fs::read_dir(mirror.cache_dir().join("partial")).unwrap().count(), 1, "it is there");
+    assert_eq!(mirror.get(&path(&digest)).await.expect(200).body, blob);
+    assert_eq!(hub.requests()[0].range(), None);
+    assert_eq!(hub.requests().len(), 1);
+}
+
 // === larger than the cache ===
 
 async fn small_mirror(upstream: &Registry) -> TestMirror {

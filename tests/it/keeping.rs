@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use rustix::fs::{FallocateFlags, fallocate};
 
-use crate::support::{Fault, Image, Match, MultiArch, PutImage, Registry, StoppedMirror, TestMirror, digest_of, noise};
+use crate::support::{
+    Fault, Image, Match, MultiArch, PutImage, Registry, StoppedMirror, TestMirror, digest_of, noise, partial_file,
+};
 
 const MIB: usize = 1 << 20;
 
@@ -335,8 +337,7 @@ async fn a_partial_file_with_wrong_bytes_spoils_nothing() {
     let image = Image::new(1).layers(&[MIB]).put(&upstream, "library/alpine", "latest");
     let layer = image.layers.last().unwrap();
     let stopped = TestMirror::of(&upstream).await.stop().await;
-    let name = layer.digest.replace(':', "-");
-    fs::write(stopped.cache_dir().join("partial").join(&name), vec![0; 1000]).unwrap();
+    fs::write(partial_file(&stopped.cache_dir(), &layer.digest), vec![0; 1000]).unwrap();
     fs::write(stopped.cache_dir().join("partial").join("stranger"), b"left alone").unwrap();
     let mirror = stopped.start().await;
     assert!(!mirror.get(&image.blob_path(layer)).await.complete, "the wrong bytes never end well");

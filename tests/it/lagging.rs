@@ -9,7 +9,7 @@ use larder::store::{Operation, faults};
 
 use super::damage::{accounts_are_right, path};
 use super::unreadable::let_reads_fail;
-use crate::support::{Client, Fault, Match, PATIENCE, Registry, Streaming, TestMirror, logged, noise, until};
+use crate::support::{Client, Fault, Match, PATIENCE, Registry, Streaming, TestMirror, logged, noise, partial_file, until};
 
 const REPOSITORY: &str = "library/app";
 const MIB: usize = 1 << 20;
@@ -75,14 +75,14 @@ async fn who_cannot_read_on_does_not_wait_for_a_fill_that_a_disk_that_hangs_does
     let blob = noise(203, 24 * MIB);
     let digest = upstream.put_blob(REPOSITORY, blob.clone());
     let mirror = TestMirror::builder().upstream("docker.io", &upstream).set("cache.patience = \"300ms\"").start().await;
-    let name = digest.replace(':', "-");
-    let commits = name.clone();
-    mirror.faults().each(move |operation, path| operation == Operation::Sync && path.ends_with(&commits), faults::Fault::Hang);
+    let partial = partial_file(&mirror.cache_dir(), &digest);
+    let commits = partial.clone();
+    mirror.faults().each(move |operation, path| operation == Operation::Sync && path == commits, faults::Fault::Hang);
     let mut reading = mirror.stream(&path(&digest)).await;
     assert_eq!(reading.take(MIB).await, blob.slice(..MIB));
     until("all of it verified, and the commit hangs", || mirror.faults().hanging() == 1).await;
     let reads = |operation| matches!(operation, Operation::Read | Operation::ReadCached);
-    mirror.faults().each(move |operation, path| reads(operation) && path.ends_with(&name), faults::Fault::Errno(EIO));
+    mirror.faults().each(move |operation, path| reads(operation) && path == partial, faults::Fault::Errno(EIO));
     let rest = reading.rest().await;
     assert!(rest.complete && rest.body == blob[MIB..], "{} bytes", rest.body.len());
     logged(&["WARN", &digest, "a blob cannot be read on; it goes on from the upstream"]).await;
@@ -188,9 +188,8 @@ async fn a_range_far_ahead_of_a_fill_is_whole_though_the_disk_fails_before_the_f
 async fn a_range_far_ahead_that_is_wrong_does_not_end_cleanly_though_the_verified_blob_cannot_be_read() {
     let (ahead, mut client) = Ahead::reads(213, &[Fault::Corrupt { at: FAR + 10 }]).await;
     assert_eq!(client.take(EARLY).await.len(), EARLY);
-    let name = ahead.digest.replace(':', "-");
-    let fails =
-        move |operation, path: &Path| matches!(operation, Operation::Read | Operation::ReadCached) && path.ends_with(&name);
+    let partial = partial_file(&ahead.mirror.cache_dir(), &ahead.digest);
+    let fails = move |operation, path: &Path| matches!(operation, Operation::Read | Operation::ReadCached) && path == partial;
     ahead.mirror.faults().each(|operation, _| operation == Operation::Sync, faults::Fault::Hang);
     ahead.mirror.faults().each(fails, faults::Fault::Errno(EIO));
     ahead.upstream.release();

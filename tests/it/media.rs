@@ -11,7 +11,7 @@ use larder::store::Operation;
 use larder::store::faults::Fault;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::support::{Image, PutImage, Registry, TestMirror, assert_booked, entries, larder, refused, told, until};
+use crate::support::{Image, PutImage, Registry, TestMirror, assert_booked, entries, is_of, larder, refused, told, until};
 
 /// An order that is kept within this limit of the kernel's. How it ended, and what it said.
 async fn limited(dir: &Path, limit: &str, arguments: &[&str]) -> (Option<i32>, String) {
@@ -118,9 +118,9 @@ async fn a_directory_that_an_export_has_left_in_the_middle_takes_the_next_one() 
     told(mirror.dir(), &["export", "app:v1", "-o", "whole.tar"]).await;
     let whole = fs::read(mirror.dir().join("whole.tar")).unwrap();
     let begun = async || {
-        let hex = image.layers[0].digest[7..].to_owned();
+        let digest = image.layers[0].digest.clone();
         let reads = |operation| matches!(operation, Operation::Read | Operation::ReadCached);
-        mirror.faults().each(move |operation, path| reads(operation) && path.to_string_lossy().ends_with(&hex), Fault::Hang);
+        mirror.faults().each(move |operation, path| reads(operation) && is_of(path, &digest), Fault::Hang);
         let export = larder(mirror.dir(), &["export", "app:v1", "-o", "layout"]).spawn().unwrap();
         let blobs = layout.join("blobs/sha256");
         until("a blob is begun", || fs::read_dir(&blobs).is_ok_and(|mut entries| entries.next().is_some())).await;

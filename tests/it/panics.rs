@@ -10,7 +10,9 @@ use larder::store::{Operation, faults};
 
 use super::damage::{accounts_are_right, aside, cached, file, path};
 use super::unreadable::let_reads_fail;
-use crate::support::{Fault, Match, PATIENCE, Registry, Streaming, TestMirror, assert_sound, digest_of, logged, noise, until};
+use crate::support::{
+    Fault, Match, PATIENCE, Registry, Streaming, TestMirror, assert_sound, digest_of, logged, noise, partial_file, until,
+};
 
 const REPOSITORY: &str = "library/app";
 const MIB: usize = 1 << 20;
@@ -219,7 +221,7 @@ async fn a_fill_that_panics_before_it_has_begun_is_told_to_all_who_wait_by_a_sta
         let digest = upstream.put_blob(REPOSITORY, blob.clone());
         let stopped = TestMirror::of(&upstream).await.stop().await;
         // Of what an earlier fill has left, the last byte is asked for again before anyone is told of it.
-        let partial = stopped.cache_dir().join("partial").join(digest.replace(':', "-"));
+        let partial = partial_file(&stopped.cache_dir(), &digest);
         fs::write(partial, &blob[..200_000]).unwrap();
         let part = [("content-range", "bytes 199999-499999/500000"), ("x-larder-panic", "0")];
         let panics = Fault::answer(206, &part, blob.slice(199_999..));

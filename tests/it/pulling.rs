@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::support::{
-    Ended, Fault, Image, Match, MultiArch, PATIENCE, Process, PutImage, Registry, TestMirror, assert_whole, get, noise, sealed,
+    Ended, Fault, Image, Match, MultiArch, PATIENCE, Process, PutImage, Registry, TestMirror, assert_whole, get, noise,
+    partial_file, sealed,
 };
 
 fn settings(upstream: &Registry) -> String {
@@ -152,7 +153,7 @@ async fn what_was_killed_goes_on_where_it_was() {
     killed.arg(format!("cache.dir={}", dir.path().join("cache").display())).stdout(Stdio::null()).stderr(Stdio::null());
     let mut killed = killed.spawn().unwrap();
     upstream.held(1).await;
-    let partial = dir.path().join("cache/partial").join(layer.digest.replace(':', "-"));
+    let partial = partial_file(&dir.path().join("cache"), &layer.digest);
     let deadline = Instant::now() + PATIENCE;
     while fs::metadata(&partial).map_or(0, |meta| meta.len()) < 1_000_000 {
         assert!(Instant::now() < deadline, "nothing is written");

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use larder::store::faults::Loss;
 
-use crate::support::{Auth, Blobs, Fault, Log, Match, Registry, Setup, TestMirror, assert_booked, digest_of, noise, reboot};
+use crate::support::{
+    Auth, Blobs, Fault, Log, Match, Registry, Setup, TestMirror, assert_booked, digest_of, noise, partial_file, reboot,
+};
 
 const REPOSITORY: &str = "library/app";
 const SIZE: usize = 500_000;
@@ -189,7 +191,7 @@ async fn a_partial_file_that_was_damaged_is_found_out_and_the_blob_fetched_anew(
     upstream.release();
     assert!(!short.rest().await.complete);
     let stopped = mirror.stop().await;
-    let partial = stopped.cache_dir().join("partial").join(digest.replace(':', "-"));
+    let partial = partial_file(&stopped.cache_dir(), &digest);
     let mut bytes = fs::read(&partial).unwrap();
     bytes[100] ^= 1;
     fs::write(&partial, bytes).unwrap();
@@ -224,7 +226,7 @@ async fn a_partial_file_is_not_gone_on_with_after_a_restart_of_the_machine_which
         mirror.metric_is(&format!("larder_fills_total{{outcome={outcome:?}}}"), 1).await;
         let faults = mirror.faults().clone();
         let stopped = mirror.stop().await;
-        let partial = stopped.cache_dir().join("partial").join(digest.replace(':', "-"));
+        let partial = partial_file(&stopped.cache_dir(), &digest);
         assert!(stopped.cache_dir().join("clean").exists() && fs::read(&partial).unwrap() == blob[..CUT], "{after}");
         faults.lose_power(Loss::Zeroed);
         reboot(&stopped.cache_dir());

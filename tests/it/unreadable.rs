@@ -11,15 +11,15 @@ use larder::store::{Operation, faults};
 use rustix::io::Errno;
 
 use super::damage::{REPOSITORY, SIZE, accounts_are_right, aside, cached, file, path, quarantined};
-use crate::support::{Fault, Image, Match, Registry, TestMirror, logged, noise, stream};
+use crate::support::{Fault, Image, Match, Registry, TestMirror, is_of, logged, noise, stream};
 
 /// Lets the `nth` reading of this blob fail, and with `all` those after it, until healed. Returns how many there were.
 pub(super) fn let_reads_fail(mirror: &TestMirror, digest: &str, nth: usize, all: bool) -> Arc<AtomicUsize> {
-    let (hex, seen) = (digest.replace("sha256:", ""), Arc::new(AtomicUsize::new(0)));
+    let (digest, seen) = (digest.to_owned(), Arc::new(AtomicUsize::new(0)));
     let counted = Arc::clone(&seen);
     let which = move |operation, path: &Path| {
         let is_read = matches!(operation, Operation::Read | Operation::ReadCached);
-        is_read && path.to_string_lossy().ends_with(&hex) && {
+        is_read && is_of(path, &digest) && {
             let n = counted.fetch_add(1, Ordering::Relaxed);
             n == nth || all && n > nth
         }

@@ -38,6 +38,18 @@ fn on_disk(cache: &Path) -> u64 {
     ["blobs", "partial", "quarantine"].iter().flat_map(|dir| files(&cache.join(dir))).map(|file| blocks(&file)).sum()
 }
 
+/// The file in which the bytes of a blob gather that Docker Hub sends.
+pub fn partial_file(cache: &Path, digest: &str) -> PathBuf {
+    let name = digest_of(format!("what docker.io has sent of {digest}").as_bytes());
+    cache.join("partial").join(name.replace(':', "-"))
+}
+
+/// Whether a file that larder has open is this blob, or was while it came from Docker Hub.
+pub fn is_of(file: &Path, digest: &str) -> bool {
+    let (_, hex) = digest.split_once(':').expect("a digest");
+    file.to_string_lossy().ends_with(hex) || file.file_name() == partial_file(Path::new(""), digest).file_name()
+}
+
 /// All files below `dir`.
 pub fn files(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();

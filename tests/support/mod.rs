@@ -58,7 +58,7 @@ mod user;
 #[cfg(debug_assertions)]
 pub use self::archives::{archive, blob_path, changed, coming, entries, larder};
 #[cfg(debug_assertions)]
-pub use self::cache::{assert_booked, assert_sound, files, reboot};
+pub use self::cache::{assert_booked, assert_sound, files, is_of, partial_file, reboot};
 pub use self::{
     client::{Answer, Client, Streaming, get, get_with, head, http, raw, stream},
     images::{Content, Image, MultiArch, PutImage, PutIndex, digest_of, noise, sha512_of},

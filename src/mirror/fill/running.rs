@@ -26,8 +26,8 @@ pub(in crate::mirror) struct Fills {
 
 type Running = HashMap<Key, Arc<Fill>>;
 
-/// A digest; and the upstream if that is anyone's. It may send what it likes as slowly as it likes, to those who have named it.
-type Key = (Option<Arc<str>>, Digest);
+/// An upstream and a digest. It may send what it likes as slowly as it likes, to those who ask for it there and to nobody else.
+type Key = (Arc<str>, Digest);
 
 /// The transfer of one blob into the store.
 pub(super) struct Fill {
@@ -100,7 +100,7 @@ impl Fills {
         Self { running: Arc::default(), orphans: Arc::new(Semaphore::new(orphans)) }
     }
 
-    /// Joins the fill of `digest`, or puts one on the list, on behalf of `origin`, which the caller is to run as long as it
+    /// Joins the fill of `digest` at its upstream, or puts one on the list, on behalf of `origin`, which the caller is to run as long as it
     /// holds the landing. `cached` says whether the cache has the blob.
     pub(super) fn join(
         &self,
@@ -196,7 +196,7 @@ fn span(origin: &Origin, digest: &Digest) -> Span {
 }
 
 fn key(origin: &Origin, digest: &Digest) -> Key {
-    (origin.registry.anyones.then(|| Arc::clone(&origin.repository.upstream)), digest.clone())
+    (Arc::clone(&origin.repository.upstream), digest.clone())
 }
 
 // === impl Fill ===

@@ -45,7 +45,7 @@ impl BlobWriter {
 
     /// Says what the digest is, which was not known when this began. False while another brings the blob that has it.
     pub fn call(&mut self, digest: &Digest) -> bool {
-        let claim = lock(&self.store.books).claim(&self.store.books, digest);
+        let claim = lock(&self.store.books).claim(&self.store.books, digest, digest);
         let is_ours = claim.is_some();
         if is_ours {
             (self.digest, self.claim) = (digest.clone(), claim);

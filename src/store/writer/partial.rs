@@ -1,4 +1,4 @@
-//! The partial file of one digest in the hands of its writer.
+//! A partial file in the hands of its writer.
 
 use std::io;
 use std::sync::{Arc, Weak};
@@ -21,7 +21,8 @@ use super::super::{Shared, lock};
 /// What is done to it is work for the disk; all of it is for the threads of the pool.
 pub(super) struct PartialFile {
     store: Arc<Shared>,
-    digest: Digest,
+    /// A digest, but not always that of the blob.
+    name: Digest,
     handle: Arc<Handle>,
     reservation: Mutex<Reservation>,
     /// It has become the blob, is removed, or is in the books as it is.
@@ -36,20 +37,20 @@ impl PartialFile {
     /// Opens the partial file, and tells how much an earlier writer left in it.
     pub(super) fn open(
         store: &Arc<Shared>,
-        digest: &Digest,
+        name: &Digest,
         reservation: Reservation,
         claim: Claim,
     ) -> io::Result<(Arc<Self>, u64)> {
-        let (file, length) = match caught(|| store.disk.open_partial(digest)) {
+        let (file, length) = match caught(|| store.disk.open_partial(name)) {
             Ok(opened) => opened,
             Err(error) => {
-                abandon(store, digest, reservation);
+                abandon(store, name, reservation);
                 return Err(error);
             }
         };
         let partial = Self {
             store: Arc::clone(store),
-            digest: digest.clone(),
+            name: name.clone(),
             handle: store.handle(file),
             reservation: Mutex::new(reservation),
             settled: AtomicBool::new(false),
@@ -101,7 +102,7 @@ impl PartialFile {
             }
             // From the rename to the entry in the books, nothing may remove the file.
             let gate = lock(&self.store.gate);
-            self.store.disk.publish(&self.digest, digest).map(|()| gate)
+            self.store.disk.publish(&self.name, digest).map(|()| gate)
         });
         match committed {
             Ok(gate) => {
@@ -135,7 +136,7 @@ impl PartialFile {
 
     /// Removes it. What it takes counts until its last reader has closed it; or, if it cannot be removed, until it can.
     pub(super) fn remove(&self) {
-        match caught(|| self.store.disk.remove_partial(&self.digest)) {
+        match caught(|| self.store.disk.remove_partial(&self.name)) {
             Ok(()) => {
                 let charge = self.settle();
                 let mut books = lock(&self.store.books);
@@ -143,7 +144,7 @@ impl PartialFile {
                 self.handle.unlinked(&mut books, charge);
             }
             Err(error) => {
-                tracing::warn!(digest = %self.digest, %error, "a partial file could not be removed");
+                tracing::warn!(partial = %self.name, %error, "a partial file could not be removed");
                 self.enter(self.reserved());
             }
         }
@@ -155,7 +156,7 @@ impl PartialFile {
         let partial = Partial { charge, since: self.store.clock.now(), open: Arc::downgrade(&self.handle) };
         let mut books = lock(&self.store.books);
         books.release(reserved);
-        books.add_partial(self.digest.clone(), partial);
+        books.add_partial(self.name.clone(), partial);
     }
 
     /// Returns how many bytes were reserved, which the caller now accounts for.
@@ -174,12 +175,12 @@ impl Drop for PartialFile {
 }
 
 /// Removes what could not be opened, of which there may be nothing.
-fn abandon(store: &Shared, digest: &Digest, mut reservation: Reservation) {
-    if let Err(error) = caught(|| store.disk.remove_partial(digest)) {
-        tracing::warn!(%digest, %error, "a partial file could not be removed");
+fn abandon(store: &Shared, name: &Digest, mut reservation: Reservation) {
+    if let Err(error) = caught(|| store.disk.remove_partial(name)) {
+        tracing::warn!(partial = %name, %error, "a partial file could not be removed");
         let charge = reservation.forget();
         let mut books = lock(&store.books);
         books.release(charge);
-        books.add_partial(digest.clone(), Partial { charge, since: store.clock.now(), open: Weak::new() });
+        books.add_partial(name.clone(), Partial { charge, since: store.clock.now(), open: Weak::new() });
     }
 }

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use crate::support::{
     Auth, Blobs, CANARY, Client, Fault, Image, Match, Process, PutImage, Registry, Setup, StoppedMirror, TestMirror,
-    TokenService, get, noise,
+    TokenService, get, noise, partial_file,
 };
 
 const SECRET: &[u8] = b"the secret of another file";
@@ -141,10 +141,9 @@ async fn no_symbolic_link_in_the_cache_is_followed() {
 async fn nothing_is_written_to_what_a_symbolic_link_leads_to() {
     let registry = Registry::start().await;
     let image = Image::new(3).layers(&[300_000]).put(&registry, "library/app", "latest");
-    let digest = image.layers[0].digest.replace(':', "-");
-    for link in
-        [&format!("partial/{digest}"), "records.new", "index.new", "records", "index", "probe", "layout.new", "clean", "lock"]
-    {
+    let partial = partial_file(Path::new(""), &image.layers[0].digest);
+    let partial = partial.to_str().unwrap();
+    for link in [partial, "records.new", "index.new", "records", "index", "probe", "layout.new", "clean", "lock"] {
         let stopped = TestMirror::of(&registry).await.stop().await;
         let (outside, link) = (stopped.dir().join("outside"), stopped.cache_dir().join(link));
         fs::write(&outside, SECRET).unwrap();

@@ -3,10 +3,9 @@
 use bytes::Bytes;
 use futures_util::future::join_all;
 
-use super::invariants;
 use super::trouble::Ails;
 use super::world::{HELD_BY, MAX_STALE, REPOSITORIES, SLACK, Stalled, TTL, World};
-use crate::support::{Answer, Content, Listener, get_with, stream};
+use crate::support::{Answer, Content, Listener, get_with, partial_file, stream};
 
 impl World {
     /// Whether a client must get what it wants of this blob.
@@ -27,7 +26,7 @@ impl World {
 
     /// What was begun with wrong bytes is found out at its end.
     fn is_spoilt(&self, digest: &str) -> bool {
-        self.ever_corrupt && invariants::partial_file(&self.mirror().cache_dir(), digest).exists()
+        self.ever_corrupt && partial_file(&self.mirror().cache_dir(), digest).exists()
     }
 
     /// Whether this answer may be; `expected` is what it should hold.
@@ -285,13 +284,13 @@ impl World {
         self.upstream.requests().iter().any(|request| of_it(&request.path))
     }
 
-    /// The bytes that may lie under a digest.
-    pub(super) fn content(&self, digest: &str) -> Option<Bytes> {
+    /// All digests, and the bytes that may lie under them.
+    pub(super) fn contents(&self) -> impl Iterator<Item = (&str, &Bytes)> {
         let blobs = self.blobs.iter().map(|blob| (&blob.digest, &blob.bytes));
         let images = self.images.iter().flatten();
         let manifests = images.clone().map(|image| (&image.digest, &image.manifest));
         let configs = images.map(|image| (&image.config.digest, &image.config.bytes));
-        blobs.chain(manifests).chain(configs).find(|(known, _)| *known == digest).map(|(_, bytes)| bytes.clone())
+        blobs.chain(manifests).chain(configs).map(|(digest, bytes)| (digest.as_str(), bytes))
     }
 
     pub(super) fn digests(&self) -> impl Iterator<Item = &str> {

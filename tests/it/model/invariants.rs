@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::world::World;
-use crate::support::{PATIENCE, digest_of, get};
+use crate::support::{PATIENCE, digest_of, get, partial_file};
 
 /// What larder says that it takes of the disk, in bytes.
 #[derive(Debug)]
@@ -114,8 +114,11 @@ fn check_blobs(world: &mut World, dir: &Path) {
 /// What is left of transfers can be gone on with.
 fn check_partials(world: &World, dir: &Path) {
     for path in files(&dir.join("partial")) {
-        let digest = path.file_name().unwrap().to_string_lossy().replacen('-', ":", 1);
-        let content = world.content(&digest).unwrap_or_else(|| panic!("{} is of nothing", path.display()));
+        let mut contents = world.contents();
+        // A manifest, which comes whole, gathers under its own digest.
+        let gathers = |digest: &str| path == partial_file(dir, digest) || path.ends_with(digest.replace(':', "-"));
+        let content = contents.find_map(|(digest, content)| gathers(digest).then_some(content));
+        let content = content.unwrap_or_else(|| panic!("{} is of nothing", path.display()));
         let begun = fs::read(&path).unwrap_or_default();
         assert!(world.ever_corrupt || content.starts_with(&begun), "{} is no beginning of its blob", path.display());
     }
@@ -126,10 +129,6 @@ fn check_partials(world: &World, dir: &Path) {
 pub(super) fn blob_file(dir: &Path, digest: &str) -> PathBuf {
     let (algorithm, hex) = digest.split_once(':').unwrap();
     dir.join("blobs").join(algorithm).join(&hex[..2]).join(hex)
-}
-
-pub(super) fn partial_file(dir: &Path, digest: &str) -> PathBuf {
-    dir.join("partial").join(digest.replace(':', "-"))
 }
 
 /// The files of blobs that are held and right.

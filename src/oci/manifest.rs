@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{Digest, Platform};
+use super::{Digest, Platform, keys};
 
 /// The largest manifest that is fetched, in bytes. The specification asks for 4 MiB at least; clients stop there.
 pub const MAX_MANIFEST: usize = 4 << 20;
@@ -59,6 +59,9 @@ pub enum BadManifest {
     TypeConflict { header: String, body: String },
     #[error("it is manifests of two kinds at once")]
     TwoKinds,
+    /// Says how.
+    #[error("{0}")]
+    TwoReadings(String),
     #[error("its media type cannot be told")]
     NoType,
     #[error("it has nothing of what its type promises")]
@@ -88,8 +91,12 @@ struct FsLayer {
 impl BadManifest {
     /// What is wrong may quote what is there, which is the upstream's and may be long.
     pub(super) fn not_json(error: &serde_json::Error) -> Self {
-        Self::NotJson(error.to_string().chars().filter(|c| !c.is_control()).take(200).collect())
+        Self::NotJson(shown(error))
     }
+}
+
+fn shown(error: &serde_json::Error) -> String {
+    error.to_string().chars().filter(|c| !c.is_control()).take(200).collect()
 }
 
 // === impl Manifest ===
@@ -102,6 +109,7 @@ impl Manifest {
     /// differently (CVE-2021-41190).
     pub fn parse(content_type: Option<&str>, bytes: &[u8]) -> Result<Self, BadManifest> {
         let document: Document = serde_json::from_slice(bytes).map_err(|error| BadManifest::not_json(&error))?;
+        keys::check(bytes).map_err(|error| BadManifest::TwoReadings(shown(&error)))?;
         let of_image = document.layers.is_some() || document.config.is_some();
         let kinds = [document.manifests.is_some(), of_image, document.fs_layers.is_some()];
         if kinds.into_iter().filter(|is_one| *is_one).count() > 1 {
@@ -233,5 +241,36 @@ mod tests {
         for header in [INDEX_TYPE, MANIFEST_TYPE, DOCKER_LIST_TYPE, DOCKER_MANIFEST_TYPE] {
             assert_eq!(Manifest::parse(Some(header), br#"{"errors":[]}"#).unwrap_err(), BadManifest::Empty, "{header}");
         }
+    }
+
+    #[test]
+    fn what_different_clients_would_read_in_different_keys_is_refused() {
+        let layer = format!(r#"{{"mediaType":"a/b","digest":"{A}","size":0}}"#);
+        let image = |keys: &str| format!(r#"{{"schemaVersion":2,"mediaType":"{MANIFEST_TYPE}","layers":[{layer}]{keys}}}"#);
+        for keys in ["", r#","Custom":1,"custom":2,"custom":3"#, r#","annotations":{"Layers":"x","layers":"y","layers":"z"}"#] {
+            assert!(Manifest::parse(None, image(keys).as_bytes()).is_ok(), "{keys}");
+        }
+        for keys in [
+            r#","layers":[]"#,
+            r#","Layers":[]"#,
+            r#","LAYERS":null"#,
+            r#","layer\u0073":[]"#,
+            ",\"layer\u{17f}\":[]",
+            r#","layer\u017f":[]"#,
+            r#","Config":{}"#,
+            r#","Manifests":[]"#,
+            r#","MediaType":"x/y""#,
+            r#","SchemaVersion":1"#,
+            r#","schemaVersion":1"#,
+            r#","subject":{"Digest":"x"}"#,
+            r#","config":{"digest":"x","Size":1}"#,
+            r#","config":{"digest":"x","platform":{"os":"a","OS":"b"}}"#,
+            r#","blobs":[{"digest":"x"},{"digest":"x","size":1,"size":2}]"#,
+        ] {
+            let read = Manifest::parse(None, image(keys).as_bytes());
+            assert!(matches!(read, Err(BadManifest::TwoReadings(_) | BadManifest::NotJson(_))), "{keys}: {read:?}");
+        }
+        let other = Manifest::parse(None, image(r#","Layers":[]"#).as_bytes()).unwrap_err().to_string();
+        assert!(other.starts_with(r#"its key "Layers" is "layers" to some clients and not to others"#), "{other}");
     }
 }

@@ -6,6 +6,7 @@ mod accept;
 mod digest;
 mod error;
 mod image;
+mod keys;
 mod manifest;
 mod name;
 mod pattern;

@@ -191,7 +191,7 @@ impl Reading {
             let comparable = end <= tail || !growth.is_in_memory();
             if far
                 && comparable
-                && let Some(aside) = self.origin.upstream().aside()
+                && let Some(aside) = self.origin.upstream().aside(&self.origin.behalf)
                 && self.detours.take()
             {
                 let until = end.min(tail);

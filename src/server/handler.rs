@@ -6,6 +6,7 @@ use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::{Body as _, Incoming};
 
+use crate::brake::block;
 use crate::clock::Clock;
 use crate::heavy;
 use crate::mirror::{Mirror, Origin, Refusal, Served, Wanted};
@@ -232,6 +233,7 @@ impl Handler {
         line: &mut AccessLine,
     ) -> Result<Origin, Refusal> {
         let mut origin = self.mirror.registries().locate(target, asked.host())?;
+        origin.behalf.from = Some(block(asked.from.ip()));
         origin.behalf.via.clone_from(&asked.via);
         origin.behalf.trace = line.span.trace();
         line.upstream = origin.repository.upstream.to_string();

@@ -1,6 +1,7 @@
 //! For whom an upstream is asked.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
 
 use http::HeaderValue;
@@ -13,6 +14,8 @@ use super::credentials::Credential;
 /// What a request takes along of the client that caused it. By default nothing: it is made for larder itself.
 #[derive(Clone, Default)]
 pub struct Behalf {
+    /// Where the client is, who gets no more than its share of what is asked at one time.
+    pub from: Option<IpAddr>,
     /// The proxies that the client's request has come through, as its `Via` told (RFC 9110, section 7.6.3).
     pub via: Option<HeaderValue>,
     /// The client's own credential, where the upstream is to be asked with that and not with larder's.

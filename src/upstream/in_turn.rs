@@ -68,7 +68,7 @@ impl Upstream {
         if let Some(hop) = &self.hop {
             question.headers.insert(header::VIA, hop.onward(question.behalf.via.as_ref()));
         }
-        let place = self.places.take(question.blob.is_some(), || self.is_held_back()).await;
+        let place = self.places.take(question.behalf.from, question.blob.is_some(), || self.is_held_back()).await;
         let place = place.inspect_err(|_| self.counts.no_place())?;
         let mut tries = 0;
         loop {
@@ -131,7 +131,7 @@ impl Upstream {
                     Err(_) => failed.push(turn),
                 },
                 () = tokio::time::sleep_until(hedge_at), if waiting.len() > 0 => {
-                    if let Some(place) = self.places.take_spare(question.blob.is_some())
+                    if let Some(place) = self.places.take_spare(question.behalf.from, question.blob.is_some())
                         && let Some((turn, endpoint)) = waiting.next()
                     {
                         let hedge = Hedge { counts: self.counts.clone(), won: false, _place: place };

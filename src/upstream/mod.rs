@@ -301,8 +301,8 @@ impl Upstream {
     /// The right to fetch a part of a blob for one client alone, at its pace. `None`: enough are fetched so at the moment, and
     /// the place of one more would be wanted by others.
     #[must_use]
-    pub fn aside(&self) -> Option<Aside> {
-        self.places.take_aside()
+    pub fn aside(&self, behalf: &Behalf) -> Option<Aside> {
+        self.places.take_aside(behalf.from)
     }
 
     /// Where it can be asked, unless we are offline.

@@ -85,6 +85,34 @@ async fn who_would_wait_too_long_is_told_to_come_again_and_a_place_that_is_left_
     bodies.pop().unwrap().rest().await.expect(200);
 }
 
+/// Who asked for a thousand blobs had everyone else wait until a place was left for the last of them.
+#[tokio::test]
+async fn however_many_blobs_one_client_asks_for_another_gets_the_one_that_it_asks_for() {
+    let upstream = Registry::start().await;
+    let (digests, other) = (put(&upstream, 200), upstream.put_blob(REPOSITORY, noise(1_000, 100_000)));
+    upstream.on(Match::get("/blobs/").times(200), Fault::Gate { after: 50_000 });
+    let mirror = TestMirror::builder().upstream("docker.io", &upstream).listener("proxies = ['127.0.0.1']").start().await;
+    let url = mirror.listening()[1].to_string();
+    let asked: Vec<_> = digests
+        .iter()
+        .map(|digest| {
+            let url = format!("{url}{}", path(digest));
+            tokio::spawn(async move { get_with(url, &[("x-forwarded-for", "198.51.100.1")]).await })
+        })
+        .collect();
+    upstream.held(50).await;
+    assert_eq!(upstream.count("GET", "/blobs/"), 50, "of fifty-six places");
+    upstream.heal();
+    let another = get_with(format!("{url}{}", path(&other)), &[("x-forwarded-for", "198.51.100.2")]).await;
+    assert_eq!(another.expect(200).body, noise(1_000, 100_000));
+    assert_eq!(upstream.count("GET", "/blobs/"), 51);
+    upstream.release();
+    for answer in join_all(asked).await {
+        answer.unwrap().expect(200);
+    }
+    assert_eq!(upstream.count("GET", "/blobs/"), 201);
+}
+
 /// Each range far ahead of its fill had a place for as long as its client took to read it: fifty-six of them, read a byte at a
 /// time, kept everyone else from the upstream.
 #[tokio::test]

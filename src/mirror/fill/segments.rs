@@ -170,7 +170,7 @@ impl Segments {
             if start >= size {
                 return;
             }
-            let Some(aside) = self.fill.origin.upstream().aside() else { return };
+            let Some(aside) = self.fill.origin.upstream().aside(&self.fill.origin.behalf) else { return };
             self.ahead.push_back(self.segment(start..size.min(start + SEGMENT), aside));
         }
     }

@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::current::Current;
 use crate::metrics::Metrics;
 use crate::mirror::{self, Access, Freshness, Registries, Registry};
-use crate::upstream::{self, Hop, PublicUrl, Rate, Upstream};
+use crate::upstream::{self, Commons, Hop, PublicUrl, Upstream};
 
 /// # Errors
 /// One line that says which option is wrong.
@@ -15,8 +15,11 @@ pub(super) fn registries(config: &Config, hop: &Hop, clock: &Clock, metrics: &Me
     let rate = upstream::rate(config.mirror.max_rate.as_u64());
     let mut all = Vec::new();
     for (name, options) in &config.upstream {
-        let registry = registry(name, options, &config.mirror, &rate, hop, clock, metrics)?;
-        all.push((name, options, Arc::new(registry)));
+        let public_url = options.passthrough().map_err(|what| format!("upstream.\"{name}\".{what}"))?;
+        // Also a sealed larder says what is wrong with its configuration.
+        let upstream = Upstream::new(name, options, hop.clone(), clock.clone(), metrics.clone())?.within(&rate);
+        let upstream = if config.mirror.offline { Upstream::offline(name, clock.clone()) } else { upstream };
+        all.push((name, options, Arc::new(registry(upstream, public_url, options, &config.mirror))));
     }
     let default = all.iter().find(|(name, ..)| **name == config.mirror.default_upstream);
     let (.., default) = default.ok_or("mirror.default_upstream is no upstream")?;
@@ -30,9 +33,11 @@ pub(super) fn registries(config: &Config, hop: &Hop, clock: &Clock, metrics: &Me
     }
     if config.mirror.any_public {
         let (mirror, hop, clock, metrics) = (config.mirror.clone(), hop.clone(), clock.clone(), metrics.clone());
+        let commons = Commons::of_public(&clock, &metrics);
         registries.open_to_public(Box::new(move |name| {
-            let options = upstream::Options::of_public(name);
-            registry(name, &options, &mirror, &rate, &hop, &clock, &metrics).ok()
+            let upstream = Upstream::of_public(name, hop.clone(), &commons, clock.clone(), metrics.clone()).ok()?;
+            let upstream = if mirror.offline { Upstream::offline(name, clock.clone()) } else { upstream.within(&rate) };
+            Some(registry(upstream, None, &upstream::Options::of_public(name), &mirror))
         }));
     }
     for image in &config.mirror.keep {
@@ -42,20 +47,13 @@ pub(super) fn registries(config: &Config, hop: &Hop, clock: &Clock, metrics: &Me
 }
 
 fn registry(
-    name: &str,
+    upstream: Upstream,
+    public_url: Option<PublicUrl>,
     options: &upstream::Options,
     mirror: &mirror::Options,
-    rate: &Arc<Rate>,
-    hop: &Hop,
-    clock: &Clock,
-    metrics: &Metrics,
-) -> Result<Registry, String> {
-    let public_url = options.passthrough().map_err(|what| format!("upstream.\"{name}\".{what}"))?;
-    // Also a sealed larder says what is wrong with its configuration.
-    let upstream = Upstream::new(name, options, hop.clone(), clock.clone(), metrics.clone())?.within(rate);
-    let upstream = if mirror.offline { Upstream::offline(name, clock.clone()) } else { upstream };
+) -> Registry {
     let (access, freshness) = (Current::new(access(options)), Current::new(Freshness::of(mirror, options)));
-    Ok(Registry { upstream, public_url, access, freshness, anyones: options.public_only })
+    Registry { upstream, public_url, access, freshness, anyones: options.public_only }
 }
 
 pub(super) fn access(options: &upstream::Options) -> Access {

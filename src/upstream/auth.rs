@@ -278,7 +278,8 @@ mod tests {
     fn long_tokens_and_challenges_are_not_remembered_by_the_thousand() {
         let (url, options): (reqwest::Url, _) = ("https://registry.example".parse().unwrap(), Options::default());
         let counts = super::super::counts::Counts::new(crate::metrics::Metrics::new(), "x".into());
-        let client = Arc::new(Client::new(url.clone(), &options, true, Clock::system(), counts).unwrap());
+        let resolver = super::super::resolver::Resolver::new(&options, Clock::system(), counts.clone());
+        let client = Arc::new(Client::new(url.clone(), &options, true, resolver, Clock::system(), counts).unwrap());
         let auth = Auth::new(client, Arc::new(Trust::new(url, Vec::new())), Clock::system());
         let now = auth.clock.now();
         for number in 0..500 {

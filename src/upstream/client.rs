@@ -45,12 +45,21 @@ pub(super) struct Client {
 /// How many redirects are followed.
 const HOPS: u8 = 5;
 const IDLE_CONNECTION: Duration = Duration::from_secs(50);
+/// So many idle connections to a registry that clients have named.
+const IDLE_OF_PUBLIC: usize = 2;
 
 // === impl Client ===
 
 impl Client {
     /// `trusted`: it may see larder's credentials, the client certificate among them.
-    pub(super) fn new(upstream: Url, options: &Options, trusted: bool, clock: Clock, counts: Counts) -> Result<Self, String> {
+    pub(super) fn new(
+        upstream: Url,
+        options: &Options,
+        trusted: bool,
+        resolver: Resolver,
+        clock: Clock,
+        counts: Counts,
+    ) -> Result<Self, String> {
         let base = format!("{}/v2/", upstream.as_str().trim_end_matches('/'));
         let base = base.parse().map_err(|error| format!("url {base:?} is no URL: {error}"))?;
         let public_only = options.public_only;
@@ -74,11 +83,14 @@ impl Client {
             Ok::<_, String>(client)
         };
         let build = |builder: reqwest::ClientBuilder| builder.build().map_err(|error| error.to_string());
-        let resolver = Resolver::new(options, clock.clone(), counts.clone());
         let guarded = Arc::new(Guarded { resolver: resolver.clone(), guard: guard.clone() });
         let own = builder(tls::config(options, trusted)?)?;
         let own = if public_only { own.dns_resolver(Arc::clone(&guarded)) } else { own.dns_resolver(Arc::new(resolver)) };
         let elsewhere = builder(tls::config(options, false)?)?.dns_resolver(guarded);
+        // Of what clients may name there is any number, and of hosts to which that sends us.
+        let idle =
+            |builder: reqwest::ClientBuilder, most| if public_only { builder.pool_max_idle_per_host(most) } else { builder };
+        let (own, elsewhere) = (idle(own, IDLE_OF_PUBLIC), idle(elsewhere, 0));
         Ok(Self {
             own: build(own)?,
             elsewhere: build(elsewhere)?,
@@ -293,7 +305,8 @@ mod tests {
         for host in ["localhost", "127.0.0.1"] {
             let url: Url = format!("https://{host}:{port}/v2/").parse().unwrap();
             let options = Options { url: url.to_string(), ..Options::of_public(host) };
-            let error = Client::new(url.clone(), &options, true, Clock::system(), counts.clone())
+            let resolver = Resolver::new(&options, Clock::system(), counts.clone());
+            let error = Client::new(url.clone(), &options, true, resolver.clone(), Clock::system(), counts.clone())
                 .unwrap()
                 .get(&url, HeaderMap::new())
                 .await
@@ -306,6 +319,7 @@ mod tests {
                 url.clone(),
                 &Options { header_timeout: Duration::from_millis(50), ..Options::default() },
                 true,
+                resolver,
                 Clock::system(),
                 counts.clone(),
             );

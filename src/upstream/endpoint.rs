@@ -19,6 +19,7 @@ use super::client::Client;
 use super::counts::Counts;
 use super::error::Error;
 use super::options::Options;
+use super::resolver::Resolver;
 use super::trust::Trust;
 
 /// A place where the registry is to be had.
@@ -55,11 +56,12 @@ impl Endpoint {
         options: &Options,
         trust: &Arc<Trust>,
         accounts: &Accounts,
+        resolver: Resolver,
         clock: Clock,
         counts: Counts,
     ) -> Result<Self, String> {
         let trusted = trust.permits(&url);
-        let client = Arc::new(Client::new(url, options, trusted, clock.clone(), counts)?);
+        let client = Arc::new(Client::new(url, options, trusted, resolver, clock.clone(), counts)?);
         let auth = Auth::new(Arc::clone(&client), Arc::clone(trust), clock.clone());
         // As long as can be, as a transfer waits before it is taken up again.
         let [bodies, starts] = [(); 2].map(|()| Breaker::new(breaker::LONGEST));

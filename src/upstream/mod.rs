@@ -55,6 +55,7 @@ use endpoint::Endpoint;
 use pace::Limits;
 use places::Places;
 use quota::Quota;
+use resolver::Resolver;
 use trust::Trust;
 
 pub use crate::allowance::Rate;
@@ -92,7 +93,7 @@ pub struct Upstream {
     rates: [Arc<Rate>; 2],
     /// It was found to refuse HEAD of blobs, and to give their bytes.
     refuses_blob_head: AtomicBool,
-    places: Places,
+    places: Arc<Places>,
     hedge_after: Duration,
     limits: Limits,
     clock: Clock,
@@ -103,6 +104,14 @@ pub struct Upstream {
 pub const LEAST_RATE: u64 = 64 << 10;
 /// So much of blobs may come at once after a time in which less has come.
 const AHEAD: Duration = Duration::from_millis(500);
+
+/// What all registries have in common that nobody has configured: clients may name any number of them, and all together are asked no
+/// more at a time than one that is configured.
+#[derive(Clone)]
+pub struct Commons {
+    places: Arc<Places>,
+    resolver: Resolver,
+}
 
 /// An upstream is not asked before this, for this reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,6 +126,19 @@ impl Upstream {
     /// # Errors
     /// One line that says which option is wrong.
     pub fn new(name: &str, options: &Options, hop: Hop, clock: Clock, metrics: Metrics) -> Result<Self, String> {
+        let counts = if options.public_only { Counts::of_public(metrics) } else { Counts::new(metrics, name.into()) };
+        Self::with(name, options, hop, &Commons::new(options, &clock, &counts), clock, counts)
+    }
+
+    /// The registry of this name, which a client has named.
+    ///
+    /// # Errors
+    /// One line that says why there is none of this name.
+    pub fn of_public(name: &str, hop: Hop, commons: &Commons, clock: Clock, metrics: Metrics) -> Result<Self, String> {
+        Self::with(name, &Options::of_public(name), hop, commons, clock, Counts::of_public(metrics))
+    }
+
+    fn with(name: &str, options: &Options, hop: Hop, commons: &Commons, clock: Clock, counts: Counts) -> Result<Self, String> {
         let wrong = |what: String| format!("upstream.\"{name}\".{what}");
         let url = parse("url", &options.url).map_err(wrong)?;
         let mut urls = vec![url.clone()];
@@ -126,8 +148,10 @@ impl Upstream {
         let accounts = Accounts::of_options(&Accounts::default(), options, name, &url, &clock).map_err(wrong)?;
         let trust = Arc::new(Trust::new(url, options.token_hosts.clone()));
         let name: Arc<str> = name.into();
-        let counts = if options.public_only { Counts::of_public(metrics) } else { Counts::new(metrics, Arc::clone(&name)) };
-        let endpoint = |url| Endpoint::new(url, options, &trust, &accounts, clock.clone(), counts.clone()).map(Arc::new);
+        let endpoint = |url| {
+            let resolver = commons.resolver.clone();
+            Endpoint::new(url, options, &trust, &accounts, resolver, clock.clone(), counts.clone()).map(Arc::new)
+        };
         let endpoints = urls.into_iter().map(endpoint).collect::<Result<Vec<_>, _>>().map_err(wrong)?;
         let quota = Arc::new(Quota::new(options.byte_quota.as_u64(), options.byte_quota_window));
         if options.max_transfers == 0 {
@@ -144,7 +168,7 @@ impl Upstream {
             quota,
             rates: [rate(options.max_rate.as_u64()), rate(0)],
             refuses_blob_head: AtomicBool::new(false),
-            places: Places::new(options.max_transfers, options.header_timeout),
+            places: Arc::clone(&commons.places),
             hedge_after: options.hedge_after,
             limits: Limits::of(options),
             clock,
@@ -163,7 +187,7 @@ impl Upstream {
             quota: Arc::new(Quota::new(0, Duration::ZERO)),
             rates: [rate(0), rate(0)],
             refuses_blob_head: AtomicBool::new(false),
-            places: Places::new(1, Duration::ZERO),
+            places: Arc::new(Places::new(1, Duration::ZERO)),
             hedge_after: Duration::ZERO,
             limits: Limits::of(&Options::default()),
             clock,
@@ -311,6 +335,21 @@ impl Upstream {
     }
 }
 
+// === impl Commons ===
+
+impl Commons {
+    fn new(options: &Options, clock: &Clock, counts: &Counts) -> Self {
+        let places = Arc::new(Places::new(options.max_transfers, options.header_timeout));
+        Self { places, resolver: Resolver::new(options, clock.clone(), counts.clone()) }
+    }
+
+    /// Of the registries that clients may name.
+    #[must_use]
+    pub fn of_public(clock: &Clock, metrics: &Metrics) -> Self {
+        Self::new(&Options::of_public(""), clock, &Counts::of_public(metrics.clone()))
+    }
+}
+
 /// For transfers that share so many bytes of blobs in a second; 0: any number.
 #[must_use]
 pub fn rate(most: u64) -> Arc<Rate> {
@@ -328,4 +367,27 @@ fn parse(option: &str, text: &str) -> Result<Url, String> {
         return Err(format!("{option} must be without user, query and fragment; give username and password_file"));
     }
     Ok(url)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn however_many_registries_clients_name_all_together_are_asked_no_more_at_a_time_than_one() {
+        let (clock, metrics) = (Clock::system(), Metrics::new());
+        let commons = Commons::of_public(&clock, &metrics);
+        let named = |n: usize| {
+            let name = format!("r{n}.example");
+            Upstream::of_public(&name, Hop::unique(), &commons, clock.clone(), metrics.clone()).unwrap()
+        };
+        let mut places = Vec::new();
+        for (n, upstream) in (0..300).map(named).enumerate() {
+            let client = Some(std::net::Ipv4Addr::from_bits(u32::try_from(n).unwrap()).into());
+            places.extend(upstream.places.take_spare(client, true));
+        }
+        let one = Places::new(Options::default().max_transfers, Duration::ZERO);
+        let of_one: Vec<_> = (0..300).filter_map(|_| one.take_spare(None, true)).collect();
+        assert!((of_one.len()..=Options::default().max_transfers).contains(&places.len()), "{}", places.len());
+    }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use tokio::sync::Semaphore;
 
 use crate::clock::{Clock, Timestamp};
 use crate::flight::Flights;
@@ -26,6 +27,8 @@ struct Shared {
     asked: moka::sync::Cache<String, Timestamp>,
     /// One question for each name and moment, however many wait: one that hangs holds a thread.
     asking: Flights<(String, Timestamp), Result<Vec<IpAddr>, String>>,
+    /// To ask the system, which holds a thread for as long as it takes, and others need threads as well.
+    lines: Arc<Semaphore>,
     /// How long an answer is waited for.
     patience: Duration,
     clock: Clock,
@@ -57,6 +60,8 @@ const LONG: Duration = Duration::from_secs(2);
 /// After a question in vain.
 const WAIT: Duration = Duration::from_secs(5);
 const NAMES: u64 = 1000;
+/// So many questions at a time. Whoever may name hosts may name such as take for ever.
+const LINES: usize = 16;
 
 // === impl Resolver ===
 
@@ -66,6 +71,7 @@ impl Resolver {
             known: moka::sync::Cache::new(NAMES),
             asked: moka::sync::Cache::new(NAMES),
             asking: Flights::default(),
+            lines: Arc::new(Semaphore::new(LINES)),
             // Half of the time that there is, so that what is remembered can still be used.
             patience: options.connect_timeout / 2,
             clock,
@@ -98,7 +104,7 @@ impl Resolver {
     where
         F: Future<Output = Result<Vec<IpAddr>, String>> + Send + 'static,
     {
-        let Shared { known, asked, asking, patience, clock, counts, .. } = &*self.0;
+        let Shared { known, asked, asking, lines, patience, clock, counts, .. } = &*self.0;
         let now = clock.now();
         let old = known.get(host).filter(|old| now.since(old.seen) < REMEMBERED);
         if let Some(old) = old.as_ref().filter(|old| now < old.wait) {
@@ -106,6 +112,14 @@ impl Resolver {
         }
         let at = asked.get(host).filter(|at| now.since(*at) < LONG).unwrap_or(now);
         asked.insert(host.to_owned(), at);
+        let lines = Arc::clone(lines);
+        let ask = || {
+            let asking = ask();
+            async move {
+                let _line = lines.acquire_owned().await.map_err(|error| error.to_string())?;
+                asking.await
+            }
+        };
         let why = match tokio::time::timeout(*patience, asking.join((host.to_owned(), at), ask)).await {
             Ok(Ok(Ok(addresses))) if !addresses.is_empty() => {
                 known.insert(host.to_owned(), Known { addresses: addresses.clone(), seen: now, wait: now });
@@ -167,6 +181,7 @@ impl Resolve for Guarded {
 #[cfg(test)]
 mod tests {
     use std::future::{pending, ready};
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
     use crate::metrics::{Format, Metrics};
@@ -231,6 +246,25 @@ mod tests {
         for name in ["registry.example", "other.example"] {
             assert_eq!(resolver.answered(name, || ready(Ok(vec![OTHER]))).await, Ok(vec![OTHER]));
         }
+    }
+
+    /// Each held a thread, and a name costs nothing: those that others needed were gone.
+    #[tokio::test]
+    async fn however_many_names_lead_nowhere_few_are_asked_about_at_a_time() {
+        let (resolver, _) = resolver();
+        let begun = Arc::new(AtomicUsize::new(0));
+        let asked = (0..1000).map(async |n| {
+            let begun = Arc::clone(&begun);
+            let hangs = async move {
+                begun.fetch_add(1, Ordering::Relaxed);
+                pending().await
+            };
+            resolver.answered(&format!("{n}.example"), || hangs).await
+        });
+        for answer in futures_util::future::join_all(asked).await {
+            assert!(answer.unwrap_err().contains("in time"));
+        }
+        assert_eq!(begun.load(Ordering::Relaxed), LINES);
     }
 
     #[tokio::test]

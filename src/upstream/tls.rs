@@ -13,9 +13,9 @@ use super::pem;
 /// # Errors
 /// One line that says which option is wrong.
 pub(super) fn config(options: &Options, trusted: bool) -> Result<rustls::ClientConfig, String> {
-    let mut roots = system_roots().clone();
+    let mut roots = Arc::clone(system_roots());
     for certificate in pem::certificates("ca_file", &options.ca_file)? {
-        roots.add(certificate).map_err(|error| pem::unreadable("ca_file", &options.ca_file, &error))?;
+        Arc::make_mut(&mut roots).add(certificate).map_err(|error| pem::unreadable("ca_file", &options.ca_file, &error))?;
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = rustls::ClientConfig::builder_with_provider(provider)
@@ -45,14 +45,15 @@ pub(crate) fn for_others() -> Result<rustls::ClientConfig, String> {
     config(&Options::default(), false)
 }
 
-fn system_roots() -> &'static RootCertStore {
-    static ROOTS: OnceLock<RootCertStore> = OnceLock::new();
+/// Many upstreams share them.
+fn system_roots() -> &'static Arc<RootCertStore> {
+    static ROOTS: OnceLock<Arc<RootCertStore>> = OnceLock::new();
     ROOTS.get_or_init(|| {
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         if roots.is_empty() {
             roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
         }
-        roots
+        Arc::new(roots)
     })
 }

@@ -13,9 +13,10 @@ use crate::metrics::Fetched;
 use super::breaker::{Breaker, Failure, LEFT_ALONE, Seldom};
 use super::counts::Counts;
 use super::error::Error;
-use super::guard::Guard;
+use super::guard::{Guard, Refused};
 use super::options::Options;
 use super::pace::{Limits, Pace};
+use super::proxied::Proxied;
 use super::resolver::{Guarded, Resolver};
 use super::tls;
 use super::trust::authority;
@@ -30,6 +31,8 @@ pub(super) struct Client {
     own: reqwest::Client,
     elsewhere: reqwest::Client,
     guard: Guard,
+    proxied: Proxied,
+    resolver: Resolver,
     public_only: bool,
     header_timeout: Duration,
     /// Of small bodies.
@@ -86,7 +89,7 @@ impl Client {
         let guarded = Arc::new(Guarded { resolver: resolver.clone(), guard: guard.clone() });
         let own = builder(tls::config(options, trusted)?)?;
         let own = if public_only { own.dns_resolver(Arc::clone(&guarded)) } else { own.dns_resolver(Arc::new(resolver)) };
-        let elsewhere = builder(tls::config(options, false)?)?.dns_resolver(guarded);
+        let elsewhere = builder(tls::config(options, false)?)?.dns_resolver(Arc::clone(&guarded));
         // Of what clients may name there is any number, and of hosts to which that sends us.
         let idle =
             |builder: reqwest::ClientBuilder, most| if public_only { builder.pool_max_idle_per_host(most) } else { builder };
@@ -97,6 +100,8 @@ impl Client {
             upstream,
             base,
             guard,
+            proxied: Proxied::by(&options.proxy),
+            resolver: guarded.resolver.clone(),
             public_only,
             header_timeout: options.header_timeout,
             limits: Limits::of(options),
@@ -165,7 +170,12 @@ impl Client {
             return Err(Error::unavailable("it names an address with a user in it"));
         }
         if !own || self.public_only {
-            self.guard.check(&self.upstream, url).map_err(|refused| Error::unavailable(refused.to_string()))?;
+            let refused = |refused: Refused| Error::unavailable(refused.to_string());
+            let proxied = self.proxied.is(url);
+            self.guard.check(&self.upstream, url, proxied).map_err(refused)?;
+            if proxied {
+                self.check_by_name(url).await.map_err(refused)?;
+            }
         }
         if own {
             self.breaker.admit(self.clock.now())?;
@@ -197,6 +207,21 @@ impl Client {
             _ => {}
         }
         answered
+    }
+
+    /// Where a proxy will resolve the name: whether it leads to the inside as far as can be told here.
+    async fn check_by_name(&self, url: &Url) -> Result<(), Refused> {
+        let Some(host) = url.domain() else { return Ok(()) };
+        let addresses = self.resolver.tell(host).await.unwrap_or_default();
+        if addresses.iter().all(|address| self.guard.permits_resolved(*address, host, &[])) {
+            return Ok(());
+        }
+        let own = match self.guard.own_host() {
+            Some(own) => self.resolver.tell(own).await.unwrap_or_default(),
+            None => Vec::new(),
+        };
+        let permitted = addresses.iter().all(|address| self.guard.permits_resolved(*address, host, &own));
+        if permitted { Ok(()) } else { Err(Refused::Private(host.into())) }
     }
 
     /// What it says of the upstream that it fails at this.

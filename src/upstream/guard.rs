@@ -3,6 +3,9 @@
 //! A redirect or a token realm may name any host. It is followed to public addresses, and to the addresses of the upstream
 //! itself; never to others on the inside, such as a cloud's metadata service. Names are checked after resolution, on the
 //! address that is dialled, so that a name cannot mean one address when checked and another when used.
+//!
+//! Where a proxy is on the way, it is the proxy's address that is dialled, and the proxy resolves the name. Then a name is refused that
+//! is none of the internet's, or that leads to the inside as far as larder itself can tell; the rest is for the proxy to refuse.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -50,8 +53,9 @@ impl Guard {
         Self { own_host: "".into(), proxies: Arc::new([]), allow_private: false }
     }
 
-    /// Checks all that can be told before resolution: the scheme, and a host that is an address already.
-    pub(super) fn check(&self, from: &Url, to: &Url) -> Result<(), Refused> {
+    /// Checks all that can be told before resolution: the scheme, and a host that is an address already. `proxied`: a proxy will
+    /// resolve the name, so that nothing more can be told later.
+    pub(super) fn check(&self, from: &Url, to: &Url, proxied: bool) -> Result<(), Refused> {
         match (from.scheme(), to.scheme()) {
             ("https", "http") => return Err(Refused::Downgrade),
             (_, "http" | "https") => {}
@@ -62,17 +66,28 @@ impl Guard {
         let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
         match address {
             Ok(address) if !self.permits(address, host) => Err(Refused::Private(host.into())),
+            // A proxy is there for larder to ask, not for a server to send it to.
+            Err(_) if *host != *self.own_host && self.is_proxy(host) => Err(Refused::Private(host.into())),
+            Err(_) if proxied && !self.is_for(Reach::of_name(host), host) => Err(Refused::Private(host.into())),
             _ => Ok(()),
         }
     }
 
     fn permits(&self, address: IpAddr, host: &str) -> bool {
+        self.is_for(Reach::of(address), host)
+    }
+
+    fn is_for(&self, reach: Reach, host: &str) -> bool {
         *host == *self.own_host
-            || match Reach::of(address) {
+            || match reach {
                 Reach::Public => true,
                 Reach::Private => self.allow_private,
                 Reach::Never => false,
             }
+    }
+
+    fn is_proxy(&self, host: &str) -> bool {
+        self.proxies.iter().any(|proxy| proxy == host)
     }
 
     /// The upstream's own host, if it has one.
@@ -82,7 +97,7 @@ impl Guard {
 
     /// Whether an address may be dialled to which `host` leads. `own`: those to which the upstream's own host does.
     pub(super) fn permits_resolved(&self, address: IpAddr, host: &str, own: &[IpAddr]) -> bool {
-        self.permits(address, host) || own.contains(&address) || self.proxies.iter().any(|proxy| proxy == host)
+        self.permits(address, host) || own.contains(&address) || self.is_proxy(host)
     }
 }
 
@@ -117,9 +132,30 @@ const METADATA: [IpAddr; 5] = [
     IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),  // Google
 ];
 
+/// By what names, as far as those are not of the inside.
+const METADATA_NAMES: [&str; 5] =
+    ["metadata", "instance-data", "metadata.google.internal", "metadata.goog", "metadata.tencentyun.com"];
+
+/// What the internet has no names below: RFC 6761, RFC 6762 (appendix G), RFC 8375, and `internal`.
+const INNER: [&str; 10] =
+    ["localhost", "localdomain", "local", "internal", "intranet", "private", "corp", "home", "lan", "home.arpa"];
+
 // === impl Reach ===
 
 impl Reach {
+    /// As its spelling tells.
+    fn of_name(host: &str) -> Self {
+        let host = host.trim_end_matches('.').to_ascii_lowercase();
+        let is_below = |top: &&str| host.strip_suffix(*top).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+        if METADATA_NAMES.contains(&&*host) {
+            Self::Never
+        } else if !host.contains('.') || INNER.iter().any(is_below) {
+            Self::Private
+        } else {
+            Self::Public
+        }
+    }
+
     fn of(address: IpAddr) -> Self {
         match address {
             address if METADATA.contains(&address) => Self::Never,
@@ -228,10 +264,10 @@ mod tests {
             "[4000::1]",
             "127.0.0.0x",
         ] {
-            assert!(guard.check(&upstream, &url(&format!("https://{host}/x"))).is_err(), "{host}");
+            assert!(guard.check(&upstream, &url(&format!("https://{host}/x")), false).is_err(), "{host}");
         }
         for host in ["93.184.215.14", "[2606:4700::1111]", "cdn.example", "[64:ff9b::5db8:d70e]", "[::ffff:93.184.215.14]"] {
-            assert!(guard.check(&upstream, &url(&format!("https://{host}/x"))).is_ok(), "{host}");
+            assert!(guard.check(&upstream, &url(&format!("https://{host}/x")), false).is_ok(), "{host}");
         }
         for host in ["[fe80::1%25eth0]", "[fe80::1%eth0]", "127.0.0.1:80:80", "1.2.3.4.5", "256.256.256.256", "a b"] {
             let host: Result<Url, _> = format!("https://{host}/x").parse();
@@ -262,7 +298,41 @@ mod tests {
             ("224.0.0.1", false),
             ("[ff02::1]", false),
         ] {
-            assert_eq!(guard.check(&upstream, &url(&format!("https://{host}/x"))).is_ok(), passes, "{host}");
+            assert_eq!(guard.check(&upstream, &url(&format!("https://{host}/x")), false).is_ok(), passes, "{host}");
+        }
+    }
+
+    #[test]
+    fn by_way_of_a_proxy_no_name_of_the_inside_is_asked_for() {
+        let upstream = url("https://registry.corp");
+        let guard = |allow_private| Guard::new(&upstream, allow_private, "http://proxy.example:3128").unwrap();
+        for (host, passes, allowed) in [
+            ("cdn.example", true, true),
+            ("corp.example", true, true),
+            ("mylocal.example", true, true),
+            ("registry.corp", true, true),
+            ("other.corp", false, true),
+            ("auth", false, true),
+            ("localhost", false, true),
+            ("LOCALHOST.", false, true),
+            ("a.b.local", false, true),
+            ("vault.internal.", false, true),
+            ("router.home.arpa", false, true),
+            ("10.0.0.1", false, true),
+            ("proxy.example", false, false),
+            ("metadata", false, false),
+            ("metadata.google.internal", false, false),
+            ("Metadata.Google.Internal.", false, false),
+            ("169.254.169.254", false, false),
+        ] {
+            let to = url(&format!("https://{host}/x"));
+            assert_eq!(guard(false).check(&upstream, &to, true).is_ok(), passes, "{host}");
+            assert_eq!(guard(true).check(&upstream, &to, true).is_ok(), allowed, "{host}, allowed");
+            let direct = Guard::new(&upstream, false, "none").unwrap();
+            assert!(
+                direct.check(&upstream, &to, false).is_ok() || host.ends_with(|c: char| c.is_ascii_digit()),
+                "its address tells"
+            );
         }
     }
 
@@ -270,15 +340,15 @@ mod tests {
     fn the_upstreams_own_address_is_where_the_operator_put_it() {
         let upstream = url("http://127.0.0.1:5000");
         let guard = Guard::new(&upstream, false, "none").unwrap();
-        assert!(guard.check(&upstream, &url("http://127.0.0.1:6000/x")).is_ok());
-        assert!(guard.check(&upstream, &url("http://127.0.0.2:6000/x")).is_err());
+        assert!(guard.check(&upstream, &url("http://127.0.0.1:6000/x"), false).is_ok());
+        assert!(guard.check(&upstream, &url("http://127.0.0.2:6000/x"), false).is_err());
     }
 
     #[test]
     fn https_never_becomes_http() {
         let upstream = url("https://registry.example");
         let guard = Guard::new(&upstream, true, "none").unwrap();
-        assert!(matches!(guard.check(&upstream, &url("http://registry.example/x")), Err(Refused::Downgrade)));
-        assert!(matches!(guard.check(&upstream, &url("file:///etc/passwd")), Err(Refused::Scheme)));
+        assert!(matches!(guard.check(&upstream, &url("http://registry.example/x"), false), Err(Refused::Downgrade)));
+        assert!(matches!(guard.check(&upstream, &url("file:///etc/passwd"), false), Err(Refused::Scheme)));
     }
 }

@@ -28,6 +28,7 @@ mod pause;
 pub(crate) mod pem;
 mod ping;
 mod places;
+mod proxied;
 mod public_url;
 mod quota;
 mod request;

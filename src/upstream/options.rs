@@ -55,7 +55,8 @@ pub struct Options {
     /// The certificate (PEM) that larder shows to the upstream, and the file of its key.
     pub client_cert_file: PathBuf,
     pub client_key_file: PathBuf,
-    /// The proxy on the way to the upstream. Empty: as the environment says; `none`: none.
+    /// The proxy on the way to the upstream. Empty: as the environment says; `none`: none. It is the proxy that resolves the names to
+    /// which the upstream sends larder; larder refuses those of which it can tell that they are on the inside, and the proxy should.
     pub proxy: String,
     /// The upstream may name private addresses: in redirects, and as its token service. Those of this link, and those at which
     /// clouds tell a machine its secrets, it may not.

@@ -23,6 +23,8 @@ pub(super) struct Resolver(Arc<Shared>);
 
 struct Shared {
     known: moka::sync::Cache<String, Known>,
+    /// Names that only a proxy can resolve, and until when that is believed.
+    unknown: moka::sync::Cache<String, Timestamp>,
     /// When each name was last asked about, but by those who joined.
     asked: moka::sync::Cache<String, Timestamp>,
     /// One question for each name and moment, however many wait: one that hangs holds a thread.
@@ -69,6 +71,7 @@ impl Resolver {
     pub(super) fn new(options: &Options, clock: Clock, counts: Counts) -> Self {
         Self(Arc::new(Shared {
             known: moka::sync::Cache::new(NAMES),
+            unknown: moka::sync::Cache::new(NAMES),
             asked: moka::sync::Cache::new(NAMES),
             asking: Flights::default(),
             lines: Arc::new(Semaphore::new(LINES)),
@@ -98,6 +101,20 @@ impl Resolver {
             Ok(found.map(|address| address.ip()).collect())
         };
         self.answered(host, answer).await.map_err(io::Error::other)
+    }
+
+    /// The addresses of a name that need not have any here. Where it has none, it is not asked again for a while, as nobody is to wait
+    /// for that each time.
+    pub(super) async fn tell(&self, host: &str) -> Option<Vec<IpAddr>> {
+        let Shared { unknown, clock, .. } = &*self.0;
+        if unknown.get(host).is_some_and(|until| clock.now() < until) {
+            return None;
+        }
+        let told = self.lookup(host).await.ok();
+        if told.is_none() {
+            unknown.insert(host.to_owned(), clock.now() + REMEMBERED);
+        }
+        told
     }
 
     async fn answered<F>(&self, host: &str, ask: impl FnOnce() -> F) -> Result<Vec<IpAddr>, String>

@@ -8,7 +8,7 @@ use tokio::{
     sync::mpsc,
 };
 
-use crate::support::{Authority, Fault, Match, Process, Registry, digest_of, get, noise};
+use crate::support::{Authority, Fault, Match, Process, Registry, TestMirror, digest_of, get, noise};
 
 /// Reads the head of a request, no byte more, and gives its first line.
 async fn first_line(stream: &mut TcpStream) -> String {
@@ -140,4 +140,73 @@ async fn an_upstream_may_have_a_proxy_of_its_own_or_none() {
     assert!(told.try_recv().is_err());
     assert!(told_of_all.try_recv().is_err(), "the proxy of the environment was asked");
     assert_eq!(upstream.count("GET", &digest), 1);
+}
+
+/// The guard looks at the address that is dialled, and that was the proxy's, who went wherever the upstream said.
+#[tokio::test]
+async fn a_proxy_is_not_asked_for_what_is_on_the_inside() {
+    let (tunnel, mut told) = tunnel(SocketAddr::from(([127, 0, 0, 1], 1))).await;
+    let upstream = Registry::start().await;
+    let digest = upstream.put_blob("library/app", noise(6, 50_000));
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("upstream.\"docker.io\".url={}", upstream.url());
+    let proxy = format!("http://localhost:{}", tunnel.port());
+    let larder = Process::start(dir.path(), &[&url], &[("HTTPS_PROXY", &proxy), ("NO_PROXY", "127.0.0.1")]);
+    let path = format!("/v2/library/app/blobs/{digest}");
+    for inner in [
+        "localhost",
+        &format!("localhost:{}", tunnel.port()),
+        "metadata",
+        "metadata.google.internal",
+        "vault.internal",
+        "printer.local",
+        "db.home.arpa.",
+        "169.254.169.254",
+        "10.0.0.1",
+        "[::1]",
+    ] {
+        upstream.heal();
+        upstream.on(Match::get("/blobs/"), Fault::answer(307, &[("location", &format!("https://{inner}/x"))], ""));
+        get(larder.url(&path)).await.expect(502);
+    }
+    assert!(told.try_recv().is_err(), "the proxy is asked");
+    // So that it is known that it would have been seen.
+    upstream.heal();
+    upstream.on(Match::get("/blobs/"), Fault::answer(307, &[("location", "https://cdn.invalid/x")], ""));
+    let _ = get(larder.url(&path)).await;
+    assert_eq!(told.recv().await.unwrap(), "CONNECT cdn.invalid:443 HTTP/1.1");
+}
+
+/// Likewise for a name that says nothing, where larder's own resolver knows it.
+#[tokio::test]
+async fn a_proxy_is_not_asked_for_a_name_that_larder_sees_lead_to_the_inside() {
+    let names = [("vault.example", vec!["10.0.0.7"], false), ("both.example", vec!["93.184.215.14", "10.0.0.7"], false)];
+    for (name, addresses, asked) in names.into_iter().chain([("cdn.example", vec!["93.184.215.14"], true)]) {
+        let (address, mut told) = redirects(format!("http://{name}/x")).await;
+        let mirror = TestMirror::builder()
+            .set("upstream.\"docker.io\".url = \"http://registry.example\"")
+            .set(&format!("upstream.\"docker.io\".proxy = \"http://{address}\""));
+        mirror.names().lead(name, &[&addresses]);
+        let mirror = mirror.start().await;
+        let digest = digest_of(name.as_bytes());
+        mirror.get(&format!("/v2/library/app/blobs/{digest}")).await.expect(502);
+        assert!(told.recv().await.unwrap().starts_with("GET http://registry.example/v2/"));
+        let second = told.try_recv();
+        assert_eq!(second.is_ok_and(|line| line.starts_with(&format!("GET http://{name}/x"))), asked, "{name}");
+    }
+}
+
+/// A proxy that sends everyone on, and tells the first line of each.
+async fn redirects(to: String) -> (SocketAddr, mpsc::UnboundedReceiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (tell, told) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _ = tell.send(first_line(&mut stream).await);
+            let answer = format!("HTTP/1.1 307 \r\nlocation: {to}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    (address, told)
 }

@@ -113,10 +113,24 @@ pub fn run() -> ExitCode {
     }
 }
 
+/// Whether a value is a URL that names a user, as `http://user:password@host` does.
+fn has_password(setting: &str) -> bool {
+    setting
+        .split("://")
+        .skip(1)
+        .any(|url| url.split(['/', ',', '?', '#']).next().is_some_and(|authority| authority.contains('@')))
+}
+
 // === impl Configured ===
 
 impl Configured {
     fn load(&self) -> Result<Config, String> {
+        if let Some(seen) = self.set.iter().find(|setting| has_password(setting)) {
+            let key = seen.split('=').next().unwrap_or_default();
+            return Err(format!(
+                "--set {key}: every user of this machine can see a password on the command line; give it in the file or the environment"
+            ));
+        }
         // What is not UTF-8 is none of ours.
         let environment =
             std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use larder::store::faults::Fault as DiskFault;
 use rustix::fs::{CWD, Mode, mkfifoat};
 
-use crate::support::{Fault, Image, Match, PATIENCE, Process, Registry, TestMirror, get, head, stream, until};
+use crate::support::{Fault, Image, Match, PATIENCE, Process, Registry, TestMirror, get, has_secret, head, stream, until};
 
 fn to(registry: &Registry) -> String {
     format!("upstream.\"docker.io\".url={}", registry.url())
@@ -186,6 +186,25 @@ async fn a_mistake_is_one_line_on_stderr_and_changes_nothing() {
         assert!(!dir.path().join("cache").exists(), "{settings:?} has made a cache");
         assert_eq!(ended.stdout, "");
     }
+}
+
+/// Every user of the machine can read the command line of every process.
+#[tokio::test]
+async fn no_password_is_taken_from_the_command_line() {
+    for setting in ["proxy=http://bob:canary-of-proxy@127.0.0.1:1", "url=https://canary-of-token:@127.0.0.1:1/x"] {
+        let dir = tempfile::tempdir().unwrap();
+        let ended = Process::fail(dir.path(), &[&format!("upstream.\"docker.io\".{setting}")], &[]);
+        let key = setting.split('=').next().unwrap();
+        let says = format!("larder: --set upstream.\"docker.io\".{key}: every user of this machine can see a password");
+        assert!(ended.log.starts_with(&says) && ended.log.lines().count() == 1, "{}", ended.log);
+        assert!(!ended.log.contains("canary"), "{}", ended.log);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let settings = ["upstream.\"docker.io\".username=bob", "upstream.\"docker.io\".password_env=BOBS"];
+    let proxy = "http://bob:canary-of-proxy@127.0.0.1:1";
+    let larder = Process::start(dir.path(), &settings, &[("BOBS", "canary-of-bob"), ("HTTPS_PROXY", proxy)]);
+    let command_line = fs::read(format!("/proc/{}/cmdline", larder.id())).unwrap();
+    assert!(!has_secret(&command_line), "{}", String::from_utf8_lossy(&command_line));
 }
 
 #[tokio::test]

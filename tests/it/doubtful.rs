@@ -58,7 +58,8 @@ impl Killed {
         let Self { upstream, stopped, digest, blob } = self;
         let (hex, reads) = (digest.replace("sha256:", ""), AtomicUsize::new(0));
         let hangs = move |operation, path: &Path| {
-            operation == Operation::Read && path.ends_with(&hex) && reads.fetch_add(1, Ordering::Relaxed) >= 2
+            // That of who verifies it: who sends what is verified may have to read that as well, where it is not in memory any more.
+            operation == Operation::Read && path.ends_with(&hex) && reads.fetch_add(1, Ordering::Relaxed) == 2
         };
         stopped.faults().each(hangs, Fault::Hang);
         Doubtful { upstream, mirror: stopped.start().await, digest, blob }
@@ -100,7 +101,8 @@ async fn an_answer_that_has_promised_a_size_ends_short_when_the_blob_has_another
         let Doubtful { upstream, mirror, digest, blob } = &doubtful;
         let mut whole = mirror.stream(&path(digest)).await;
         assert_eq!(whole.headers["content-length"], size.to_string());
-        assert!(whole.take(SENT).await == blob[..SENT]);
+        let begun = whole.take(SENT).await;
+        assert!(begun == blob[..SENT], "{size}: {} bytes", begun.len());
         mirror.faults().heal();
         let rest = whole.rest().await;
         assert!(!rest.complete, "{size}: {} bytes ended cleanly", SENT + rest.body.len());
@@ -134,8 +136,9 @@ async fn what_has_gone_out_is_compared_with_a_blob_that_is_not_kept_as_well() {
                     Fault::Errno(ENOSPC),
                 );
                 let rest = reading.rest().await;
-                assert_eq!(rest.complete, whole, "{wrong_at} {range}: {} bytes", SENT + rest.body.len());
                 let start = if range == "bytes=10-" { 10 } else { 0 };
+                let right = begun == blob[start..start + SENT];
+                assert_eq!((rest.complete, right), (whole, whole), "{wrong_at} {range}: {} bytes", SENT + rest.body.len());
                 if whole {
                     assert!([begun, rest.body].concat() == blob[start..]);
                 } else {

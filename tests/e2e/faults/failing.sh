@@ -31,7 +31,7 @@ inject() {
     within 5 traced
 }
 
-traced() { ! grep -L 'TracerPid:[[:space:]]*[1-9]' /proc/"${pids[larder]}"/task/*/status | grep -q .; }
+traced() { ! grep -qs 'TracerPid:[[:space:]]*0$' /proc/"${pids[larder]}"/task/*/status; }
 
 injected() { grep -q INJECTED "$work/log/injected"; }
 

@@ -29,6 +29,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use hashbrown::DefaultHashBuilder;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -80,7 +81,7 @@ struct Inner {
     logins: Logins,
     rights: Rights,
     /// Manifests that are asked for often, as they were verified.
-    hot: moka::sync::Cache<Digest, Bytes>,
+    hot: moka::sync::Cache<Digest, Bytes, DefaultHashBuilder>,
     /// The right to read a large one.
     large: tokio::sync::Semaphore,
     // What an upstream says, and above all that it says no, is for the one as whom it was asked.
@@ -207,7 +208,7 @@ impl Mirror {
         let hot = moka::sync::Cache::builder()
             .max_capacity(HOT_BYTES)
             .weigher(|_, bytes: &Bytes| u32::try_from(bytes.len()).unwrap_or(u32::MAX))
-            .build();
+            .build_with_hasher(DefaultHashBuilder::default());
         Self(Arc::new(Inner {
             fills: Fills::new(options.orphan_fills),
             prefetches: Prefetches::default(),

@@ -4,8 +4,9 @@
 //! to the same repository lead to the same identity. Names that are not configured are refused; they are never dialled, unless
 //! the operator lets clients name any public registry.
 
-use std::collections::HashMap;
 use std::sync::Arc;
+
+use hashbrown::HashMap;
 
 use crate::current::Current;
 use crate::oci::{ImageName, Repository, Target};

@@ -2,8 +2,9 @@
 //!
 //! Clients may ask for whatever there is, so it is bounded: where it is full, what was pulled least often goes.
 
-use std::collections::HashMap;
 use std::fmt::Write as _;
+
+use hashbrown::HashMap;
 
 use crate::oci::Digest;
 use crate::store::Text;

@@ -1,12 +1,12 @@
 //! Connections: a place for each, room for one more, the way out for all.
 
-use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use hashbrown::HashMap;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioTimer;

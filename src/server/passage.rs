@@ -1,12 +1,12 @@
 //! The way of an answer to its client: how much it takes at once, how much of it is in memory, whether it takes it at all.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
 
 use crate::metrics::Metrics;
 use crate::mirror::Pieces;

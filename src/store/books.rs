@@ -1,8 +1,9 @@
 //! The account of the disk: exact bytes, and what they are there for.
 
 use std::collections::VecDeque;
-use std::collections::hash_map::{Entry, HashMap};
 use std::sync::{Arc, Weak};
+
+use hashbrown::hash_map::{Entry, HashMap};
 
 use crate::clock::Timestamp;
 use crate::metrics::CacheGauges;
@@ -209,7 +210,7 @@ impl Books {
 
     /// The partial files that nobody fills and that have lain since before `limit`, the oldest first.
     pub(super) fn idle_partials(&self, limit: Timestamp) -> Vec<Digest> {
-        let idle = self.partials.iter().filter(|(digest, partial)| partial.since <= limit && !self.writing.contains_key(digest));
+        let idle = self.partials.iter().filter(|(digest, partial)| partial.since <= limit && !self.writing.contains_key(*digest));
         let mut idle: Vec<_> = idle.map(|(digest, partial)| (partial.since, digest.clone())).collect();
         idle.sort_by_key(|(since, _)| *since);
         idle.into_iter().map(|(_, digest)| digest).collect()

@@ -3,10 +3,10 @@
 //! There may be millions. So none is moved when more are added, which would take as long as all who wait for the lock have to
 //! wait; and a digest is kept once, in what it stands for.
 
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::ops::Range;
 
-use hashbrown::HashTable;
+use hashbrown::{DefaultHashBuilder, HashTable};
 
 use crate::oci::Digest;
 
@@ -15,7 +15,7 @@ pub(super) struct Slots<T> {
     pieces: Vec<Vec<T>>,
     free: Vec<u32>,
     by_digest: HashTable<u32>,
-    hasher: RandomState,
+    hasher: DefaultHashBuilder,
 }
 
 /// What has a digest of its own.
@@ -30,7 +30,7 @@ const PIECE: usize = 1024;
 
 impl<T> Default for Slots<T> {
     fn default() -> Self {
-        Self { pieces: Vec::new(), free: Vec::new(), by_digest: HashTable::new(), hasher: RandomState::new() }
+        Self { pieces: Vec::new(), free: Vec::new(), by_digest: HashTable::new(), hasher: DefaultHashBuilder::default() }
     }
 }
 

@@ -5,8 +5,9 @@ mod held;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
+use hashbrown::HashMap;
 use smallvec::SmallVec;
 
 use crate::clock::Timestamp;

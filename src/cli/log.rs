@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::fmt::{self, Debug, Write as _};
 use std::io::{self, Write as _};
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
@@ -35,9 +35,28 @@ struct Fields<'a> {
     result: fmt::Result,
 }
 
+/// The time as lines tell it. Thousands are written within one second, whose date is the same.
+#[derive(Default)]
+struct Moment {
+    second: u64,
+    /// That second, up to its point.
+    shown: String,
+}
+
+/// The bytes that stand for themselves between quotes. A look is less than a comparison with each that does not.
+static PLAIN: [bool; 256] = {
+    let (mut plain, mut byte) = ([false; 256], b' ');
+    while byte <= b'~' {
+        plain[byte as usize] = byte != b'"' && byte != b'\\';
+        byte += 1;
+    }
+    plain
+};
+
 thread_local! {
     /// The line that a thread is at. To put it together here is less work than to hand on each of its parts.
     static LINE: RefCell<String> = const { RefCell::new(String::new()) };
+    static MOMENT: RefCell<Moment> = RefCell::default();
 }
 
 /// To stderr; levels of single parts may be given in `RUST_LOG`. With the log comes how its level is changed.
@@ -129,14 +148,27 @@ impl Line {
         if self.journal {
             write!(text, "<{}>{}:", priority(*about.level()), about.target())?;
         } else {
-            let now = humantime::format_rfc3339_micros(SystemTime::now());
-            write!(text, "{now} {:>5} {}:", about.level().as_str(), about.target())?;
+            MOMENT.with_borrow_mut(|moment| moment.put(SystemTime::now(), text))?;
+            text.push_str(word(*about.level()));
+            text.push_str(about.target());
+            text.push(':');
         }
         let mut fields = Fields { text, result: Ok(()) };
         event.record(&mut fields);
         fields.result?;
         text.push('\n');
         Ok(())
+    }
+}
+
+/// In one width.
+fn word(level: tracing::Level) -> &'static str {
+    match level {
+        tracing::Level::ERROR => " ERROR ",
+        tracing::Level::WARN => "  WARN ",
+        tracing::Level::INFO => "  INFO ",
+        tracing::Level::DEBUG => " DEBUG ",
+        tracing::Level::TRACE => " TRACE ",
     }
 }
 
@@ -147,6 +179,26 @@ fn priority(level: tracing::Level) -> u8 {
         tracing::Level::WARN => 4,
         tracing::Level::INFO => 6,
         _ => 7,
+    }
+}
+
+// === impl Moment ===
+
+impl Moment {
+    /// With its microseconds.
+    fn put(&mut self, now: SystemTime, text: &mut String) -> fmt::Result {
+        let since_1970 = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        if self.second != since_1970.as_secs() || self.shown.is_empty() {
+            self.second = since_1970.as_secs();
+            self.shown.clear();
+            write!(self.shown, "{}", humantime::format_rfc3339_seconds(now))?;
+            self.shown.pop(); // its Z
+        }
+        let mut micros = itoa::Buffer::new();
+        // A million more, so that there are seven digits, and zeros among them.
+        let micros = micros.format(1_000_000 + since_1970.subsec_micros());
+        [&self.shown, ".", &micros[1..], "Z"].iter().for_each(|part| text.push_str(part));
+        Ok(())
     }
 }
 
@@ -176,7 +228,7 @@ impl Fields<'_> {
 
 impl Visit for Fields<'_> {
     fn record_str(&mut self, field: &Field, value: &str) {
-        let is_plain = value.bytes().all(|byte| (byte.is_ascii_graphic() || byte == b' ') && !matches!(byte, b'"' | b'\\'));
+        let is_plain = value.bytes().all(|byte| PLAIN[usize::from(byte)]);
         match field.name() {
             "message" => self.escaped(field, format_args!("{value}")),
             _ if is_plain => self.plain(field, &["\"", value, "\""]),
@@ -265,6 +317,17 @@ mod tests {
         assert_eq!(said, " INFO access: done kind=\"blob\" bytes=10 ms=0.500\n");
         let said = line(|| tracing::warn!(target: "larder", path = "a \"b\"", error = %"no", found = ?Some(1), "it {}", "fails"));
         assert_eq!(said, " WARN larder: it fails path=\"a \\\"b\\\"\" error=no found=Some(1)\n");
+    }
+
+    #[test]
+    fn the_time_of_a_line_is_to_the_microsecond() {
+        let (mut moment, mut text) = (Moment::default(), String::new());
+        for (seconds, nanos) in [(0, 1_000), (0, 999_999_999), (951_782_400, 0), (951_782_400, 120_300_000), (0, 5_000)] {
+            let now = UNIX_EPOCH + std::time::Duration::new(seconds, nanos);
+            text.clear();
+            moment.put(now, &mut text).expect("text");
+            assert_eq!(text, humantime::format_rfc3339_micros(now).to_string());
+        }
     }
 
     #[test]

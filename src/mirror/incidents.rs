@@ -6,6 +6,7 @@ use std::cmp::Reverse;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::clock::Timestamp;
+use crate::oci::Repository;
 use crate::upstream::{Error, PUBLIC};
 
 use super::{Mirror, Origin, Refusal, Served};
@@ -71,41 +72,38 @@ impl Mirror {
     }
 
     /// A client was refused something. What is not there, and what a client has yet to show, is nothing that went wrong.
-    pub fn note_refusal(&self, refusal: &Refusal, upstream: &str, repository: &str) {
+    pub fn note_refusal(&self, refusal: &Refusal, of: Option<&Repository>) {
         if let Some(cause) = Cause::of(refusal) {
-            self.note(cause, upstream, &refusal.to_string(), of(upstream, repository));
+            self.note(cause, of, &refusal.to_string());
         }
     }
 
     /// A client was served, if not as it should be.
-    pub fn note_served(&self, served: &Served, upstream: &str, repository: &str) {
+    pub fn note_served(&self, served: &Served, of: Option<&Repository>) {
         match served {
-            Served::Stale(why) => self.note(Cause::Stale, upstream, why, of(upstream, repository)),
-            Served::Bypass(why, _) => self.note(Cause::Bypass, upstream, why, of(upstream, repository)),
+            Served::Stale(why) => self.note(Cause::Stale, of, why),
+            Served::Bypass(why, _) => self.note(Cause::Bypass, of, why),
             _ => {}
         }
     }
 
     pub(super) fn note_broken_off(&self, origin: &Origin, error: &Error) {
-        self.note(Cause::BrokenOff, &origin.repository.upstream, &error.to_string(), origin.repository.to_string());
+        self.note(Cause::BrokenOff, Some(&origin.repository), &error.to_string());
     }
 
     pub(super) fn note_wrong_bytes(&self, origin: &Origin) {
         let why = "it sent other bytes than the digest promises";
-        self.note(Cause::WrongContent, &origin.repository.upstream, why, origin.repository.to_string());
+        self.note(Cause::WrongContent, Some(&origin.repository), why);
     }
 
-    fn note(&self, cause: Cause, upstream: &str, why: &str, of: String) {
+    fn note(&self, cause: Cause, of: Option<&Repository>, why: &str) {
         let now = self.0.clock.now();
+        let (upstream, of) = of.map_or(("", String::new()), |of| (&*of.upstream, of.to_string()));
         let is_anyones = !upstream.is_empty() && self.registries().configured(upstream).is_none();
         let upstream = if is_anyones { PUBLIC } else { upstream };
         let mut all = self.0.incidents.lock();
         add(&mut all, Incident { cause, upstream: upstream.to_owned(), why: plain(why), of, times: 1, first: now, last: now });
     }
-}
-
-fn of(upstream: &str, repository: &str) -> String {
-    if upstream.is_empty() { String::new() } else { format!("{upstream}/{repository}") }
 }
 
 fn add(all: &mut Vec<Incident>, new: Incident) {

@@ -1,6 +1,7 @@
 //! Digests: the only key to bytes.
 
 use std::fmt;
+use std::ops::Deref;
 use std::str::FromStr;
 
 use sha2::Digest as _;
@@ -30,6 +31,15 @@ pub enum InvalidDigest {
     #[error("only sha256 and sha512 digests are served")]
     UnknownAlgorithm,
 }
+
+/// A digest as text, for which no memory is taken: digests are in every line, header and path.
+pub struct DigestText {
+    text: [u8; LONGEST],
+    length: usize,
+}
+
+/// `sha512:` and its digits.
+const LONGEST: usize = 7 + 128;
 
 /// A running hash that becomes a [`Digest`]. Cloning it takes a snapshot of the state, about 200 bytes.
 #[derive(Clone)]
@@ -65,19 +75,19 @@ impl Digest {
     /// The part after the colon.
     #[must_use]
     pub fn hex(&self) -> String {
-        self.with_hex(str::to_owned)
+        self.text()[self.algorithm().name().len() + 1..].to_owned()
     }
 
-    /// Digests are in every line, header and path.
-    fn with_hex<T>(&self, use_it: impl FnOnce(&str) -> T) -> T {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let bytes = self.bytes();
-        let mut hex = [0; 128];
-        for (digits, byte) in hex.chunks_exact_mut(2).zip(bytes) {
-            digits[0] = DIGITS[usize::from(byte >> 4)];
-            digits[1] = DIGITS[usize::from(byte & 15)];
+    #[must_use]
+    pub fn text(&self) -> DigestText {
+        let (name, bytes) = (self.algorithm().name().as_bytes(), self.bytes());
+        let begin = name.len() + 1;
+        let mut text = [b':'; LONGEST];
+        text[..name.len()].copy_from_slice(name);
+        for (digits, byte) in text[begin..].chunks_exact_mut(2).zip(bytes) {
+            digits.copy_from_slice(&[digit(byte >> 4), digit(byte & 15)]);
         }
-        use_it(std::str::from_utf8(&hex[..bytes.len() * 2]).unwrap_or_default())
+        DigestText { text, length: begin + bytes.len() * 2 }
     }
 
     fn bytes(&self) -> &[u8] {
@@ -86,6 +96,11 @@ impl Digest {
             Self::Sha512(bytes) => bytes.as_slice(),
         }
     }
+}
+
+/// One of sixteen.
+fn digit(value: u8) -> u8 {
+    if value < 10 { b'0' + value } else { b'a' + value - 10 }
 }
 
 impl FromStr for Digest {
@@ -121,15 +136,23 @@ fn unhex<const N: usize>(hex: &str) -> Result<[u8; N], InvalidDigest> {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.algorithm().name())?;
-        f.write_str(":")?;
-        self.with_hex(|hex| f.write_str(hex))
+        f.write_str(&self.text())
     }
 }
 
 impl fmt::Debug for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+// === impl DigestText ===
+
+impl Deref for DigestText {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        std::str::from_utf8(&self.text[..self.length]).unwrap_or_default()
     }
 }
 

@@ -168,6 +168,15 @@ impl fmt::Debug for Tag {
 
 // === impl Reference ===
 
+impl From<&Reference> for Arc<str> {
+    fn from(reference: &Reference) -> Self {
+        match reference {
+            Reference::Tag(Tag(tag)) => Self::clone(tag),
+            Reference::Digest(digest) => (*digest.text()).into(),
+        }
+    }
+}
+
 impl FromStr for Reference {
     type Err = InvalidName;
 

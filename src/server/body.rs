@@ -30,7 +30,6 @@ pub(super) struct Body {
     passage: Option<Passage>,
     /// What its client may take of it.
     share: Option<Share>,
-    /// Apart, as an answer is handed on from one to the next a dozen times.
     line: Option<Box<AccessLine>>,
 }
 
@@ -85,11 +84,11 @@ impl Body {
     }
 
     /// Writes `line` when the body is done with.
-    pub(super) fn logged(mut self, mut line: AccessLine) -> Self {
+    pub(super) fn logged(mut self, mut line: Box<AccessLine>) -> Self {
         if matches!(self.content, Content::End) {
             line.ended(End::Complete);
         }
-        self.line = Some(Box::new(line));
+        self.line = Some(line);
         self
     }
 

@@ -55,7 +55,9 @@ impl Handler {
         #[cfg(all(debug_assertions, not(fuzzing)))]
         assert!(!head.headers.contains_key("x-larder-panic"), "a test has asked for it");
         let from = client.terms.who_asks(&client, &head.headers);
-        let mut line = AccessLine::new(client.tells_of(from), &head.method, self.mirror.metrics().clone(), self.audit.clone());
+        // Apart, as it goes with the answer, which is handed on from one to the next a dozen times.
+        let mut line =
+            Box::new(AccessLine::new(client.tells_of(from), &head.method, self.mirror.metrics().clone(), self.audit.clone()));
         line.span = self.tracer.request(|| Some(head.headers.get("traceparent")?.to_str().ok()?.to_owned()));
         let mut response = match self.shares.ask(from.ip()) {
             Ok(()) => self.hear(&head, &client, from, &mut line).await,
@@ -104,11 +106,11 @@ impl Handler {
             Route::Ping => self.ping(asked, line).await,
             Route::Token => self.token(asked, line).await,
             Route::Manifest(target, reference) => {
-                (line.kind, line.reference) = ("manifest", reference.to_string());
+                (line.kind, line.reference) = ("manifest", Some((&reference).into()));
                 self.manifest(asked, &target, &reference, line).await
             }
             Route::Blob(target, digest) => {
-                (line.kind, line.reference) = ("blob", digest.to_string());
+                (line.kind, line.reference) = ("blob", Some((*digest.text()).into()));
                 self.blob(asked, &target, &digest, line).await
             }
             Route::Tags(target, page) => {
@@ -116,7 +118,7 @@ impl Handler {
                 self.tags(asked, &target, &page, line).await
             }
             Route::Referrers(target, digest, artifact_type) => {
-                (line.kind, line.reference) = ("referrers", digest.to_string());
+                (line.kind, line.reference) = ("referrers", Some((*digest.text()).into()));
                 self.referrers(asked, &target, &digest, artifact_type.as_deref(), line).await
             }
             Route::Unsupported => respond::read_only(),
@@ -142,7 +144,7 @@ impl Handler {
         };
         match manifest {
             Ok(manifest) => {
-                self.mirror.note_served(&manifest.served, &line.upstream, &line.repository);
+                self.mirror.note_served(&manifest.served, line.repository.as_ref());
                 line.served = Some(manifest.served.clone());
                 let digest = manifest.digest.clone();
                 let response = respond::manifest(manifest, headers, matches!(reference, Reference::Tag(_)));
@@ -177,7 +179,7 @@ impl Handler {
         }
         match self.mirror.blob(&origin, digest).await {
             Ok(blob) => {
-                self.mirror.note_served(&blob.served, &line.upstream, &line.repository);
+                self.mirror.note_served(&blob.served, line.repository.as_ref());
                 line.served = Some(blob.served.clone());
                 respond::blob(&blob, digest, &head.headers, head.version).await
             }
@@ -236,8 +238,7 @@ impl Handler {
         origin.behalf.from = Some(block(asked.from.ip()));
         origin.behalf.via.clone_from(&asked.via);
         origin.behalf.trace = line.span.trace();
-        line.upstream = origin.repository.upstream.to_string();
-        line.repository = origin.repository.name.to_string();
+        line.repository = Some(origin.repository.clone());
         asked.client.terms.rules.check(&asked.identity, &origin.repository)?;
         if let Some(gate) = origin.gate() {
             let shown = shown(&asked.head.headers);
@@ -257,7 +258,7 @@ impl Handler {
 
     pub(super) fn refuse(&self, refusal: &Refusal, kind: Kind, line: &mut AccessLine) -> Response<Body> {
         line.why = Some(refusal.to_string());
-        self.mirror.note_refusal(refusal, &line.upstream, &line.repository);
+        self.mirror.note_refusal(refusal, line.repository.as_ref());
         respond::refusal(refusal, kind, |until| until.since(self.clock.now()))
     }
 }

@@ -7,7 +7,7 @@ use http::{Method, StatusCode};
 
 use crate::metrics::{AnswerKind, Metrics};
 use crate::mirror::Served;
-use crate::oci::ErrorCode;
+use crate::oci::{ErrorCode, Repository};
 use crate::traces::Span;
 
 use super::audit::{Access, Audit};
@@ -26,9 +26,10 @@ pub(super) struct AccessLine {
     pub(super) method: Method,
     /// What kind of thing was asked for.
     pub(super) kind: &'static str,
-    pub(super) upstream: String,
-    pub(super) repository: String,
-    pub(super) reference: String,
+    /// Of which repository.
+    pub(super) repository: Option<Repository>,
+    /// By which tag or digest.
+    pub(super) reference: Option<Arc<str>>,
     /// What it has led to, where there is an audit log.
     pub(super) digest: Option<String>,
     pub(super) served: Option<Served>,
@@ -74,9 +75,8 @@ impl AccessLine {
             login: None,
             method: written(method),
             kind: "other",
-            upstream: String::new(),
-            repository: String::new(),
-            reference: String::new(),
+            repository: None,
+            reference: None,
             digest: None,
             served: None,
             why: None,
@@ -128,19 +128,27 @@ impl AccessLine {
         }
     }
 
+    /// Upstream, repository and reference, as far as they are known.
+    fn names(&self) -> [&str; 3] {
+        let [upstream, repository] =
+            self.repository.as_ref().map_or([""; 2], |Repository { upstream, name }| [upstream, name.as_str()]);
+        [upstream, repository, self.reference.as_deref().unwrap_or_default()]
+    }
+
     fn audit(&self, total: Duration) {
         if !self.audit.is_kept() {
             return;
         }
+        let [upstream, repository, reference] = self.names();
         let access = Access {
             client: &self.client,
             user: self.user.as_deref().or(self.login.as_deref()),
             certificate: self.certificate.as_deref(),
             method: self.method.as_str(),
             kind: self.kind,
-            upstream: &self.upstream,
-            repository: &self.repository,
-            reference: &self.reference,
+            upstream,
+            repository,
+            reference,
             digest: self.digest.as_deref(),
             status: self.status.map(|status| status.as_u16()),
             served: self.served(),
@@ -152,16 +160,17 @@ impl AccessLine {
     }
 
     fn tell_span(&mut self) {
-        let (served, end) = (self.served(), self.end());
-        let Self { span, method, kind, client, upstream, repository, reference, status, bytes, why, .. } = self;
+        let mut span = std::mem::take(&mut self.span);
+        let (served, end, [upstream, repository, reference]) = (self.served(), self.end(), self.names());
+        let Self { method, kind, client, status, bytes, why, .. } = &*self;
         // What a client makes up is no name.
         let known = if matches!(*method, Method::GET | Method::HEAD) { method.as_str() } else { "other" };
         span.name(|| format!("{known} {kind}"));
         span.text("http.request.method", || &*method);
         span.text("client.address", || &*client);
-        span.text("larder.upstream", || &*upstream);
-        span.text("larder.repository", || &*repository);
-        span.text("larder.reference", || &*reference);
+        span.text("larder.upstream", || upstream);
+        span.text("larder.repository", || repository);
+        span.text("larder.reference", || reference);
         span.text("larder.served", || served);
         span.text("larder.end", || end);
         span.number("http.response.body.size", *bytes);
@@ -208,15 +217,16 @@ impl Drop for AccessLine {
         self.count(total);
         self.audit(total);
         self.tell_span();
+        let [upstream, repository, reference] = self.names();
         tracing::info!(
             target: "access",
             client = %self.client,
             user = self.user.as_deref(),
             method = %self.method,
             kind = self.kind,
-            upstream = self.upstream,
-            repository = self.repository,
-            reference = self.reference,
+            upstream,
+            repository,
+            reference,
             status = self.status.map(|status| status.as_u16()),
             served = self.served(),
             why = self.why,

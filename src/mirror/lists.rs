@@ -114,7 +114,7 @@ impl Mirror {
     async fn referrers_by_tag(&self, origin: &Origin, digest: &Digest) -> Result<Bytes, Refusal> {
         let tag = Reference::Tag(Tag::of_referrers(digest));
         // Boxed: a manifest's future holds this one where it is a list.
-        let index = Box::pin(self.find_manifest(origin, &tag, &Accept::anything())).await;
+        let index = Box::pin(self.find_manifest(origin, &tag, Accept::anything())).await;
         match index {
             Ok(manifest) if manifest.media_type == INDEX_TYPE => Ok(manifest.bytes),
             Ok(_) => Ok(no_referrers()),

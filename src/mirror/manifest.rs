@@ -40,7 +40,7 @@ impl Mirror {
     ///
     /// # Errors
     /// See [`Refusal`].
-    pub async fn manifest(&self, origin: &Origin, reference: &Reference, accept: &Accept) -> Result<Manifest, Refusal> {
+    pub async fn manifest(&self, origin: &Origin, reference: &Reference, accept: Accept<'_>) -> Result<Manifest, Refusal> {
         let manifest = self.find_manifest(origin, reference, accept).await;
         if let Err(Refusal::Upstream(upstream::Error::Offline)) = &manifest {
             self.lacks(origin, reference);
@@ -53,7 +53,7 @@ impl Mirror {
         &self,
         origin: &Origin,
         reference: &Reference,
-        accept: &Accept,
+        accept: Accept<'_>,
     ) -> Result<Manifest, Refusal> {
         let tag = match reference {
             Reference::Digest(digest) => return self.manifest_by_digest(origin, digest).await,

@@ -134,7 +134,7 @@ impl Mirror {
             for kind in COSIGN {
                 let Ok(tag) = format!("{}.{kind}", Tag::of_referrers(&digest)).parse::<Tag>() else { continue };
                 let tag = Reference::Tag(tag);
-                match self.find_manifest(origin, &tag, &Accept::anything()).await {
+                match self.find_manifest(origin, &tag, Accept::anything()).await {
                     Ok(manifest) => {
                         referring.warmed.add(self.bring(origin, &tag, all).await);
                         referring.found.push((tag, manifest.digest.clone()));
@@ -184,7 +184,7 @@ impl Mirror {
             Kind::Blob => self.warm_blob(origin, digest, &|_| {}).await.map(drop),
             Kind::Manifest => {
                 let reference = Reference::Digest(digest.clone());
-                let manifest = self.find_manifest(origin, &reference, &Accept::anything()).await;
+                let manifest = self.find_manifest(origin, &reference, Accept::anything()).await;
                 self.warm_manifest(&manifest.map_err(|refusal| refusal.to_string())?).await.map(drop)
             }
         }
@@ -200,7 +200,7 @@ impl Mirror {
         let (mut manifests, mut seen) = (Vec::new(), HashSet::new());
         let mut wanted = vec![reference.clone()];
         while let Some(reference) = wanted.pop() {
-            let parsed = match self.find_manifest(origin, &reference, &Accept::anything()).await {
+            let parsed = match self.find_manifest(origin, &reference, Accept::anything()).await {
                 Ok(manifest) => {
                     warmed.digest.get_or_insert_with(|| manifest.digest.clone());
                     warmed.manifests.push(manifest.digest.clone());

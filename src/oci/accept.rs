@@ -3,51 +3,60 @@
 use http::{HeaderMap, header};
 
 /// The media types of the `Accept` headers of a request. Weights are left out: clients send none that matter.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Accept(Vec<String>);
+#[derive(Debug, Clone, Copy)]
+pub struct Accept<'a>(Option<&'a HeaderMap>);
 
-impl Accept {
+impl<'a> Accept<'a> {
     #[must_use]
-    pub fn of(headers: &HeaderMap) -> Self {
-        let values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-        let types = values.flat_map(|value| value.split(','));
-        let names = types.map(|text| text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase());
-        Self(names.filter(|name| !name.is_empty()).collect())
+    pub fn of(headers: &'a HeaderMap) -> Self {
+        Self(Some(headers))
     }
 
     /// As if nothing was said.
     #[must_use]
     pub fn anything() -> Self {
-        Self(Vec::new())
+        Self(None)
     }
 
     /// True if `media_type` is among them, or nothing was said, or anything will do.
     #[must_use]
-    pub fn takes(&self, media_type: &str) -> bool {
-        self.0.is_empty() || self.0.iter().any(|name| name == media_type || name == "*/*" || name == "application/*")
+    pub fn takes(self, media_type: &str) -> bool {
+        let values = self.0.into_iter().flat_map(|headers| headers.get_all(header::ACCEPT));
+        let types = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+        let mut names = types.map(name).filter(|name| !name.is_empty()).peekable();
+        let is_it = |name: &[u8]| {
+            name.eq_ignore_ascii_case(media_type.as_bytes()) || name == b"*/*" || name.eq_ignore_ascii_case(b"application/*")
+        };
+        names.peek().is_none() || names.any(is_it)
     }
+}
+
+/// A media type without its parameters.
+fn name(text: &[u8]) -> &[u8] {
+    text.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn accept(values: &[&str]) -> Accept {
+    fn takes(values: &[&str], media_type: &str) -> bool {
         let mut headers = HeaderMap::new();
         values.iter().for_each(|value| _ = headers.append(header::ACCEPT, value.parse().unwrap()));
-        Accept::of(&headers)
+        Accept::of(&headers).takes(media_type)
     }
 
     #[test]
     fn several_lines_count_as_one() {
-        let docker = accept(&["application/a+json", "application/b+json;q=0.5, text/x"]);
-        assert!(docker.takes("application/b+json") && docker.takes("text/x") && !docker.takes("application/c+json"));
+        let docker = |media_type| takes(&["application/a+json", "application/B+json;q=0.5, text/x"], media_type);
+        assert!(docker("application/b+json") && docker("text/x") && !docker("application/c+json"));
     }
 
     #[test]
     fn silence_and_wildcards_take_everything() {
-        for values in [&[][..], &["*/*"], &["a/b, */*"], &["application/*"]] {
-            assert!(accept(values).takes("application/vnd.oci.image.index.v1+json"), "{values:?}");
+        for values in [&[][..], &["*/*"], &["a/b, */*"], &["application/*"], &[" , ;q=1"]] {
+            assert!(takes(values, "application/vnd.oci.image.index.v1+json"), "{values:?}");
         }
+        assert!(Accept::anything().takes("text/x"));
     }
 }

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use percent_encoding::percent_decode_str;
+use smallvec::SmallVec;
 
 use super::{Digest, ErrorCode, InvalidDigest, InvalidName, Reference};
 
@@ -23,6 +24,9 @@ pub enum Route {
     Invalid(ErrorCode, String),
     NotFound,
 }
+
+/// As many segments as a path usually has, without memory being taken for them.
+type Segments<T> = SmallVec<[T; 8]>;
 
 /// The repository as the client wrote it, before it is known which upstream it belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,7 +103,7 @@ impl Route {
             Ok(query) => query,
             Err((code, message)) => return Self::Invalid(code, message),
         };
-        let words: Vec<&str> = segments.iter().map(Cow::as_ref).collect();
+        let words: Segments<&str> = segments.iter().map(Cow::as_ref).collect();
         // `/v2` comes first; else everything before it is a prefix.
         let Some(v2) = words.iter().position(|word| *word == "v2") else { return Self::NotFound };
         let target = |name: &[&str]| Target {
@@ -141,29 +145,35 @@ fn code_of(error: &InvalidName) -> ErrorCode {
 }
 
 /// The segments of a path, percent-decoded one by one. Refused: whatever would mean another path once decoded.
-fn segments(path: &str) -> Result<Vec<Cow<'_, str>>, &'static str> {
+fn segments(path: &str) -> Result<Segments<Cow<'_, str>>, &'static str> {
     if path.len() > LONGEST_PATH {
         return Err("the path is longer than any name");
     }
     let path = path.strip_prefix('/').unwrap_or(path);
-    let is_encoded = path.as_bytes().contains(&b'%');
-    let mut segments = Vec::with_capacity(8);
-    let mut rest = path.split('/').peekable();
-    while let Some(segment) = rest.next() {
-        let segment = if is_encoded {
-            percent_decode_str(segment).decode_utf8().map_err(|_| "the path is not UTF-8")?
-        } else {
-            Cow::Borrowed(segment)
-        };
-        if segment.is_empty() && rest.peek().is_some() {
+    let is_plain = path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'%');
+    let (mut segments, mut rest) = (Segments::new(), Some(path));
+    while let Some(path) = rest {
+        let end = path.bytes().position(|byte| byte == b'/');
+        let segment = end.map_or(path, |end| &path[..end]);
+        rest = end.map(|end| &path[end + 1..]);
+        if segment.is_empty() && rest.is_some() {
             return Err("the path has an empty component");
         }
-        if segment == "." || segment == ".." || segment.contains(|c: char| c == '/' || c.is_control()) {
+        let segment = if is_plain { Cow::Borrowed(segment) } else { decoded(segment)? };
+        if segment == "." || segment == ".." {
             return Err("the path has a component that is no name");
         }
         segments.push(segment);
     }
     Ok(segments)
+}
+
+fn decoded(segment: &str) -> Result<Cow<'_, str>, &'static str> {
+    let segment = percent_decode_str(segment).decode_utf8().map_err(|_| "the path is not UTF-8")?;
+    if segment.contains(|c: char| c == '/' || c.is_control()) {
+        return Err("the path has a component that is no name");
+    }
+    Ok(segment)
 }
 
 /// The `ns` of a query, also of one that makes no sense otherwise: it is told back in every answer.

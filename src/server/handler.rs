@@ -139,7 +139,7 @@ impl Handler {
         let headers = &asked.head.headers;
         let wanted = Wanted::Manifest(reference.clone());
         let manifest = match self.locate(asked, target, &wanted, line).await {
-            Ok(origin) => self.mirror.manifest(&origin, reference, &Accept::of(headers)).await,
+            Ok(origin) => self.mirror.manifest(&origin, reference, Accept::of(headers)).await,
             Err(refusal) => Err(refusal),
         };
         match manifest {

@@ -201,7 +201,7 @@ async fn a_registry_of_anyones_gets_nothing_for_its_word() {
     let manifest = Image::new(5).put(&hub, "library/app", "latest");
     let get_manifest = async |image: &str, digest: &str| {
         let origin = mirror.registries().resolve(&image.parse().unwrap()).unwrap();
-        let found = mirror.manifest(&origin, &digest.parse().unwrap(), &larder::oci::Accept::anything()).await;
+        let found = mirror.manifest(&origin, &digest.parse().unwrap(), larder::oci::Accept::anything()).await;
         found.map(|manifest| manifest.bytes)
     };
     assert_eq!(get_manifest("app", &manifest.digest).await.unwrap(), manifest.manifest);

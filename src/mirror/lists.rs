@@ -116,7 +116,7 @@ impl Mirror {
         // Boxed: a manifest's future holds this one where it is a list.
         let index = Box::pin(self.find_manifest(origin, &tag, Accept::anything())).await;
         match index {
-            Ok(manifest) if manifest.media_type == INDEX_TYPE => Ok(manifest.bytes),
+            Ok(manifest) if *manifest.media_type == *INDEX_TYPE => Ok(manifest.bytes),
             Ok(_) => Ok(no_referrers()),
             Err(Refusal::Upstream(error)) if error.is_definitive() || error == upstream::Error::Offline => Ok(no_referrers()),
             Err(refusal) => Err(refusal),

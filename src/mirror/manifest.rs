@@ -1,8 +1,9 @@
 //! Manifests by digest: verified before a client sees the first byte.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+use http::HeaderMap;
 
 use crate::flight::Lost;
 use crate::heavy;
@@ -17,8 +18,19 @@ use super::{Mirror, Origin, Refusal, Served, Thing};
 pub struct Manifest {
     pub served: Served,
     pub digest: Digest,
-    pub media_type: String,
+    pub media_type: Arc<str>,
     pub bytes: Bytes,
+    pub told: Told,
+}
+
+/// What is told with the same bytes in every answer, made by whoever answers first.
+pub type Told = Arc<OnceLock<HeaderMap>>;
+
+/// The bytes of a manifest that is asked for often, as they were verified.
+#[derive(Clone)]
+pub(super) struct Hot {
+    pub(super) bytes: Bytes,
+    told: Told,
 }
 
 /// A manifest whose bytes hash to its digest.
@@ -64,11 +76,11 @@ impl Mirror {
             return Ok(manifest);
         }
         // Docker's lists were always served as their linux/amd64 child to those who know no lists.
-        let list = parse(Some(manifest.media_type.clone()), &manifest.bytes).await?.ok();
+        let list = parse(Some(&manifest.media_type), &manifest.bytes).await?.ok();
         let child = list.filter(oci::Manifest::is_docker_list).and_then(|list| list.default_child());
-        let Some(child) = child else { return Err(Refusal::NotAccepted(manifest.media_type)) };
+        let Some(child) = child else { return Err(Refusal::NotAccepted(manifest.media_type.to_string())) };
         let child = self.manifest_by_digest(origin, &child).await?;
-        if accept.takes(&child.media_type) { Ok(child) } else { Err(Refusal::NotAccepted(manifest.media_type)) }
+        if accept.takes(&child.media_type) { Ok(child) } else { Err(Refusal::NotAccepted(manifest.media_type.to_string())) }
     }
 
     pub(super) async fn manifest_by_digest(&self, origin: &Origin, digest: &Digest) -> Result<Manifest, Refusal> {
@@ -102,18 +114,18 @@ impl Mirror {
     /// A manifest of the cache, by this proof that the repository holds it.
     pub(super) async fn held_manifest(&self, origin: &Origin, digest: &Digest, proof: Option<Proof>) -> Option<Manifest> {
         let media_type = proof?.media_type?;
-        let bytes = match self.0.hot.get(digest) {
-            Some(bytes) => {
+        let Hot { bytes, told } = match self.0.hot.get(digest) {
+            Some(hot) => {
                 self.0.store.touch(digest);
-                bytes
+                hot
             }
             None => self.read_manifest(digest).await?,
         };
         let served = if origin.is_offline() { Served::Offline } else { Served::Hit };
-        Some(Manifest { served, digest: digest.clone(), media_type, bytes })
+        Some(Manifest { served, digest: digest.clone(), media_type, bytes, told })
     }
 
-    async fn read_manifest(&self, digest: &Digest) -> Option<Bytes> {
+    async fn read_manifest(&self, digest: &Digest) -> Option<Hot> {
         let blob = self.0.store.get_unverified(digest).await.ok()??;
         let size = usize::try_from(blob.size()).ok().filter(|size| *size <= oci::MAX_MANIFEST)?;
         // So many clients may ask for so many of them that their bytes would fill the memory before one of them is there.
@@ -131,8 +143,9 @@ impl Mirror {
                     let (is_right, bytes) = heavy::work(bytes.len(), move || (promised.matches(&bytes), bytes)).await.ok()?;
                     if is_right {
                         self.0.store.verified(digest);
-                        self.0.hot.insert(digest.clone(), bytes.clone());
-                        return Some(bytes);
+                        let hot = Hot::from(bytes);
+                        self.0.hot.insert(digest.clone(), hot.clone());
+                        return Some(hot);
                     }
                     break Damage::Bytes;
                 }
@@ -151,7 +164,7 @@ impl Mirror {
             // It may have come in between the caller's look and this.
             let proof = mirror.proof(&origin, &digest, Kind::Manifest);
             if let Some(held) = mirror.held_manifest(&origin, &digest, proof).await
-                && let Ok(manifest) = parse(Some(held.media_type), &held.bytes).await?
+                && let Ok(manifest) = parse(Some(&held.media_type), &held.bytes).await?
             {
                 return Ok(Arc::new(Verified { digest, bytes: held.bytes, manifest, cache_status: None }));
             }
@@ -184,12 +197,12 @@ impl Mirror {
             origin.upstream().note_mismatch();
             Refusal::WrongContent(format!("{found} instead of {asked}"))
         })?;
-        let manifest = parse(content_type, &bytes).await?.map_err(|bad| {
+        let manifest = parse(content_type.as_deref(), &bytes).await?.map_err(|bad| {
             tracing::error!(repository = %origin.repository, %digest, %bad, "the upstream sent no usable manifest");
             Refusal::WrongContent(format!("{digest}: {bad}"))
         })?;
-        self.0.hot.insert(digest.clone(), bytes.clone());
-        self.set_proof(&origin.repository, &digest, bytes.len() as u64, Some(manifest.media_type.clone()));
+        self.0.hot.insert(digest.clone(), bytes.clone().into());
+        self.set_proof(&origin.repository, &digest, bytes.len() as u64, Some((*manifest.media_type).into()));
         let verified = Arc::new(Verified { digest, bytes, manifest, cache_status });
         let (store, keep) = (self.0.store.clone(), Arc::clone(&verified));
         self.0.tasks.spawn(async move {
@@ -204,8 +217,8 @@ impl Mirror {
     }
 }
 
-async fn parse(content_type: Option<String>, bytes: &Bytes) -> Result<Result<oci::Manifest, oci::BadManifest>, Lost> {
-    let of = bytes.clone();
+async fn parse(content_type: Option<&str>, bytes: &Bytes) -> Result<Result<oci::Manifest, oci::BadManifest>, Lost> {
+    let (content_type, of) = (content_type.map(str::to_owned), bytes.clone());
     heavy::work(bytes.len(), move || oci::Manifest::parse(content_type.as_deref(), &of)).await
 }
 
@@ -215,6 +228,24 @@ impl Verified {
     /// As it came from the upstream.
     pub(super) fn served(&self) -> Manifest {
         let served = Served::Miss(self.cache_status.clone());
-        Manifest { served, digest: self.digest.clone(), media_type: self.manifest.media_type.clone(), bytes: self.bytes.clone() }
+        let (digest, media_type) = (self.digest.clone(), (*self.manifest.media_type).into());
+        Manifest { served, digest, media_type, bytes: self.bytes.clone(), told: Told::default() }
+    }
+}
+
+// === impl Hot ===
+
+impl Hot {
+    /// About what it takes of the memory, in bytes.
+    pub(super) fn weight(&self) -> usize {
+        /// Of what is told with it.
+        const TOLD: usize = 2 << 10;
+        self.bytes.len() + TOLD
+    }
+}
+
+impl From<Bytes> for Hot {
+    fn from(bytes: Bytes) -> Self {
+        Self { bytes, told: Told::default() }
     }
 }

@@ -28,7 +28,6 @@ mod warm;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use hashbrown::DefaultHashBuilder;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -55,7 +54,7 @@ pub use freshness::Freshness;
 pub use incidents::{Cause, Incident};
 pub use lists::{Referrers, TagList};
 pub use logins::{Challenge, Gate, Shown, Token};
-pub use manifest::Manifest;
+pub use manifest::{Manifest, Told};
 pub use names::{Origin, Registries, Registry};
 pub use options::Options;
 pub use public::Make;
@@ -80,8 +79,7 @@ struct Inner {
     prefetches: Prefetches,
     logins: Logins,
     rights: Rights,
-    /// Manifests that are asked for often, as they were verified.
-    hot: moka::sync::Cache<Digest, Bytes, DefaultHashBuilder>,
+    hot: moka::sync::Cache<Digest, manifest::Hot, DefaultHashBuilder>,
     /// The right to read a large one.
     large: tokio::sync::Semaphore,
     // What an upstream says, and above all that it says no, is for the one as whom it was asked.
@@ -207,7 +205,7 @@ impl Mirror {
     pub fn new(options: Options, store: Store, registries: Registries, clock: Clock, metrics: Metrics) -> Self {
         let hot = moka::sync::Cache::builder()
             .max_capacity(HOT_BYTES)
-            .weigher(|_, bytes: &Bytes| u32::try_from(bytes.len()).unwrap_or(u32::MAX))
+            .weigher(|_, hot: &manifest::Hot| u32::try_from(hot.weight()).unwrap_or(u32::MAX))
             .build_with_hasher(DefaultHashBuilder::default());
         Self(Arc::new(Inner {
             fills: Fills::new(options.orphan_fills),

@@ -1,5 +1,6 @@
 //! Who may read a digest: a repository of which the upstream has said that it holds it, and for how long that is believed.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Timestamp;
@@ -61,7 +62,7 @@ impl Mirror {
     }
 
     /// Notes that the upstream has just answered for a digest in a repository.
-    pub fn set_proof(&self, repository: &Repository, digest: &Digest, size: u64, media_type: Option<String>) {
+    pub fn set_proof(&self, repository: &Repository, digest: &Digest, size: u64, media_type: Option<Arc<str>>) {
         let proof = Proof { size, media_type, proven: self.0.clock.now() };
         self.0.store.set_proof(repository, digest, proof);
     }

@@ -168,7 +168,7 @@ impl Mirror {
         let own = Digest::sha256(&bytes);
         holds.hold(&own);
         self.keep_manifest(&own, &bytes, &index.names).await.map_err(Refusal::WrongContent)?;
-        self.set_proof(&origin.repository, &own, bytes.len() as u64, Some(INDEX_TYPE.to_owned()));
+        self.set_proof(&origin.repository, &own, bytes.len() as u64, Some(INDEX_TYPE.into()));
         self.point(origin, &Tag::of_referrers(digest), &own);
         Ok(Some((own, index.names)))
     }

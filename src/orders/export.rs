@@ -200,7 +200,7 @@ impl Orders {
 
     /// With which media type the repository serves it.
     fn media_type(&self, image: &Image) -> Option<String> {
-        self.store.proof(&image.repository, &image.digest, Kind::Manifest)?.media_type
+        self.store.proof(&image.repository, &image.digest, Kind::Manifest)?.media_type.as_deref().map(str::to_owned)
     }
 
     /// What `docker load` needs of an image. `None`: it is none that could be run, or layers of it are elsewhere.

@@ -312,7 +312,7 @@ impl Orders {
         }
         for (digest, size, manifest) in manifests.into_iter().rev() {
             self.store.link(digest, &manifest.names);
-            self.mirror.set_proof(repository, digest, size, Some(manifest.media_type.clone()));
+            self.mirror.set_proof(repository, digest, size, Some((*manifest.media_type).into()));
         }
         if let Reference::Tag(tag) = reference {
             self.mirror.point(origin, tag, image);

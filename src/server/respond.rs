@@ -40,6 +40,12 @@ const SLEEPERS: [&str; 6] = ["containers/", "libpod/", "podman/", "buildah/", "s
 /// How many headers an answer has; room for them at once is less work than bit by bit.
 const USUAL: usize = 12;
 
+const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+const REGISTRY_2: HeaderValue = HeaderValue::from_static("registry/2.0");
+const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
+const NO_CACHE: HeaderValue = HeaderValue::from_static("no-cache");
+const BY_ACCEPT: HeaderValue = HeaderValue::from_static("accept");
+
 const DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
@@ -71,24 +77,36 @@ pub(super) fn token(token: &mirror::Token, now: Timestamp) -> Response<Body> {
 }
 
 pub(super) fn manifest(manifest: mirror::Manifest, headers: &HeaderMap, by_tag: bool) -> Response<Body> {
+    let mut told = told(&manifest);
     let unchanged = none_match(headers, &manifest.digest);
-    let length = manifest.bytes.len() as u64;
-    let mut response = Response::new(if unchanged { Body::empty() } else { Body::bytes(manifest.bytes) });
-    response.headers_mut().reserve(USUAL);
     if unchanged {
-        *response.status_mut() = StatusCode::NOT_MODIFIED;
-    } else {
-        set(&mut response, header::CONTENT_TYPE, &manifest.media_type);
-        set(&mut response, header::CONTENT_LENGTH, &length.to_string());
+        told.remove(header::CONTENT_TYPE);
+        told.remove(header::CONTENT_LENGTH);
     }
-    identify(&mut response, &manifest.digest);
-    let caching = if by_tag { HeaderValue::from_static("no-cache") } else { IMMUTABLE };
-    response.headers_mut().insert(header::CACHE_CONTROL, caching);
+    told.insert(header::CACHE_CONTROL, if by_tag { NO_CACHE } else { IMMUTABLE });
     if by_tag {
-        response.headers_mut().insert(header::VARY, HeaderValue::from_static("accept"));
+        told.insert(header::VARY, BY_ACCEPT);
     }
+    let mut response = if unchanged { status(StatusCode::NOT_MODIFIED) } else { Response::new(Body::bytes(manifest.bytes)) };
+    *response.headers_mut() = told;
     cache_status(&mut response, Some(&manifest.served));
     response
+}
+
+/// What is told with a manifest in every answer. It is made once, but where another repository calls the same bytes by another type.
+fn told(manifest: &mirror::Manifest) -> HeaderMap {
+    let tell = || {
+        let mut told = HeaderMap::with_capacity(USUAL);
+        if let Ok(media_type) = HeaderValue::try_from(&*manifest.media_type) {
+            told.insert(header::CONTENT_TYPE, media_type);
+        }
+        told.insert(header::CONTENT_LENGTH, manifest.bytes.len().into());
+        identify(&mut told, &manifest.digest);
+        told
+    };
+    let told = manifest.told.get_or_init(tell);
+    let is_so = told.get(header::CONTENT_TYPE).is_some_and(|told| told.as_bytes() == manifest.media_type.as_bytes());
+    if is_so { told.clone() } else { tell() }
 }
 
 pub(super) fn blob_head(size: Option<u64>, served: &Served, digest: &Digest, headers: &HeaderMap) -> Response<Body> {
@@ -99,7 +117,7 @@ pub(super) fn blob_head(size: Option<u64>, served: &Served, digest: &Digest, hea
         describe_blob(&mut response);
         size.iter().for_each(|size| set(&mut response, header::CONTENT_LENGTH, &size.to_string()));
     }
-    identify(&mut response, digest);
+    identify(response.headers_mut(), digest);
     response.headers_mut().insert(header::CACHE_CONTROL, IMMUTABLE);
     cache_status(&mut response, Some(served));
     response
@@ -127,11 +145,12 @@ pub(super) async fn blob(blob: &mirror::Blob, digest: &Digest, headers: &HeaderM
             (_, size) => whole(blob, size),
         }
     };
-    set(&mut response, DIGEST, &digest.to_string());
     // Nobody may keep a refusal for the blob.
     if response.status().is_success() || response.status() == StatusCode::NOT_MODIFIED {
-        identify(&mut response, digest);
+        identify(response.headers_mut(), digest);
         response.headers_mut().insert(header::CACHE_CONTROL, IMMUTABLE);
+    } else {
+        set(&mut response, DIGEST, &digest.text());
     }
     cache_status(&mut response, Some(&blob.served));
     response
@@ -155,7 +174,7 @@ fn ranged(blob: &mirror::Blob, ranges: Ranges, size: u64) -> Response<Body> {
             *response.status_mut() = StatusCode::PARTIAL_CONTENT;
             describe_blob(&mut response);
             set(&mut response, header::CONTENT_RANGE, &content_range(&range, size));
-            set(&mut response, header::CONTENT_LENGTH, &(range.end - range.start).to_string());
+            response.headers_mut().insert(header::CONTENT_LENGTH, (range.end - range.start).into());
             response
         }
         Ranges::Many(ranges) => multipart(blob, ranges, size),
@@ -320,8 +339,8 @@ pub(super) fn blob_for(headers: &HeaderMap) -> Kind {
 /// What every answer has. HEAD is the same without the body.
 pub(super) fn finish(mut response: Response<Body>, method: &Method, ns: Option<&str>) -> Response<Body> {
     let headers = response.headers_mut();
-    headers.insert(HeaderName::from_static("docker-distribution-api-version"), HeaderValue::from_static("registry/2.0"));
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(API_VERSION, REGISTRY_2);
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, NOSNIFF);
     if let Some(ns) = ns.and_then(|ns| HeaderValue::try_from(ns).ok()) {
         headers.insert(HeaderName::from_static("oci-namespace"), ns);
     }
@@ -362,11 +381,11 @@ fn status(code: StatusCode) -> Response<Body> {
     response
 }
 
-fn identify(response: &mut Response<Body>, digest: &Digest) {
-    let quoted = Bytes::from(format!("\"{digest}\""));
+fn identify(headers: &mut HeaderMap, digest: &Digest) {
+    let quoted = Bytes::from(["\"", &digest.text(), "\""].concat());
     let bare = quoted.slice(1..quoted.len() - 1);
     for (name, value) in [(DIGEST, bare), (header::ETAG, quoted)] {
-        response.headers_mut().insert(name, HeaderValue::from_maybe_shared(value).expect("a digest is plain"));
+        headers.insert(name, HeaderValue::from_maybe_shared(value).expect("a digest is plain"));
     }
 }
 
@@ -397,12 +416,12 @@ fn none_match(headers: &HeaderMap, digest: &Digest) -> bool {
     if !headers.contains_key(header::IF_NONE_MATCH) {
         return false;
     }
-    let digest = digest.to_string();
+    let digest = digest.text();
     let values = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).any(|tag| {
         let tag = tag.trim();
         let tag = tag.strip_prefix("W/").unwrap_or(tag);
-        tag == "*" || tag.trim_matches('"') == digest
+        tag == "*" || tag.trim_matches('"') == &*digest
     })
 }
 

@@ -1,5 +1,7 @@
 //! What is recorded of tags, digests and pins.
 
+use std::sync::Arc;
+
 use crate::clock::Timestamp;
 use crate::oci::{Digest, Reference, Repository, Tag};
 
@@ -16,7 +18,7 @@ pub struct Proof {
     /// In bytes.
     pub size: u64,
     /// For a manifest: the media type it is served with. `None` for a blob.
-    pub media_type: Option<String>,
+    pub media_type: Option<Arc<str>>,
     /// When it did so last. Very long ago if it is not known.
     pub proven: Timestamp,
 }

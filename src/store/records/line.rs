@@ -37,7 +37,7 @@ impl Line {
                 "proof" => {
                     let digest = words.next()?.parse().ok()?;
                     let size = words.next()?.parse().ok()?;
-                    let media_type = Some(words.next()?).filter(|text| *text != "-").map(String::from);
+                    let media_type = Some(words.next()?).filter(|text| *text != "-").map(Into::into);
                     // Once they had no date.
                     let proven = words.next().map_or(Some(Timestamp::default()), date)?;
                     Self::Proof(repository, digest, Proof { size, media_type, proven })

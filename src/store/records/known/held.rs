@@ -1,5 +1,7 @@
 //! Proofs in little room: there may be millions.
 
+use std::sync::Arc;
+
 use smallvec::SmallVec;
 
 use crate::clock::{Seconds, Timestamp};
@@ -24,7 +26,7 @@ pub(super) struct Held {
     pub(super) by: u32,
 }
 
-struct MediaType(Box<str>);
+struct MediaType(Arc<str>);
 
 // === impl Proven ===
 
@@ -39,12 +41,12 @@ impl Keyed for Proven {
 impl Held {
     pub(super) fn of(by: u32, proof: Proof) -> Self {
         let Proof { size, media_type, proven } = proof;
-        let media_type = media_type.map(|media_type| Box::new(MediaType(media_type.into())));
+        let media_type = media_type.map(|media_type| Box::new(MediaType(media_type)));
         Self { size, media_type, proven: Seconds::within(proven), by }
     }
 
     pub(super) fn proof(&self) -> Proof {
-        let media_type = self.media_type.as_ref().map(|media_type| media_type.0.to_string());
+        let media_type = self.media_type.as_ref().map(|media_type| Arc::clone(&media_type.0));
         Proof { size: self.size, media_type, proven: self.proven.timestamp() }
     }
 

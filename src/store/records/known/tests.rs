@@ -5,7 +5,7 @@ fn repository(n: usize) -> Repository {
 }
 
 fn proof(kind: Kind, proven: u64) -> Proof {
-    let media_type = (kind == Kind::Manifest).then(|| "application/json".to_owned());
+    let media_type = (kind == Kind::Manifest).then(|| "application/json".into());
     Proof { size: 1, media_type, proven: Timestamp::from_unix_millis(proven) }
 }
 

@@ -89,8 +89,8 @@ struct Inner {
     unasked: moka::sync::Cache<Asker, proofs::Unasked>,
     tags: Flights<(Asker, Tag), Result<tags::Checked, Refusal>>,
     held_off: HeldOff,
-    /// Tags that were asked for since their upstream last was.
-    asked: moka::sync::Cache<(Repository, Tag), tags::Asked>,
+    /// When the upstream had last been asked for tags for which it has since been asked ahead of time.
+    ahead: moka::sync::Cache<(Repository, Tag), Timestamp>,
     /// What is not there, and until when that is believed.
     missing: moka::sync::Cache<(Asker, Thing), (Timestamp, upstream::Error)>,
     lists: moka::sync::Cache<(Asker, String), lists::Cached>,
@@ -224,7 +224,7 @@ impl Mirror {
             unasked: moka::sync::Cache::new(REMEMBERED),
             tags: Flights::default(),
             held_off: HeldOff::new(),
-            asked: moka::sync::Cache::new(REMEMBERED),
+            ahead: moka::sync::Cache::new(REMEMBERED),
             missing: moka::sync::Cache::builder()
                 .max_capacity(MISSING_BYTES)
                 .weigher(|(_, thing): &(Asker, Thing), _| thing.weight())

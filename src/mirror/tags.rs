@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use crate::clock::Timestamp;
 use crate::oci::{Digest, Reference, Tag};
 use crate::store::{Kind, Proof, TagRecord};
 use crate::upstream;
@@ -28,20 +27,11 @@ pub struct Refreshed {
     pub moved: bool,
 }
 
-/// Someone asked for a tag since the upstream last did.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Asked {
-    /// When the upstream was last asked.
-    checked: Timestamp,
-    /// It has been asked again, ahead of time.
-    ahead: bool,
-}
-
 // === impl Mirror ===
 
 impl Mirror {
     pub(super) async fn manifest_by_tag(&self, origin: &Origin, tag: &Tag) -> Result<Manifest, Refusal> {
-        let Some(record) = self.0.store.tag(&origin.repository, tag) else {
+        let Some((record, again)) = self.0.store.ask_tag(&origin.repository, tag) else {
             return match self.check_tag(origin, tag, None).await? {
                 Checked::Moved(verified) => Ok(verified.served()),
                 Checked::Same(digest) => self.manifest_by_digest(origin, &digest).await,
@@ -49,7 +39,9 @@ impl Mirror {
         };
         let age = self.age(origin, tag, &record);
         if age != Age::Old {
-            self.note_ask(origin, tag, &record, age);
+            if age == Age::Aging && again {
+                self.ask_ahead(origin, tag, &record);
+            }
             match self.manifest_by_digest(origin, &record.digest).await {
                 // What it pointed to is gone, here and there: by now it may point elsewhere.
                 Err(Refusal::Upstream(error)) if error.is_definitive() => {}
@@ -117,24 +109,15 @@ impl Mirror {
         origin.registry.freshness.get().judge(tag, now.since(record.checked), budget)
     }
 
-    /// A tag is asked for that is fresh. If it is not for long, and is asked for more than once, the upstream is asked ahead of
-    /// time, so that nobody waits for it: at most once, as the next answer begins a new TTL.
-    fn note_ask(&self, origin: &Origin, tag: &Tag, record: &TagRecord, age: Age) {
-        if origin.is_offline() {
-            return;
-        }
-        let (key, checked) = ((origin.repository.clone(), tag.clone()), record.checked);
-        match self.0.asked.get(&key).filter(|asked| asked.checked == checked) {
-            None => self.0.asked.insert(key, Asked { checked, ahead: false }),
-            Some(Asked { ahead: false, .. }) if age == Age::Aging => {
-                let flight = (origin.asker(), tag.clone());
-                if self.0.held_off.check(&flight, self.0.clock.now(), true).is_none() {
-                    self.0.asked.insert(key, Asked { checked, ahead: true });
-                    let work = || self.clone().check_tag_and_note(origin.clone(), tag.clone(), Some(record.clone()));
-                    self.0.tags.start(flight, work);
-                }
-            }
-            Some(_) => {}
+    /// A tag is asked for more than once, and is not fresh for much longer. The upstream is asked ahead of time, so that nobody waits
+    /// for it: at most once, as the next answer begins a new TTL.
+    fn ask_ahead(&self, origin: &Origin, tag: &Tag, record: &TagRecord) {
+        let (key, flight) = ((origin.repository.clone(), tag.clone()), (origin.asker(), tag.clone()));
+        let is_done = origin.is_offline() || self.0.ahead.get(&key) == Some(record.checked);
+        if !is_done && self.0.held_off.check(&flight, self.0.clock.now(), true).is_none() {
+            self.0.ahead.insert(key, record.checked);
+            let work = || self.clone().check_tag_and_note(origin.clone(), tag.clone(), Some(record.clone()));
+            self.0.tags.start(flight, work);
         }
     }
 

@@ -300,6 +300,12 @@ impl Store {
         self.0.records.tag(repository, tag)
     }
 
+    /// The same for one who asks for it. True if someone has before, since it was recorded.
+    #[must_use]
+    pub fn ask_tag(&self, repository: &Repository, tag: &Tag) -> Option<(TagRecord, bool)> {
+        self.0.records.ask_tag(repository, tag)
+    }
+
     pub fn set_tag(&self, repository: &Repository, tag: &Tag, record: &TagRecord) {
         self.0.records.set_tag(repository, tag, record);
     }

@@ -145,6 +145,10 @@ impl Records {
         self.lock().known.tag(repository, tag)
     }
 
+    pub(super) fn ask_tag(&self, repository: &Repository, tag: &Tag) -> Option<(TagRecord, bool)> {
+        self.lock().known.ask_tag(repository, tag)
+    }
+
     pub(super) fn set_tag(&self, repository: &Repository, tag: &Tag, record: &TagRecord) {
         let mut state = self.lock();
         let before = state.known.set_tag(repository, tag, record.clone());

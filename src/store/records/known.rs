@@ -50,11 +50,17 @@ struct Repositories {
 
 struct Named {
     repository: Repository,
-    tags: HashMap<Tag, TagRecord>,
+    tags: HashMap<Tag, Tagged>,
     /// How many of these there may be. More than [`MOST_TAGS`] only where what is pinned is too much.
     most_tags: usize,
     /// How many proofs there are by it.
     proofs: usize,
+}
+
+struct Tagged {
+    record: TagRecord,
+    /// Someone has asked for it since that was recorded.
+    asked: bool,
 }
 
 /// How far all that is known has been gone through.
@@ -105,7 +111,14 @@ impl Known {
     }
 
     pub(super) fn tag(&self, repository: &Repository, tag: &Tag) -> Option<TagRecord> {
-        self.repositories.at(self.repositories.id(repository)?).tags.get(tag).cloned()
+        self.repositories.at(self.repositories.id(repository)?).tags.get(tag).map(|tagged| tagged.record.clone())
+    }
+
+    /// The same for one who asks for it. True if someone has before, since it was recorded.
+    pub(super) fn ask_tag(&mut self, repository: &Repository, tag: &Tag) -> Option<(TagRecord, bool)> {
+        let id = self.repositories.id(repository)?;
+        let tagged = self.repositories.all[id as usize].tags.get_mut(tag)?;
+        Some((tagged.record.clone(), std::mem::replace(&mut tagged.asked, true)))
     }
 
     /// Returns what was said of it before.
@@ -116,16 +129,16 @@ impl Known {
             let pins = &self.pins;
             let is_loose = |tag: &&Tag| !pins.contains_key(&(repository.clone(), Reference::Tag((*tag).clone())));
             let loose = tags.iter().filter(|(tag, _)| is_loose(tag));
-            let oldest = oldest(loose.map(|(tag, record)| (record.checked, tag.clone())));
+            let oldest = oldest(loose.map(|(tag, Tagged { record, .. })| (record.checked, tag.clone())));
             self.metrics.forgotten("tag", oldest.len());
             self.repositories.tags -= oldest.len();
             let gone = oldest.iter().filter_map(|tag| tags.remove(tag));
-            gone.for_each(|record| self.changed.note(&record.digest));
+            gone.for_each(|tagged| self.changed.note(&tagged.record.digest));
             // Where all are pinned, it is not to be looked at each time.
             *most_tags = MOST_TAGS.max(tags.len() + AT_ONCE);
         }
         let digest = record.digest.clone();
-        let before = tags.insert(tag.clone(), record);
+        let before = tags.insert(tag.clone(), Tagged { record, asked: false }).map(|tagged| tagged.record);
         self.repositories.tags += usize::from(before.is_none());
         if before.as_ref().is_none_or(|before| before.digest != digest) {
             self.changed.note(&digest);
@@ -141,7 +154,7 @@ impl Known {
         let removed = self.repositories.all[id as usize].tags.remove(tag);
         self.repositories.tags -= usize::from(removed.is_some());
         self.repositories.forget_if_unused(id);
-        if let Some(record) = &removed {
+        if let Some(Tagged { record, .. }) = &removed {
             self.changed.note(&record.digest);
             note_pinned(&mut self.changed, &self.pins, repository, tag);
         }
@@ -244,7 +257,7 @@ impl Known {
         let held = self.proofs.find(digest).into_iter().flat_map(|slot| &self.proofs.at(slot).by);
         let manifests = held.filter(|held| held.kind() == Kind::Manifest).map(|held| self.repositories.at(held.by));
         let named = manifests.map(|Named { repository, tags, .. }| {
-            let meant = tags.iter().filter(|(_, record)| record.digest == *digest);
+            let meant = tags.iter().filter(|(_, tagged)| tagged.record.digest == *digest);
             (repository.clone(), meant.map(|(tag, _)| tag.clone()).collect())
         });
         named.collect()
@@ -271,7 +284,7 @@ impl Known {
                     let Some(named) = self.repositories.all.get_mut(id) else { return Some(Place::Proofs(0)) };
                     let before = named.tags.len();
                     looked_at += 1 + before;
-                    named.tags.retain(|tag, record| {
+                    named.tags.retain(|tag, Tagged { record, .. }| {
                         let keeps = keep(&record.digest, record.checked);
                         if !keeps {
                             self.changed.note(&record.digest);
@@ -279,9 +292,10 @@ impl Known {
                         }
                         keeps
                     });
-                    let record =
-                        |(tag, record): (&Tag, &TagRecord)| Line::Tag(named.repository.clone(), tag.clone(), record.clone());
-                    kept.extend(named.tags.iter().map(record));
+                    let line = |(tag, Tagged { record, .. }): (&Tag, &Tagged)| {
+                        Line::Tag(named.repository.clone(), tag.clone(), record.clone())
+                    };
+                    kept.extend(named.tags.iter().map(line));
                     self.repositories.tags -= before - named.tags.len();
                     if before > named.tags.len() {
                         self.repositories.forget_if_unused(u32::try_from(id).unwrap_or(u32::MAX));

@@ -87,6 +87,11 @@ impl Mirror {
         if let Some(manifest) = self.held_manifest(origin, digest, self.proof(origin, digest, Kind::Manifest)).await {
             return Ok(manifest);
         }
+        // On its own, as each request has room for what it may come to, and most do not come to this.
+        Box::pin(self.manifest_not_held(origin, digest)).await
+    }
+
+    async fn manifest_not_held(&self, origin: &Origin, digest: &Digest) -> Result<Manifest, Refusal> {
         // What the repository never had is asked for as if it were not here, whether it is or not: so nothing tells, and what it is
         // its bytes say.
         let old = self.old_proof(origin, digest, Kind::Manifest).filter(|_| self.0.store.size(digest).is_some());
@@ -119,7 +124,7 @@ impl Mirror {
                 self.0.store.touch(digest);
                 hot
             }
-            None => self.read_manifest(digest).await?,
+            None => Box::pin(self.read_manifest(digest)).await?,
         };
         let served = if origin.is_offline() { Served::Offline } else { Served::Hit };
         Some(Manifest { served, digest: digest.clone(), media_type, bytes, told })

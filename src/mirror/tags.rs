@@ -32,7 +32,7 @@ pub struct Refreshed {
 impl Mirror {
     pub(super) async fn manifest_by_tag(&self, origin: &Origin, tag: &Tag) -> Result<Manifest, Refusal> {
         let Some((record, again)) = self.0.store.ask_tag(&origin.repository, tag) else {
-            return match self.check_tag(origin, tag, None).await? {
+            return match Box::pin(self.check_tag(origin, tag, None)).await? {
                 Checked::Moved(verified) => Ok(verified.served()),
                 Checked::Same(digest) => self.manifest_by_digest(origin, &digest).await,
             };
@@ -48,13 +48,19 @@ impl Mirror {
                 answer => return answer,
             }
         }
+        // On its own, as each request has room for what it may come to, and most do not come to this.
+        Box::pin(self.manifest_by_old_tag(origin, tag, &record)).await
+    }
+
+    /// The manifest of a tag of which the upstream is to be asked first.
+    async fn manifest_by_old_tag(&self, origin: &Origin, tag: &Tag, record: &TagRecord) -> Result<Manifest, Refusal> {
         // Who has an old answer does not wait long for a new one, which goes on without the client.
-        let mut checked = self.in_time(self.check_tag(origin, tag, Some(&record))).await;
+        let mut checked = self.in_time(self.check_tag(origin, tag, Some(record))).await;
         if let Err(why @ Refusal::Upstream(upstream::Error::Unavailable { timed_out: true, .. })) = checked {
-            checked = match self.stale(origin, &record, why).await {
+            checked = match self.stale(origin, record, why).await {
                 Ok(manifest) => return Ok(manifest),
                 // What cannot be served is no answer: this client waits like any other.
-                Err(_) => self.check_tag(origin, tag, Some(&record)).await,
+                Err(_) => self.check_tag(origin, tag, Some(record)).await,
             };
         }
         match checked {
@@ -68,7 +74,7 @@ impl Mirror {
                 answer => answer,
             },
             Err(Refusal::Upstream(error)) if error.is_definitive() => Err(error.into()),
-            Err(refusal) => self.stale(origin, &record, refusal).await,
+            Err(refusal) => self.stale(origin, record, refusal).await,
         }
     }
 

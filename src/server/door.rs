@@ -10,7 +10,7 @@ use std::sync::Arc;
 use http::HeaderMap;
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 
-use crate::clock::Timestamp;
+use crate::clock::Clock;
 use crate::mirror::{Refusal, Shown};
 
 use super::forwarded::{self, Network};
@@ -148,7 +148,7 @@ impl Terms {
         client: &Client,
         from: Peer,
         headers: &HeaderMap,
-        now: Timestamp,
+        clock: &Clock,
     ) -> Result<Identity, Refusal> {
         let certificate = client.certificate.clone();
         if certificate.is_none() && self.certificates == Some(ClientCert::Required) && !self.rules.are_none() {
@@ -162,7 +162,7 @@ impl Terms {
         let Shown::Login(login) = shown(headers) else {
             return Err(Refusal::WrongLogin("there is none; a user name and a password are needed".into()));
         };
-        users.check(&login, from.ip(), now).await?;
+        Box::pin(users.check(&login, from.ip(), clock.now())).await?;
         let user: Arc<str> = login.parts().map_or("", |(name, _)| name).into();
         Ok(Identity { groups: self.groups(&user), user: Some(user), certificate })
     }

@@ -87,7 +87,7 @@ impl Handler {
                 line.why = Some(astray.to_string());
                 respond::astray(astray)
             }
-            Ok(via) if reads => match client.terms.identify(client, from, &head.headers, self.clock.now()).await {
+            Ok(via) if reads => match client.terms.identify(client, from, &head.headers, &self.clock).await {
                 Ok(identity) => {
                     line.user = identity.user.clone().or_else(|| identity.certificate.clone());
                     line.certificate.clone_from(&identity.certificate);
@@ -102,24 +102,25 @@ impl Handler {
 
     async fn answer(&self, asked: &Asked<'_>, line: &mut AccessLine) -> Response<Body> {
         let uri = &asked.head.uri;
+        // What manifests are is asked for most; of the others each is on its own, or all would have room for the largest.
         let mut response = match Route::parse(uri.path(), uri.query()) {
-            Route::Ping => self.ping(asked, line).await,
-            Route::Token => self.token(asked, line).await,
+            Route::Ping => Box::pin(self.ping(asked, line)).await,
+            Route::Token => Box::pin(self.token(asked, line)).await,
             Route::Manifest(target, reference) => {
                 (line.kind, line.reference) = ("manifest", Some((&reference).into()));
                 self.manifest(asked, &target, &reference, line).await
             }
             Route::Blob(target, digest) => {
                 (line.kind, line.reference) = ("blob", Some((*digest.text()).into()));
-                self.blob(asked, &target, &digest, line).await
+                Box::pin(self.blob(asked, &target, &digest, line)).await
             }
             Route::Tags(target, page) => {
                 line.kind = "tags";
-                self.tags(asked, &target, &page, line).await
+                Box::pin(self.tags(asked, &target, &page, line)).await
             }
             Route::Referrers(target, digest, artifact_type) => {
                 (line.kind, line.reference) = ("referrers", Some((*digest.text()).into()));
-                self.referrers(asked, &target, &digest, artifact_type.as_deref(), line).await
+                Box::pin(self.referrers(asked, &target, &digest, artifact_type.as_deref(), line)).await
             }
             Route::Unsupported => respond::read_only(),
             Route::Invalid(code, message) => respond::invalid(code, &message),
@@ -242,10 +243,10 @@ impl Handler {
         asked.client.terms.rules.check(&asked.identity, &origin.repository)?;
         if let Some(gate) = origin.gate() {
             let shown = shown(&asked.head.headers);
-            let client = self.mirror.identify(&gate, &shown, Some(&target.path), asked.from.ip()).await?;
+            let client = Box::pin(self.mirror.identify(&gate, &shown, Some(&target.path), asked.from.ip())).await?;
             line.login = client.parts().map(|(name, _)| name.into());
             origin.behalf.client = Some(client);
-            self.mirror.authorize(&origin, wanted, &target.path).await?;
+            Box::pin(self.mirror.authorize(&origin, wanted, &target.path)).await?;
         }
         Ok(origin)
     }

@@ -45,7 +45,7 @@ impl Pace {
 
     /// The client has taken so many bytes.
     pub(super) fn took(&self, bytes: usize) {
-        self.credit().took(bytes, &self.least, Instant::now());
+        self.credit().took(bytes, &self.least, Instant::now);
     }
 
     /// Waits until the client is to be given up.
@@ -78,9 +78,9 @@ impl Pace {
 // === impl Credit ===
 
 impl Credit {
-    fn took(&mut self, bytes: usize, least: &Least, now: Instant) {
+    fn took(&mut self, bytes: usize, least: &Least, now: impl FnOnce() -> Instant) {
         if let Some(since) = self.waiting.take() {
-            self.left = self.left.saturating_sub(now - since);
+            self.left = self.left.saturating_sub(now() - since);
         }
         if self.left < least.idle && bytes > 0 {
             // What two hundred years would earn is more than any credit.
@@ -104,7 +104,7 @@ mod tests {
         while credit.left > Duration::from_secs(every) && now - begun < Duration::from_hours(24) {
             credit.waiting = Some(now);
             now += Duration::from_secs(every);
-            credit.took(bytes, least, now);
+            credit.took(bytes, least, || now);
         }
         (now - begun + credit.left).as_secs()
     }

@@ -16,7 +16,7 @@ use http::request::Parts;
 use http::uri::Authority;
 use http::{Method, Response, header};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 
 use super::super::body::Body;
 use super::super::door::{Client, Terms};
@@ -53,9 +53,9 @@ impl Guard {
         if FOR_ANYONE.contains(&head.uri.path()) {
             return Ok(None);
         }
-        let now = self.clock.now();
-        let identified = self.terms.identify(client, client.peer, &head.headers, now).await;
-        let identity = identified.map_err(|refusal| respond::refusal(&refusal, Kind::Login, |until| until.since(now)))?;
+        let identified = self.terms.identify(client, client.peer, &head.headers, &self.clock).await;
+        let wait = |until: Timestamp| until.since(self.clock.now());
+        let identity = identified.map_err(|refusal| respond::refusal(&refusal, Kind::Login, wait))?;
         Ok(identity.user)
     }
 

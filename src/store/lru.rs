@@ -8,7 +8,7 @@ mod tests;
 use std::ops::Range;
 use std::time::Duration;
 
-use crate::clock::Timestamp;
+use crate::clock::{Seconds, Timestamp};
 use crate::oci::Digest;
 
 use super::changed::Changed;
@@ -189,7 +189,7 @@ impl Lru {
         names.len().saturating_sub(room)
     }
 
-    /// Uses a blob, and if it is a manifest, what it names. Returns the time of the use before, if it is in the cache.
+    /// Uses a blob, and if it is a manifest, what it names; once a second. Returns the time of the use before, if it is in the cache.
     pub(super) fn touch(&mut self, digest: &Digest, now: Timestamp) -> Option<Timestamp> {
         /// An index names manifests, which name blobs; deeper nesting is legal and rare.
         const DEPTH: u8 = 4;
@@ -198,6 +198,10 @@ impl Lru {
             return None;
         }
         let before = self.entries.at(slot).used();
+        // Many may ask for one image within a second, and an image may name hundreds.
+        if before == Seconds::within(now).timestamp() {
+            return Some(before);
+        }
         let mut left = MOST_NAMES;
         self.touch_slot(slot, now, false, DEPTH, &mut left);
         self.bound_protected();

@@ -21,13 +21,18 @@ impl<'a> Accept<'a> {
     /// True if `media_type` is among them, or nothing was said, or anything will do.
     #[must_use]
     pub fn takes(self, media_type: &str) -> bool {
-        let values = self.0.into_iter().flat_map(|headers| headers.get_all(header::ACCEPT));
-        let types = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
-        let mut names = types.map(name).filter(|name| !name.is_empty()).peekable();
-        let is_it = |name: &[u8]| {
-            name.eq_ignore_ascii_case(media_type.as_bytes()) || name == b"*/*" || name.eq_ignore_ascii_case(b"application/*")
-        };
-        names.peek().is_none() || names.any(is_it)
+        let Some(headers) = self.0 else { return true };
+        let wanted = [media_type.as_bytes(), b"application/*", b"*/*"];
+        let mut nothing_said = true;
+        for value in headers.get_all(header::ACCEPT) {
+            for name in value.as_bytes().split(|byte| *byte == b',').map(name) {
+                if wanted.iter().any(|wanted| name.eq_ignore_ascii_case(wanted)) {
+                    return true;
+                }
+                nothing_said &= name.is_empty();
+            }
+        }
+        nothing_said
     }
 }
 

@@ -59,14 +59,14 @@ impl FromStr for RepositoryName {
     type Err = InvalidName;
 
     fn from_str(text: &str) -> Result<Self, InvalidName> {
-        if text.len() <= 255 && text.split('/').all(is_component) { Ok(Self(text.into())) } else { Err(InvalidName::Repository) }
+        let legal = text.len() <= 255 && text.as_bytes().split(|byte| *byte == b'/').all(is_component);
+        if legal { Ok(Self(text.into())) } else { Err(InvalidName::Repository) }
     }
 }
 
 /// `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*`: alphanumeric runs with one separator between each two.
-fn is_component(text: &str) -> bool {
+fn is_component(mut rest: &[u8]) -> bool {
     let alphanumeric = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-    let mut rest = text.as_bytes();
     loop {
         let run = rest.iter().take_while(|b| alphanumeric(b)).count();
         if run == 0 {

@@ -78,6 +78,7 @@ pub(super) fn token(token: &mirror::Token, now: Timestamp) -> Response<Body> {
 
 pub(super) fn manifest(manifest: mirror::Manifest, headers: &HeaderMap, by_tag: bool) -> Response<Body> {
     let mut told = told(&manifest);
+    told.reserve(USUAL - told.len());
     let unchanged = none_match(headers, &manifest.digest);
     if unchanged {
         told.remove(header::CONTENT_TYPE);
@@ -96,12 +97,13 @@ pub(super) fn manifest(manifest: mirror::Manifest, headers: &HeaderMap, by_tag: 
 /// What is told with a manifest in every answer. It is made once, but where another repository calls the same bytes by another type.
 fn told(manifest: &mirror::Manifest) -> HeaderMap {
     let tell = || {
-        let mut told = HeaderMap::with_capacity(USUAL);
+        let mut told = HeaderMap::new();
         if let Ok(media_type) = HeaderValue::try_from(&*manifest.media_type) {
             told.insert(header::CONTENT_TYPE, media_type);
         }
         told.insert(header::CONTENT_LENGTH, manifest.bytes.len().into());
         identify(&mut told, &manifest.digest);
+        standard(&mut told);
         told
     };
     let told = manifest.told.get_or_init(tell);
@@ -336,11 +338,19 @@ pub(super) fn blob_for(headers: &HeaderMap) -> Kind {
     if sleeps { Kind::BlobOrSleep } else { Kind::Blob }
 }
 
-/// What every answer has. HEAD is the same without the body.
+/// What every answer has.
+fn standard(headers: &mut HeaderMap) {
+    // What is copied from another answer has it already.
+    if !headers.contains_key(header::X_CONTENT_TYPE_OPTIONS) {
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, NOSNIFF);
+        headers.insert(API_VERSION, REGISTRY_2);
+    }
+}
+
+/// Adds what every answer has. HEAD is the same without the body.
 pub(super) fn finish(mut response: Response<Body>, method: &Method, ns: Option<&str>) -> Response<Body> {
     let headers = response.headers_mut();
-    headers.insert(API_VERSION, REGISTRY_2);
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, NOSNIFF);
+    standard(headers);
     if let Some(ns) = ns.and_then(|ns| HeaderValue::try_from(ns).ok()) {
         headers.insert(HeaderName::from_static("oci-namespace"), ns);
     }

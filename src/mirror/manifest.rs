@@ -1,9 +1,8 @@
 //! Manifests by digest: verified before a client sees the first byte.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use bytes::Bytes;
-use http::HeaderMap;
 
 use crate::flight::Lost;
 use crate::heavy;
@@ -11,6 +10,7 @@ use crate::oci::{self, Accept, Digest, Reference};
 use crate::store::{Bypass, Damage, Finished, Kind, Proof, ReadError};
 use crate::upstream::{self, CacheStatus, ManifestAnswer};
 
+use super::hot::{Hot, Told};
 use super::proofs::{By, Proven};
 use super::{Mirror, Origin, Refusal, Served, Thing};
 
@@ -21,16 +21,6 @@ pub struct Manifest {
     pub media_type: Arc<str>,
     pub bytes: Bytes,
     pub told: Told,
-}
-
-/// What is told with the same bytes in every answer, made by whoever answers first.
-pub type Told = Arc<OnceLock<HeaderMap>>;
-
-/// The bytes of a manifest that is asked for often, as they were verified.
-#[derive(Clone)]
-pub(super) struct Hot {
-    pub(super) bytes: Bytes,
-    told: Told,
 }
 
 /// A manifest whose bytes hash to its digest.
@@ -149,7 +139,7 @@ impl Mirror {
                     if is_right {
                         self.0.store.verified(digest);
                         let hot = Hot::from(bytes);
-                        self.0.hot.insert(digest.clone(), hot.clone());
+                        self.0.hot.put(digest, hot.clone());
                         return Some(hot);
                     }
                     break Damage::Bytes;
@@ -206,7 +196,7 @@ impl Mirror {
             tracing::error!(repository = %origin.repository, %digest, %bad, "the upstream sent no usable manifest");
             Refusal::WrongContent(format!("{digest}: {bad}"))
         })?;
-        self.0.hot.insert(digest.clone(), bytes.clone().into());
+        self.0.hot.put(&digest, bytes.clone().into());
         self.set_proof(&origin.repository, &digest, bytes.len() as u64, Some((*manifest.media_type).into()));
         let verified = Arc::new(Verified { digest, bytes, manifest, cache_status });
         let (store, keep) = (self.0.store.clone(), Arc::clone(&verified));
@@ -235,22 +225,5 @@ impl Verified {
         let served = Served::Miss(self.cache_status.clone());
         let (digest, media_type) = (self.digest.clone(), (*self.manifest.media_type).into());
         Manifest { served, digest, media_type, bytes: self.bytes.clone(), told: Told::default() }
-    }
-}
-
-// === impl Hot ===
-
-impl Hot {
-    /// About what it takes of the memory, in bytes.
-    pub(super) fn weight(&self) -> usize {
-        /// Of what is told with it.
-        const TOLD: usize = 2 << 10;
-        self.bytes.len() + TOLD
-    }
-}
-
-impl From<Bytes> for Hot {
-    fn from(bytes: Bytes) -> Self {
-        Self { bytes, told: Told::default() }
     }
 }

@@ -9,6 +9,7 @@ mod explain;
 mod fill;
 mod freshness;
 mod held_off;
+mod hot;
 mod incidents;
 mod keep;
 mod lists;
@@ -28,7 +29,6 @@ mod warm;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hashbrown::DefaultHashBuilder;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -41,6 +41,7 @@ use crate::upstream::{self, CacheStatus};
 
 use fill::Fills;
 use held_off::HeldOff;
+use hot::HotManifests;
 use logins::Logins;
 use prefetch::Prefetches;
 use rights::{Asker, Rights};
@@ -51,10 +52,11 @@ pub use body::{Broken, ByteStream};
 pub use explain::{Outlook, Question, ServedFrom};
 pub use fill::Underway;
 pub use freshness::Freshness;
+pub use hot::Told;
 pub use incidents::{Cause, Incident};
 pub use lists::{Referrers, TagList};
 pub use logins::{Challenge, Gate, Shown, Token};
-pub use manifest::{Manifest, Told};
+pub use manifest::Manifest;
 pub use names::{Origin, Registries, Registry};
 pub use options::Options;
 pub use public::Make;
@@ -79,7 +81,7 @@ struct Inner {
     prefetches: Prefetches,
     logins: Logins,
     rights: Rights,
-    hot: moka::sync::Cache<Digest, manifest::Hot, DefaultHashBuilder>,
+    hot: HotManifests,
     /// The right to read a large one.
     large: tokio::sync::Semaphore,
     // What an upstream says, and above all that it says no, is for the one as whom it was asked.
@@ -176,7 +178,7 @@ pub enum Refusal {
 }
 
 /// Hot manifests may take this much memory.
-const HOT_BYTES: u64 = 64 << 20;
+const HOT_BYTES: usize = 64 << 20;
 /// So many large manifests are read at a time.
 const LARGE_AT_ONCE: usize = 16;
 /// Lists likewise, and what is remembered as missing.
@@ -203,10 +205,6 @@ impl Refusal {
 impl Mirror {
     #[must_use]
     pub fn new(options: Options, store: Store, registries: Registries, clock: Clock, metrics: Metrics) -> Self {
-        let hot = moka::sync::Cache::builder()
-            .max_capacity(HOT_BYTES)
-            .weigher(|_, hot: &manifest::Hot| u32::try_from(hot.weight()).unwrap_or(u32::MAX))
-            .build_with_hasher(DefaultHashBuilder::default());
         Self(Arc::new(Inner {
             fills: Fills::new(options.orphan_fills),
             prefetches: Prefetches::default(),
@@ -217,7 +215,7 @@ impl Mirror {
             registries,
             clock,
             metrics,
-            hot,
+            hot: HotManifests::new(HOT_BYTES),
             large: tokio::sync::Semaphore::new(LARGE_AT_ONCE),
             manifests: Flights::default(),
             proofs: Flights::default(),
@@ -302,7 +300,7 @@ impl Mirror {
 
     /// Forgets the bytes of a manifest that the cache has no more.
     pub fn forget_bytes(&self, digest: &Digest) {
-        self.0.hot.invalidate(digest);
+        self.0.hot.forget(digest);
     }
 
     /// Refuses what was found missing a moment ago.

@@ -14,8 +14,10 @@ use super::log::{AccessLine, End};
 use super::passage::{Appetite, Buffers, Passage};
 use super::shares::Share;
 
-/// The body of a response.
-pub(super) struct Body {
+/// The body of a response. Apart, as an answer is handed on from one to the next a dozen times.
+pub(super) struct Body(Box<Inner>);
+
+struct Inner {
     content: Content,
     /// Whether the last byte goes on its own, so that a stream of HTTP/2 is watched until its client has taken all before it.
     last_apart: bool,
@@ -58,7 +60,7 @@ impl Body {
         let left = Some(bytes.len() as u64);
         let content = if bytes.is_empty() { Content::End } else { Content::Bytes(bytes) };
         let mut body = Self::new(content, Appetite::new());
-        body.left = left;
+        body.0.left = left;
         body
     }
 
@@ -69,7 +71,7 @@ impl Body {
     }
 
     fn new(content: Content, appetite: Appetite) -> Self {
-        Self {
+        Self(Box::new(Inner {
             content,
             last_apart: false,
             last: None,
@@ -80,52 +82,57 @@ impl Body {
             passage: None,
             share: None,
             line: None,
-        }
+        }))
     }
 
     /// Writes `line` when the body is done with.
     pub(super) fn logged(mut self, mut line: Box<AccessLine>) -> Self {
-        if matches!(self.content, Content::End) {
+        if matches!(self.0.content, Content::End) {
             line.ended(End::Complete);
         }
-        self.line = Some(line);
+        self.0.line = Some(line);
         self
     }
 
     /// Goes no faster than its client may take it.
     pub(super) fn shared(mut self, share: Option<Share>) -> Self {
-        self.share = share;
+        self.0.share = share;
         self
     }
 
     /// Whether it has so much at hand that it counts.
     pub(super) fn is_large(&self) -> bool {
-        matches!(&self.content, Content::Bytes(bytes) if Buffers::counts(bytes))
+        matches!(&self.0.content, Content::Bytes(bytes) if Buffers::counts(bytes))
     }
 
     /// Sends it over this way. `length`: how much it is, where that is known.
     pub(super) fn over(mut self, passage: Passage, length: Option<u64>) -> Self {
-        self.left = self.left.or(length);
-        if let Content::Bytes(bytes) = &mut self.content
+        let this = &mut *self.0;
+        this.left = this.left.or(length);
+        if let Content::Bytes(bytes) = &mut this.content
             && Buffers::counts(bytes)
         {
             *bytes = passage.buffers.hold_whole(std::mem::take(bytes));
         }
-        self.last_apart = passage.stream.is_some() && self.left.is_some_and(|left| left > SMALL);
+        this.last_apart = passage.stream.is_some() && this.left.is_some_and(|left| left > SMALL);
         if passage.stream.is_some() {
-            self.appetite.pieces.set(FIRST_OF_STREAM);
-        } else if self.left.is_some()
+            this.appetite.pieces.set(FIRST_OF_STREAM);
+        } else if this.left.is_some()
             && let Some(outlet) = passage.line.outlet()
         {
             // hyper cuts what has no length into chunks, which it would write around nothing.
-            self.appetite.pieces.go_out_by(outlet);
+            this.appetite.pieces.go_out_by(outlet);
         }
         // The head.
         passage.gives();
-        self.passage = Some(passage);
+        this.passage = Some(passage);
         self
     }
+}
 
+// === impl Inner ===
+
+impl Inner {
     /// The next bytes, as they come from where they come from.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Piece, Broken>>> {
         match &mut self.content {
@@ -170,6 +177,53 @@ impl Body {
             }
         }
     }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Data>, Broken>>> {
+        let pace = self.passage.as_ref().and_then(|passage| passage.stream.clone());
+        if let Some(pace) = &pace {
+            // hyper asks for more when it has sent what it had.
+            pace.took(std::mem::take(&mut self.given));
+        }
+        let next = match self.last.take() {
+            Some(last) => Some(Ok(last.into())),
+            None => ready!(self.poll_next(cx)),
+        };
+        let mut piece = match next {
+            Some(Ok(piece)) => piece,
+            Some(Err(Broken)) => {
+                self.line.iter_mut().for_each(|line| line.ended(End::Broken));
+                // The client is to have all that came before, and hyper throws away what it has not written yet.
+                if let Some(passage) = &self.passage {
+                    ready!(passage.poll_written(cx));
+                }
+                self.content = Content::End;
+                return Poll::Ready(Some(Err(Broken)));
+            }
+            None => {
+                self.line.iter_mut().for_each(|line| line.ended(End::Complete));
+                return Poll::Ready(None);
+            }
+        };
+        if let Piece::Bytes(bytes) = &mut piece {
+            if self.last_apart && bytes.len() > 1 && self.left == Some(bytes.len() as u64) {
+                self.last = Some(bytes.split_off(bytes.len() - 1));
+            }
+            self.passage.iter().for_each(Passage::gives);
+        }
+        let length = piece.len();
+        self.left = self.left.map(|left| left.saturating_sub(length as u64));
+        if let Some(line) = &mut self.line {
+            line.sent(length);
+            if self.left == Some(0) {
+                line.ended(End::Complete);
+            }
+        }
+        if let Some(pace) = pace {
+            self.given = length;
+            pace.waits();
+        }
+        Poll::Ready(Some(Ok(Frame::data(Data(piece)))))
+    }
 }
 
 impl hyper::body::Body for Body {
@@ -177,59 +231,15 @@ impl hyper::body::Body for Body {
     type Error = Broken;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Data>, Broken>>> {
-        let this = &mut *self;
-        let pace = this.passage.as_ref().and_then(|passage| passage.stream.clone());
-        if let Some(pace) = &pace {
-            // hyper asks for more when it has sent what it had.
-            pace.took(std::mem::take(&mut this.given));
-        }
-        let next = match this.last.take() {
-            Some(last) => Some(Ok(last.into())),
-            None => ready!(this.poll_next(cx)),
-        };
-        let mut piece = match next {
-            Some(Ok(piece)) => piece,
-            Some(Err(Broken)) => {
-                this.line.iter_mut().for_each(|line| line.ended(End::Broken));
-                // The client is to have all that came before, and hyper throws away what it has not written yet.
-                if let Some(passage) = &this.passage {
-                    ready!(passage.poll_written(cx));
-                }
-                this.content = Content::End;
-                return Poll::Ready(Some(Err(Broken)));
-            }
-            None => {
-                this.line.iter_mut().for_each(|line| line.ended(End::Complete));
-                return Poll::Ready(None);
-            }
-        };
-        if let Piece::Bytes(bytes) = &mut piece {
-            if this.last_apart && bytes.len() > 1 && this.left == Some(bytes.len() as u64) {
-                this.last = Some(bytes.split_off(bytes.len() - 1));
-            }
-            this.passage.iter().for_each(Passage::gives);
-        }
-        let length = piece.len();
-        this.left = this.left.map(|left| left.saturating_sub(length as u64));
-        if let Some(line) = &mut this.line {
-            line.sent(length);
-            if this.left == Some(0) {
-                line.ended(End::Complete);
-            }
-        }
-        if let Some(pace) = pace {
-            this.given = length;
-            pace.waits();
-        }
-        Poll::Ready(Some(Ok(Frame::data(Data(piece)))))
+        self.0.poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self.content, Content::End) && self.last.is_none()
+        matches!(self.0.content, Content::End) && self.0.last.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.content {
+        match &self.0.content {
             Content::End => SizeHint::with_exact(0),
             Content::Bytes(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Content::Stream(_) | Content::Breaking => SizeHint::default(),
@@ -237,7 +247,7 @@ impl hyper::body::Body for Body {
     }
 }
 
-impl Drop for Body {
+impl Drop for Inner {
     fn drop(&mut self) {
         if let (Some(line), Some(passage)) = (&mut self.line, &self.passage) {
             if passage.is_lost() {

@@ -82,7 +82,8 @@ impl Registries {
     /// The one that is configured under this name.
     #[must_use]
     pub fn configured(&self, name: &str) -> Option<&Arc<Registry>> {
-        self.by_name.get(&name.to_ascii_lowercase())
+        let is_odd = name.bytes().any(|byte| byte.is_ascii_uppercase());
+        if is_odd { self.by_name.get(&name.to_ascii_lowercase()) } else { self.by_name.get(name) }
     }
 
     fn named(&self, name: &str) -> Option<Arc<Registry>> {

@@ -45,6 +45,8 @@ pub(super) struct Asked<'a> {
     pub(super) from: Peer,
     /// Who it is that asks.
     identity: Identity,
+    /// The host that the client speaks to.
+    pub(super) host: Option<&'a str>,
 }
 
 // === impl Handler ===
@@ -91,7 +93,7 @@ impl Handler {
                 Ok(identity) => {
                     line.user = identity.user.clone().or_else(|| identity.certificate.clone());
                     line.certificate.clone_from(&identity.certificate);
-                    self.answer(&Asked { head, via, client, from, identity }, line).await
+                    self.answer(&Asked { head, via, client, from, identity, host: host(head) }, line).await
                 }
                 Err(refusal) => self.refuse(&refusal, Kind::Login, line),
             },
@@ -130,7 +132,7 @@ impl Handler {
         if response.body().is_large() && asked.head.method == Method::GET && self.buffers.are_full() {
             response = self.overloaded(line);
         }
-        if self.mirror.registries().gate(asked.host()).is_some() || asked.client.terms.are_for_some() {
+        if self.mirror.registries().gate(asked.host).is_some() || asked.client.terms.are_for_some() {
             respond::keep_private(&mut response);
         }
         response
@@ -235,7 +237,7 @@ impl Handler {
         wanted: &Wanted,
         line: &mut AccessLine,
     ) -> Result<Origin, Refusal> {
-        let mut origin = self.mirror.registries().locate(target, asked.host())?;
+        let mut origin = self.mirror.registries().locate(target, asked.host)?;
         origin.behalf.from = Some(block(asked.from.ip()));
         origin.behalf.via.clone_from(&asked.via);
         origin.behalf.trace = line.span.trace();
@@ -264,14 +266,10 @@ impl Handler {
     }
 }
 
-// === impl Asked ===
-
-impl Asked<'_> {
-    /// The host that the client speaks to.
-    pub(super) fn host(&self) -> Option<&str> {
-        let Parts { uri, headers, .. } = self.head;
-        uri.authority().map(http::uri::Authority::as_str).or_else(|| headers.get(header::HOST)?.to_str().ok())
-    }
+/// The host that a client speaks to.
+fn host(head: &Parts) -> Option<&str> {
+    let Parts { uri, headers, .. } = head;
+    uri.authority().map(http::uri::Authority::as_str).or_else(|| headers.get(header::HOST)?.to_str().ok())
 }
 
 /// Where a list goes on: relative, and with all that the client needs to come back to the same upstream.

@@ -18,7 +18,7 @@ use super::respond::{self, Kind};
 impl Handler {
     /// `/v2/`. Some clients learn only here that they have to log in.
     pub(super) async fn ping(&self, asked: &Asked<'_>, line: &mut AccessLine) -> Response<Body> {
-        let Some(gate) = self.mirror.registries().gate(asked.host()) else { return respond::ping() };
+        let Some(gate) = self.mirror.registries().gate(asked.host) else { return respond::ping() };
         match self.mirror.identify(&gate, &shown(&asked.head.headers), None, asked.from.ip()).await {
             Ok(_) => respond::ping(),
             Err(refusal) => self.refuse(&refusal, Kind::Login, line),
@@ -27,7 +27,7 @@ impl Handler {
 
     /// `/token`. Who shows nothing may be let in as nobody.
     pub(super) async fn token(&self, asked: &Asked<'_>, line: &mut AccessLine) -> Response<Body> {
-        let Some(gate) = self.mirror.registries().gate(asked.host()) else { return respond::not_found() };
+        let Some(gate) = self.mirror.registries().gate(asked.host) else { return respond::not_found() };
         line.kind = "token";
         let token = match shown(&asked.head.headers) {
             Shown::Login(client) => {

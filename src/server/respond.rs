@@ -78,7 +78,6 @@ pub(super) fn token(token: &mirror::Token, now: Timestamp) -> Response<Body> {
 
 pub(super) fn manifest(manifest: mirror::Manifest, headers: &HeaderMap, by_tag: bool) -> Response<Body> {
     let mut told = told(&manifest);
-    told.reserve(USUAL - told.len());
     let unchanged = none_match(headers, &manifest.digest);
     if unchanged {
         told.remove(header::CONTENT_TYPE);
@@ -97,7 +96,7 @@ pub(super) fn manifest(manifest: mirror::Manifest, headers: &HeaderMap, by_tag: 
 /// What is told with a manifest in every answer. It is made once, but where another repository calls the same bytes by another type.
 fn told(manifest: &mirror::Manifest) -> HeaderMap {
     let tell = || {
-        let mut told = HeaderMap::new();
+        let mut told = HeaderMap::with_capacity(USUAL);
         if let Ok(media_type) = HeaderValue::try_from(&*manifest.media_type) {
             told.insert(header::CONTENT_TYPE, media_type);
         }

@@ -198,12 +198,12 @@ pub(super) async fn close(stream: &TcpStream) {
 
 /// Reads until the other side closes.
 async fn read_out(stream: &TcpStream) -> io::Result<()> {
-    // Not here, where every connection would have it all its life.
-    let mut buffer = vec![0; 4096];
-    let mut left = LAST_WORDS;
+    // Not here, where every connection would have it all its life; and nobody reads what is in it.
+    let (mut buffer, mut left) = (Vec::with_capacity(4096), LAST_WORDS);
     while left > 0 {
         stream.readable().await?;
-        match stream.try_read(&mut buffer) {
+        buffer.clear();
+        match stream.try_read_buf(&mut buffer) {
             Ok(0) => return Ok(()),
             Ok(read) => left = left.saturating_sub(read),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

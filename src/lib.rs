@@ -12,7 +12,7 @@
 //!           mirror                   the pull-through policy: who answers, how fresh, one fill for all
 //! floor 1   store      upstream      mechanisms, which never use each other
 //! floor 0   oci  clock  flight       words and small tools: no I/O
-//!           metrics  traces  sync  allowance  brake  current  lines  setup  heavy
+//!           metrics  traces  sync  allowance  brake  current  lines  setup  heavy  background
 //! ```
 //!
 //! # A hit
@@ -33,13 +33,14 @@
 //!
 //! # A miss
 //!
-//! `mirror::blob` starts a `mirror::fill`, a task of its own. It asks `upstream` and pushes what comes into a
+//! `mirror::blob` starts a `mirror::fill`, a task of its own, on the threads of `background`. It asks `upstream` and pushes what comes into a
 //! `store::BlobWriter`, which hashes and writes it and says how far it has come. Every client, whether it came first or
 //! joined at the end, reads the growing file, up to the tail: that is withheld until the digest is verified. Then the file
 //! is synced and renamed, and the next request is a hit. Clients may leave as they please; the fill is nobody's.
 
 mod allowance;
 pub mod app;
+mod background;
 mod brake;
 pub mod cli;
 pub mod clock;

@@ -15,6 +15,8 @@ pub(crate) use scheduled::*;
 mod ordinary {
     use std::{io, thread};
 
+    use crate::background;
+
     pub(crate) use std::sync::{Condvar, Mutex, MutexGuard, atomic};
     pub(crate) use tokio::sync::{Notify, watch};
     pub(crate) use tokio::time::timeout;
@@ -24,8 +26,8 @@ mod ordinary {
         thread::Builder::new().name(name.into()).spawn(run).map(drop)
     }
 
-    /// Starts a task that nobody waits for.
+    /// Starts a task that nobody waits for, and that may wait for others.
     pub(crate) fn start_task(task: impl Future<Output = ()> + Send + 'static) {
-        tokio::spawn(task);
+        drop(background::spawn(task));
     }
 }

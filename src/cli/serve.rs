@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use clap::Args;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
 
 use crate::app::{App, Drained, Reloaded, Running};
+use crate::background::Background;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::metrics;
@@ -33,16 +35,24 @@ impl Serve {
         tell_of_panics();
         let wanted = config.server.max_connections;
         allow_many_files(&mut config);
-        let mut runtime = tokio::runtime::Builder::new_multi_thread();
-        runtime.enable_all().max_blocking_threads(BLOCKING_THREADS).thread_keep_alive(FOR_EVER);
-        let runtime = runtime.build().map_err(|error| error.to_string())?;
+        let failed = |error: std::io::Error| error.to_string();
+        let background = Background::start(&mut threads()).map_err(failed)?;
+        let runtime = threads().on_thread_start(background.behind()).build().map_err(failed)?;
+        let background = background.runtime();
         // One to resolve names with is there also when later there are no threads to be had.
-        runtime.spawn_blocking(|| {});
+        background.spawn_blocking(|| {});
         let outcome = runtime.block_on(serve(config, wanted, &self.configured, level));
         // A hung disk or a resolver that does not answer must not hold the process.
         runtime.shutdown_background();
+        background.shutdown_background();
         outcome
     }
+}
+
+fn threads() -> Builder {
+    let mut threads = Builder::new_multi_thread();
+    threads.enable_all().max_blocking_threads(BLOCKING_THREADS).thread_keep_alive(FOR_EVER);
+    threads
 }
 
 async fn serve(

@@ -12,11 +12,13 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioTimer;
 use hyper_util::server::conn::auto;
 use tokio::net::TcpStream;
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::background;
 use crate::metrics::Metrics;
 
 use super::body::Body;
@@ -54,7 +56,9 @@ pub(super) struct Connections<H> {
     pub(super) handshakes: Handshakes,
     open: Mutex<HashMap<u64, Arc<Connection>>>,
     next: AtomicU64,
-    tasks: TaskTracker,
+    pub(super) tasks: TaskTracker,
+    /// The threads that serve.
+    pub(super) front: Handle,
     /// No new requests, but for those who have just come.
     pub(super) stopping: CancellationToken,
     /// No more of those under way either.
@@ -125,6 +129,7 @@ where
         open: Mutex::default(),
         next: AtomicU64::new(0),
         tasks: TaskTracker::new(),
+        front: Handle::current(),
         stopping: CancellationToken::new(),
         cut: CancellationToken::new(),
     });
@@ -170,7 +175,9 @@ where
             match door.listener.accept().await {
                 Ok((stream, peer)) => {
                     let (all, terms) = (Arc::clone(&self), Arc::clone(&door.terms));
-                    self.tasks.spawn(async move { all.take(stream, peer, terms, waits).await });
+                    let aside = terms.has_tls();
+                    let taken = self.tasks.track_future(async move { all.take(stream, peer, terms, waits).await });
+                    drop(if aside { background::spawn(taken) } else { tokio::spawn(taken) });
                 }
                 Err(error) => {
                     self.limits.metrics.shed("descriptors");

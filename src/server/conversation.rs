@@ -14,6 +14,7 @@ use hyper_util::rt::TokioIo;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::server::TlsStream;
@@ -27,7 +28,7 @@ use super::respond;
 use super::shares::Connected;
 use super::streams;
 use super::tls::Tls;
-use super::wire::{Line, Wire};
+use super::wire::{Line, Wire, moved_to};
 
 /// How long a client may take to send the head of a request, HTTP/2's preface before the first included; and a proxy to say for whom
 /// it speaks.
@@ -82,8 +83,13 @@ where
     H: Fn(Request<Incoming>, Arc<Client>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
+    /// Where TLS is to be spoken, this is done behind the threads that serve, until that is so.
     pub(super) async fn serve(self, mut stream: TcpStream, peer: Peer, terms: Arc<Terms>, mut counted: Connected) {
         let (all, mut client) = (&self.connections, peer);
+        if terms.has_tls() {
+            let Ok(moved) = moved_to(stream, &Handle::current()) else { return };
+            stream = moved;
+        }
         match self.within(HEAD_TIMEOUT, terms.who_comes(&mut stream, peer)).await {
             Ok(Ok(None)) => {}
             Ok(Ok(Some(named))) => {
@@ -100,30 +106,45 @@ where
             }
             Err(_) => return,
         }
-        let end = if let Some(tls) = &terms.tls {
-            // On its own, as it needs far more room than HTTP alone, which a connection has for as long as it lives.
-            match Box::pin(self.speak_tls(tls, stream, client, &terms)).await {
-                Some(end) => end,
-                None => return,
-            }
-        } else {
-            let (wire, line) = Wire::new(stream, all.limits.least, false);
-            (self.speak(wire, &line, client, None, &terms).await, line)
+        if terms.has_tls() && !self.is_greeted(&stream).await {
+            return;
+        }
+        let (wire, line) = Wire::new(stream, all.limits.least, terms.has_tls());
+        let Some(tls) = &terms.tls else {
+            let end = self.speak(wire, &line, client, None, &terms).await;
+            self.part(end, &line, client).await;
+            return drop(counted);
         };
+        // On its own, as it needs far more room than HTTP alone, which a connection has for as long as it lives.
+        match Box::pin(self.shake_hands(tls, wire, &line, client)).await {
+            Ok((stream, certified)) => {
+                let (front, tasks) = (all.front.clone(), all.tasks.clone());
+                let conversation = async move {
+                    let end = self.speak(stream, &line, client, certified, &terms).await;
+                    self.part(end, &line, client).await;
+                    drop(counted);
+                };
+                drop(front.spawn(tasks.track_future(conversation)));
+            }
+            Err(end) => self.part(end, &line, client).await,
+        }
+    }
+
+    /// Ends what has come to this end.
+    async fn part(&self, end: End, line: &Line, client: Peer) {
         match end {
-            (End::Http, line) => {
+            End::Http => {
                 tokio::select! {
                     () = line.close() => {}
                     () = self.connection.leave.cancelled() => {}
                 }
             }
-            (End::Lost, line) => {
+            End::Lost => {
                 tracing::debug!(%client, "a client is given up: it takes nothing, or too little");
                 line.abort();
             }
-            (End::Cut, _) => {}
+            End::Cut => {}
         }
-        drop(counted);
     }
 
     /// What comes of a phase, unless it takes longer than it may, or there is no time for it.
@@ -143,28 +164,29 @@ where
         }
     }
 
-    /// Speaks HTTP by TLS. `None`: nothing was said that is to be waited for.
-    async fn speak_tls(&self, tls: &Tls, stream: TcpStream, client: Peer, terms: &Arc<Terms>) -> Option<(End, Arc<Line>)> {
+    /// Waits until a handshake begins. False: nothing comes that is to be waited for.
+    async fn is_greeted(&self, stream: &TcpStream) -> bool {
         let mut first = [0];
         // Readiness alone may be a false alarm.
         if !matches!(self.within(HEAD_TIMEOUT, stream.peek(&mut first)).await, Ok(Ok(1))) {
-            return None;
+            return false;
         }
         // A method, in cleartext; a record of TLS begins with 22.
-        if first[0].is_ascii_uppercase() {
-            answer_unasked(&stream, respond::wants_tls()).await;
-            return None;
+        let is_clear = first[0].is_ascii_uppercase();
+        if is_clear {
+            answer_unasked(stream, respond::wants_tls()).await;
         }
-        let (wire, line) = Wire::new(stream, self.connections.limits.least, true);
-        let end = match self.shake_hands(tls, wire, client).await {
-            Ok((stream, certified)) => self.speak(stream, &line, client, certified, terms).await,
-            Err(end) => end,
-        };
-        Some((end, line))
+        !is_clear
     }
 
-    /// Comes to speak TLS.
-    async fn shake_hands(&self, tls: &Tls, wire: Wire, client: Peer) -> Result<(TlsStream<Wire>, Option<Certified>), End> {
+    /// Comes to speak TLS, with the tasks that serve.
+    async fn shake_hands(
+        &self,
+        tls: &Tls,
+        wire: Wire,
+        line: &Line,
+        client: Peer,
+    ) -> Result<(TlsStream<Wire>, Option<Certified>), End> {
         let metrics = &self.connections.limits.metrics;
         let _underway = self.connections.handshakes.begin(self.connection.leave.clone());
         let (acceptor, renewed) = tls.acceptor();
@@ -173,6 +195,7 @@ where
                 metrics.handshake("done");
                 let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
                 let certified = shown.map(|shown| Certified { name: common_name(shown).map(Into::into), renewed });
+                line.move_to(&self.connections.front).map_err(|_| End::Cut)?;
                 Ok((stream, certified))
             }
             Ok(Err(error)) => {

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::runtime::Handle;
 use tokio::time::timeout;
 
 use crate::mirror::Outlet;
@@ -152,6 +153,18 @@ impl Line {
         self.cut.load(Ordering::Relaxed)
     }
 
+    /// From now on the tasks of `runtime` are told when there is something to read or room to write.
+    ///
+    /// # Errors
+    /// The system's, and the line is closed.
+    pub(super) fn move_to(&self, runtime: &Handle) -> io::Result<()> {
+        let mut stream = lock(&self.stream);
+        if let Some(moved) = stream.take() {
+            *stream = Some(moved_to(moved, runtime)?);
+        }
+        Ok(())
+    }
+
     /// Closes the connection, with which hyper has done.
     pub(super) async fn close(&self) {
         let stream = lock(&self.stream).take();
@@ -186,6 +199,16 @@ impl Outlet for Line {
             }
         }))
     }
+}
+
+/// The same stream, of which the tasks of `runtime` are told when there is something to read or room to write.
+///
+/// # Errors
+/// The system's.
+pub(super) fn moved_to(stream: TcpStream, runtime: &Handle) -> io::Result<TcpStream> {
+    let stream = stream.into_std()?;
+    let _there = runtime.enter();
+    TcpStream::from_std(stream)
 }
 
 /// Closes with FIN. What the client still sends is then read: to that the kernel would answer with RST, which takes from the

@@ -3,12 +3,13 @@
 use std::io::ErrorKind;
 use std::pin::Pin;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use futures_util::{StreamExt as _, stream};
 use http::StatusCode;
 use hyper::body::{Body, Frame};
 use indicatif::ProgressDrawTarget;
@@ -41,6 +42,15 @@ struct Reader<F> {
 
 /// An order and what comes behind it, as the body of a request.
 struct Sent(Input);
+
+/// What has become of the input, as whoever sends it says no more than that it was not sent.
+#[derive(Default)]
+struct Watched {
+    /// Why it cannot be read.
+    unread: Mutex<Option<String>>,
+    /// Some of it has been taken.
+    begun: AtomicBool,
+}
 
 /// Ctrl-C, and its like; and what of itself ends a process that writes beyond its largest file. Where it is received, the write fails.
 struct Interrupt(Signal, Signal, #[expect(dead_code, reason = "it is received as long as this is there")] Signal);
@@ -162,9 +172,9 @@ async fn ask<F: FnMut(Report) -> Result<(), String>>(
     reader: &mut Reader<F>,
 ) -> Result<(), Unheard> {
     let dir = &config.cache.dir;
-    let (input, unread) = watched(input);
+    let (input, watched) = Watched::over(input);
     // Where what is to be sent cannot be read, the larder that hears no more of it is not to blame.
-    let failed = |why: String| match unread.lock().unwrap_or_else(PoisonError::into_inner).take() {
+    let failed = |why: String| match watched.unread().take() {
         Some(error) => Unheard::Why(format!("the archive cannot be read: {error}")),
         None => Unheard::Why(format!("the larder that serves {} {why}", dir.display())),
     };
@@ -187,8 +197,8 @@ async fn ask<F: FnMut(Report) -> Result<(), String>>(
     let body = reqwest::Body::wrap(Sent(Box::pin(stream::iter([Ok(line.into())]).chain(input))));
     let mut answer = match client.post(format!("http://larder{ORDERS_PATH}")).body(body).send().await {
         Ok(answer) => answer,
-        // It has gone in this moment, and has not heard it.
-        Err(error) if error.is_connect() => return Err(Unheard::Nobody),
+        // It has gone in this moment. If it had heard the order, it took it back.
+        Err(_) if watched.is_whole() => return Err(Unheard::Nobody),
         Err(error) => return Err(failed(format!("does not answer: {error}"))),
     };
     let status = answer.status();
@@ -217,7 +227,7 @@ async fn ask<F: FnMut(Report) -> Result<(), String>>(
                 taken += *length;
             }
             lines.drain(..taken);
-            if matches!(report, Report::Failed { .. }) && is_unread(&unread) {
+            if matches!(report, Report::Failed { .. }) && watched.unread().is_some() {
                 // What the larder makes of it is not what is wrong.
                 return Err(failed("hears no more of it".into()));
             }
@@ -230,18 +240,27 @@ async fn ask<F: FnMut(Report) -> Result<(), String>>(
     Err(failed("has stopped in the middle of it; what is done is done, give the order again".into()))
 }
 
-fn is_unread(unread: &Mutex<Option<String>>) -> bool {
-    unread.lock().unwrap_or_else(PoisonError::into_inner).is_some()
-}
+// === impl Watched ===
 
-/// Puts aside why the input cannot be read, as whoever sends it says no more than that it was not sent.
-fn watched(input: Input) -> (Input, Arc<Mutex<Option<String>>>) {
-    let unread = Arc::new(Mutex::new(None));
-    let aside = Arc::clone(&unread);
-    let input = input.inspect_err(move |error| {
-        *aside.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
-    });
-    (Box::pin(input), unread)
+impl Watched {
+    fn over(input: Input) -> (Input, Arc<Self>) {
+        let watched = Arc::<Self>::default();
+        let aside = Arc::clone(&watched);
+        let input = input.inspect(move |read| match read {
+            Ok(_) => aside.begun.store(true, Ordering::Relaxed),
+            Err(error) => *aside.unread() = Some(error.to_string()),
+        });
+        (Box::pin(input), watched)
+    }
+
+    fn unread(&self) -> MutexGuard<'_, Option<String>> {
+        self.unread.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nothing of it has been taken, so it can be taken from its beginning.
+    fn is_whole(&self) -> bool {
+        !self.begun.load(Ordering::Relaxed) && self.unread().is_none()
+    }
 }
 
 /// Carries the order out here. Returns how the process ends if it was interrupted.

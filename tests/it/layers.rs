@@ -4,13 +4,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each part of the crate may use. Its own parts it may always use.
-const MAY_USE: [(&str, &[&str]); 21] = [
+const MAY_USE: [(&str, &[&str]); 22] = [
     ("oci", &[]),
     ("clock", &[]),
     ("allowance", &[]),
+    ("background", &[]),
     ("brake", &["clock"]),
     ("current", &[]),
-    ("sync", &[]),
+    ("sync", &["background"]),
     ("flight", &["sync"]),
     ("heavy", &["flight"]),
     ("lines", &[]),
@@ -27,6 +28,7 @@ const MAY_USE: [(&str, &[&str]); 21] = [
         &[
             "oci",
             "clock",
+            "background",
             "current",
             "flight",
             "heavy",
@@ -62,7 +64,7 @@ const MAY_USE: [(&str, &[&str]); 21] = [
             "config",
         ],
     ),
-    ("cli", &["oci", "clock", "lines", "metrics", "setup", "store", "orders", "config", "app"]),
+    ("cli", &["oci", "clock", "background", "lines", "metrics", "setup", "store", "orders", "config", "app"]),
 ];
 
 fn sources(dir: &Path, found: &mut Vec<PathBuf>) {

@@ -1,21 +1,13 @@
 //! Threads for what may wait, behind those that serve: what is asked of upstreams, fills, handshakes of TLS.
 //!
-//! Who asks for what is here is before all of it, however much there is, in larder's queues as on the processor. So a runtime has
-//! another behind it, whose threads yield to its own; a runtime alone, as tests have one, does it all.
+//! Who asks for what is here does not stand in line behind it, however much of it there is: a runtime has another behind it, with
+//! threads of its own. A runtime alone, as tests have one, does it all.
 
 use std::cell::OnceCell;
-use std::io;
 
-use rustix::process::nice;
-use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, yield_now};
-
-/// What works behind another runtime.
-pub(crate) struct Background(Runtime);
-
-/// Lower by this than the others' is the priority of these threads: one beside a busy one has a tenth of a processor (`sched(7)`).
-const NICE: i32 = 10;
 
 /// So many of those who have waited go on at a time.
 const AT_ONCE: usize = 4;
@@ -27,27 +19,10 @@ thread_local! {
     static BEHIND: OnceCell<Handle> = const { OnceCell::new() };
 }
 
-// === impl Background ===
-
-impl Background {
-    /// # Errors
-    /// No threads are to be had.
-    pub(crate) fn start(like: &mut Builder) -> io::Result<Self> {
-        // Where that is forbidden, they are as good as others.
-        like.thread_name("background").on_thread_start(|| _ = nice(NICE)).build().map(Self)
-    }
-
-    /// For each thread of the other runtime to begin with.
-    pub(crate) fn behind(&self) -> impl Fn() + Send + Sync + 'static {
-        let handle = self.0.handle().clone();
-        move || BEHIND.with(|behind| _ = behind.set(handle.clone()))
-    }
-
-    /// The runtime itself.
-    #[must_use]
-    pub(crate) fn runtime(self) -> Runtime {
-        self.0
-    }
+/// Has `runtime` work behind another, each of whose threads is to begin with this.
+pub(crate) fn behind(runtime: &Runtime) -> impl Fn() + Send + Sync + 'static {
+    let handle = runtime.handle().clone();
+    move || BEHIND.with(|behind| _ = behind.set(handle.clone()))
 }
 
 /// Starts a task that may wait.
@@ -73,34 +48,35 @@ pub(crate) async fn turn() {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::process::getpriority_process;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::thread;
+    use tokio::runtime::Builder;
     use tokio::task::JoinSet;
     use tokio_util::sync::CancellationToken;
 
-    const LEAST: i32 = 19;
+    /// With one thread each.
+    fn front_and_background() -> (Runtime, Runtime) {
+        let background = Builder::new_multi_thread().worker_threads(1).build().unwrap();
+        (Builder::new_multi_thread().worker_threads(1).on_thread_start(behind(&background)).build().unwrap(), background)
+    }
 
     #[test]
-    fn what_may_wait_is_done_by_threads_that_yield_and_what_that_starts_too() {
-        let background = Background::start(&mut Builder::new_multi_thread()).unwrap();
-        let front = Builder::new_multi_thread().on_thread_start(background.behind()).build().unwrap();
-        let priority = || getpriority_process(None).unwrap();
-        let (served, waited) = front.block_on(async {
-            tokio::spawn(async move {
-                (priority(), spawn(async move { spawn(async move { priority() }).await.unwrap() }).await.unwrap())
-            })
-            .await
-            .unwrap()
-        });
-        assert_eq!((served, waited), (priority(), LEAST.min(priority() + NICE)));
+    fn what_may_wait_and_what_that_starts_are_done_by_other_threads() {
+        let (front, background) = front_and_background();
+        let here = || thread::current().id();
+        let all =
+            async move { (here(), spawn(async move { (here(), spawn(async move { here() }).await.unwrap()) }).await.unwrap()) };
+        let (served, waited) = front.block_on(async { tokio::spawn(all).await.unwrap() });
+        let behind = background.block_on(async { tokio::spawn(async move { here() }).await.unwrap() });
+        assert_eq!(waited, (behind, behind));
+        assert_ne!(served, behind);
     }
 
     #[test]
     fn who_comes_after_a_crowd_that_has_waited_is_not_behind_all_of_it() {
         const CROWD: usize = 100;
-        let background = Background::start(&mut Builder::new_multi_thread()).unwrap();
-        let front = Builder::new_multi_thread().worker_threads(1).on_thread_start(background.behind()).build().unwrap();
+        let (front, _background) = front_and_background();
         let comes_after = async {
             let (told, done) = (CancellationToken::new(), Arc::new(AtomicUsize::new(0)));
             let crowd: JoinSet<_> = (0..CROWD)
@@ -129,6 +105,6 @@ mod tests {
 
     #[tokio::test]
     async fn a_runtime_alone_does_it_all() {
-        assert_eq!(spawn(async { std::thread::current().id() }).await.unwrap(), std::thread::current().id());
+        assert_eq!(spawn(async { thread::current().id() }).await.unwrap(), thread::current().id());
     }
 }

@@ -12,7 +12,7 @@ use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
 
 use crate::app::{App, Drained, Reloaded, Running};
-use crate::background::Background;
+use crate::background;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::metrics;
@@ -36,9 +36,8 @@ impl Serve {
         let wanted = config.server.max_connections;
         allow_many_files(&mut config);
         let failed = |error: std::io::Error| error.to_string();
-        let background = Background::start(&mut threads()).map_err(failed)?;
-        let runtime = threads().on_thread_start(background.behind()).build().map_err(failed)?;
-        let background = background.runtime();
+        let background = threads().thread_name("background").build().map_err(failed)?;
+        let runtime = threads().on_thread_start(background::behind(&background)).build().map_err(failed)?;
         // One to resolve names with is there also when later there are no threads to be had.
         background.spawn_blocking(|| {});
         let outcome = runtime.block_on(serve(config, wanted, &self.configured, level));

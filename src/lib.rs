@@ -33,10 +33,10 @@
 //!
 //! # A miss
 //!
-//! `mirror::blob` starts a `mirror::fill`, a task of its own, on the threads of `background`. It asks `upstream` and pushes what comes into a
-//! `store::BlobWriter`, which hashes and writes it and says how far it has come. Every client, whether it came first or
-//! joined at the end, reads the growing file, up to the tail: that is withheld until the digest is verified. Then the file
-//! is synced and renamed, and the next request is a hit. Clients may leave as they please; the fill is nobody's.
+//! `mirror::blob` starts a `mirror::fill`, a task of its own, on the threads of `background`. It asks `upstream` and pushes
+//! what comes into a `store::BlobWriter`, which hashes and writes it and says how far it has come. Every client, whether it
+//! came first or joined at the end, reads the growing file, up to the tail: that is withheld until the digest is verified.
+//! Then the file is synced and renamed, and the next request is a hit. Clients may leave as they please; the fill is nobody's.
 
 mod allowance;
 pub mod app;

@@ -129,6 +129,7 @@ impl Handler {
             Route::Invalid(code, message) => respond::invalid(code, &message),
             Route::NotFound => respond::not_found(),
         };
+        // Before the answer is written down and told, which is most of the work where it is a no.
         if !matches!(line.served, Some(Served::Hit | Served::Offline)) {
             background::turn().await;
         }

@@ -12,7 +12,6 @@ use futures_util::stream::{self, StreamExt as _};
 use rustix::process::nice;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-
 use tokio::runtime::Builder;
 use tokio::sync::oneshot;
 use tokio::task::{self, JoinSet};

@@ -50,7 +50,7 @@ impl Allowance {
     }
 
     /// Uses so much, and says from when on more may be used.
-    fn overspend(&self, cost: Duration, ahead: Duration, now: Instant) -> Instant {
+    pub(crate) fn overspend(&self, cost: Duration, ahead: Duration, now: Instant) -> Instant {
         let mut spent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let at = spent.map_or(now, |spent| spent.max(now)) + cost;
         *spent = Some(at);

@@ -6,13 +6,7 @@
 use std::cell::OnceCell;
 
 use tokio::runtime::{Handle, Runtime};
-use tokio::sync::Semaphore;
-use tokio::task::{JoinHandle, yield_now};
-
-/// So many of those who have waited go on at a time.
-const AT_ONCE: usize = 4;
-
-static TURNS: Semaphore = Semaphore::const_new(AT_ONCE);
+use tokio::task::JoinHandle;
 
 thread_local! {
     /// What works behind this thread.
@@ -33,27 +27,11 @@ pub(crate) fn spawn<T: Send + 'static>(task: impl Future<Output = T> + Send + 's
     }
 }
 
-/// For a task in front that has waited for one behind: lets those go first who need not wait, as what many wait for may be there for
-/// all of them at once. Only for what is polled until it is done or dropped: it keeps its turn meanwhile.
-///
-/// Cancel safe.
-pub(crate) async fn turn() {
-    if BEHIND.with(|behind| behind.get().is_some()) {
-        let turn = TURNS.acquire().await;
-        yield_now().await;
-        drop(turn);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::thread;
     use tokio::runtime::Builder;
-    use tokio::task::JoinSet;
-    use tokio_util::sync::CancellationToken;
 
     /// With one thread each.
     fn front_and_background() -> (Runtime, Runtime) {
@@ -71,36 +49,6 @@ mod tests {
         let behind = background.block_on(async { tokio::spawn(async move { here() }).await.unwrap() });
         assert_eq!(waited, (behind, behind));
         assert_ne!(served, behind);
-    }
-
-    #[test]
-    fn who_comes_after_a_crowd_that_has_waited_is_not_behind_all_of_it() {
-        const CROWD: usize = 100;
-        let (front, _background) = front_and_background();
-        let comes_after = async {
-            let (told, done) = (CancellationToken::new(), Arc::new(AtomicUsize::new(0)));
-            let crowd: JoinSet<_> = (0..CROWD)
-                .map(|_| {
-                    let (told, done) = (told.clone(), Arc::clone(&done));
-                    async move {
-                        told.cancelled().await;
-                        turn().await;
-                        done.fetch_add(1, Ordering::Relaxed)
-                    }
-                })
-                .collect();
-            // Until all of them wait.
-            for _ in 0..CROWD {
-                yield_now().await;
-            }
-            told.cancel();
-            for looks in 1..CROWD / AT_ONCE {
-                yield_now().await;
-                assert!(done.load(Ordering::Relaxed) <= looks * AT_ONCE, "{done:?} after {looks}");
-            }
-            assert_eq!(crowd.join_all().await.len(), CROWD);
-        };
-        front.block_on(async { tokio::spawn(comes_after).await.unwrap() });
     }
 
     #[tokio::test]

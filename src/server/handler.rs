@@ -6,7 +6,6 @@ use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::{Body as _, Incoming};
 
-use crate::background;
 use crate::brake::block;
 use crate::clock::Clock;
 use crate::heavy;
@@ -129,10 +128,6 @@ impl Handler {
             Route::Invalid(code, message) => respond::invalid(code, &message),
             Route::NotFound => respond::not_found(),
         };
-        // Before the answer is written down and told, which is most of the work where it is a no.
-        if !matches!(line.served, Some(Served::Hit | Served::Offline)) {
-            background::turn().await;
-        }
         // Only now it is known how much it is. What is small is answered, or nobody could begin a pull.
         if response.body().is_large() && asked.head.method == Method::GET && self.buffers.are_full() {
             response = self.overloaded(line);

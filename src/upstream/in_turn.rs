@@ -81,6 +81,9 @@ impl Upstream {
                 && tries < AGAIN
                 && question.sent.load(Ordering::Relaxed) < MOST_GETS;
             if !worth_it || self.is_left_alone(question.behalf) {
+                if matches!(error, Error::NotFound | Error::Denied | Error::Unsupported(_)) {
+                    self.places.was_in_vain(place);
+                }
                 return Err(error);
             }
             pause(tries).await;

@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::allowance::Allowance;
 
 use super::error::Error;
 
@@ -23,6 +25,7 @@ pub(super) struct Places {
     /// Places in line, for bodies and for the rest, which is not to find the line full of those.
     lines: [Room; 2],
     patience: Duration,
+    vain: Allowance,
 }
 
 /// Room for one, as long as it is held.
@@ -72,6 +75,8 @@ struct Waiting<'a> {
 
 /// Nobody has more than so many times what is free: of fifty-six, one has fifty at most.
 const TIMES_FREE: usize = 8;
+/// So long after each other: five hundred questions a second may be in vain.
+const VAIN: Duration = Duration::from_millis(if cfg!(fuzzing) { 0 } else { 2 });
 /// How many may wait for each place, sixteen of them of one client: for so long a line nobody's patience lasts.
 const LINE: usize = 18;
 
@@ -82,7 +87,14 @@ impl Places {
     pub(super) fn new(most: usize, patience: Duration) -> Self {
         let bodies = (most - most.div_ceil(8)).max(1);
         let lines = [bodies, most].map(|places| Room::new(places.saturating_mul(LINE)));
-        Self { all: Room::new(most), bodies: Room::new(bodies), asides: Room::new(bodies / 2), lines, patience }
+        Self {
+            all: Room::new(most),
+            bodies: Room::new(bodies),
+            asides: Room::new(bodies / 2),
+            lines,
+            patience,
+            vain: Allowance::default(),
+        }
     }
 
     /// Waits for room. `held_back`: whether those who have it wait for larder itself, which lets no more come; then one waits for as
@@ -114,6 +126,16 @@ impl Places {
     /// The right to one more body for one client alone, if not too many have it.
     pub(super) fn take_aside(&self, who: Who) -> Option<Aside> {
         Some(Aside { _right: self.asides.take_spare(who)? })
+    }
+
+    /// Gives a place back of which nothing was had: clients make up questions faster than any upstream should have to say no. Such
+    /// places are free again one after the other; who has asked need not wait for that.
+    pub(super) fn was_in_vain(&self, place: Place) {
+        let free = self.vain.overspend(VAIN, Duration::ZERO, Instant::now());
+        tokio::spawn(async move {
+            sleep_until(free).await;
+            drop(place);
+        });
     }
 
     /// Room for one more, if nobody has to wait for that.
@@ -280,6 +302,17 @@ mod tests {
             seats.push(seat);
         }
         assert_eq!(served, [2, 3, 1, 1, 2, 1]);
+    }
+
+    #[tokio::test]
+    async fn five_hundred_questions_a_second_are_in_vain_and_keep_nobody_else_waiting() {
+        let places = Places::new(64, Duration::from_secs(10));
+        let (maker_up, other, begun) = (Some(guest(1)), Some(guest(2)), Instant::now());
+        for asked in 1..=200 {
+            places.was_in_vain(places.take(maker_up, true, || false).await.expect("its turn comes"));
+            assert!(asked % 50 > 0 || places.take_spare(other, true).is_some(), "{asked}");
+        }
+        assert!(begun.elapsed() >= VAIN * (200 - 50), "but for those that rest");
     }
 
     #[test]

@@ -13,6 +13,10 @@ pub(super) struct Data(pub(super) Piece);
 /// Nobody reads it, so that it takes no memory.
 static STAND_IN: [u8; 256 << 10] = [0; 256 << 10];
 
+/// Bytes are shown in slices of so many. rustls copies each on its own into a record, to where nothing is aligned; what is larger the C
+/// library copies with `rep movsb`, which takes AMD's processors several times as long there.
+const SLICE: usize = 2 << 10;
+
 /// How many bytes at the beginning of `parts` are none, but stand for as many that have gone out.
 pub(super) fn gone(parts: &[IoSlice<'_>]) -> usize {
     parts.iter().take_while(|part| is_stand_in(part)).map(|part| part.len()).sum()
@@ -38,12 +42,17 @@ impl Buf for Data {
     }
 
     fn chunks_vectored<'a>(&'a self, parts: &mut [IoSlice<'a>]) -> usize {
-        let Some(first) = parts.first_mut().filter(|_| self.has_remaining()) else { return 0 };
-        *first = IoSlice::new(match &self.0 {
-            Piece::Bytes(bytes) => bytes,
-            Piece::Sent(length) => &STAND_IN[..STAND_IN.len().min(*length)],
-        });
-        1
+        match &self.0 {
+            Piece::Bytes(bytes) => {
+                let slices = bytes.chunks(SLICE).map(IoSlice::new);
+                parts.iter_mut().zip(slices).map(|(part, slice)| *part = slice).count()
+            }
+            Piece::Sent(length) => {
+                let Some(first) = parts.first_mut().filter(|_| *length > 0) else { return 0 };
+                *first = IoSlice::new(&STAND_IN[..STAND_IN.len().min(*length)]);
+                1
+            }
+        }
     }
 
     fn advance(&mut self, count: usize) {

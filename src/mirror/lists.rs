@@ -6,10 +6,10 @@ use bytes::Bytes;
 
 use crate::clock::Timestamp;
 use crate::heavy;
-use crate::oci::{self, Accept, Digest, INDEX_TYPE, Page, Reference, Tag};
+use crate::oci::{Accept, BadManifest, Digest, INDEX_TYPE, Page, Reference, ReferrersByType, Tag};
 use crate::upstream::{self, CacheStatus};
 
-use super::{Mirror, Origin, Refusal, Served, Thing};
+use super::{Manifest, Mirror, Origin, Refusal, Served, Thing};
 
 /// A page of tags.
 pub struct TagList {
@@ -38,14 +38,15 @@ pub(super) struct Cached {
 #[derive(Clone)]
 enum List {
     Tags(Arc<[String]>, Option<Page>),
-    Referrers(Bytes),
+    /// As they came; and parsed, once for all who ask for some of them.
+    Referrers(Bytes, Result<Arc<ReferrersByType>, BadManifest>),
 }
 
 /// About what a list takes of the memory, in bytes.
 pub(super) fn weight(key: &str, cached: &Cached) -> u32 {
     let bytes = match &cached.list {
         List::Tags(tags, _) => tags.iter().map(|tag| tag.len() + size_of::<String>()).sum(),
-        List::Referrers(index) => index.len(),
+        List::Referrers(index, by_type) => index.len() + by_type.as_ref().map_or(0, |by_type| by_type.weight()),
     };
     u32::try_from(200 + key.len() + bytes).unwrap_or(u32::MAX)
 }
@@ -76,7 +77,7 @@ impl Mirror {
         });
         match list.await? {
             (served, List::Tags(tags, next)) => Ok(TagList { served, tags, next }),
-            (_, List::Referrers(_)) => Err(Refusal::Interrupted),
+            (_, List::Referrers(..)) => Err(Refusal::Interrupted),
         }
     }
 
@@ -90,35 +91,43 @@ impl Mirror {
         let list = self.list(origin, key, true, |mirror| async move {
             let (index, cache_status) = match asking.ask().referrers(&asked).await? {
                 Some(answer) => (answer.index, answer.cache_status),
-                None => (mirror.referrers_by_tag(&asking, &asked).await?, None),
+                None => (mirror.referrers_by_tag(&asking, &asked).await?.map_or_else(no_referrers, |index| index.bytes), None),
             };
-            Ok(Cached { at: mirror.0.clock.now(), list: List::Referrers(index), cache_status })
+            Ok(Cached { at: mirror.0.clock.now(), list: parse(index).await?, cache_status })
         });
-        let (served, index) = match list.await {
-            Ok((served, List::Referrers(index))) => (served, index),
-            Ok((_, List::Tags(..))) => return Err(Refusal::Interrupted),
-            Err(Refusal::Upstream(upstream::Error::Offline)) => (Served::Offline, self.referrers_by_tag(origin, digest).await?),
-            Err(refusal) => return Err(refusal),
+        let (served, list) = match list.await {
+            Err(Refusal::Upstream(upstream::Error::Offline)) => (Served::Offline, self.offline_referrers(origin, digest).await?),
+            listed => listed?,
         };
-        match artifact_type {
-            None => Ok(Referrers { served, index, filtered: false }),
-            Some(artifact_type) => {
-                let artifact_type = artifact_type.to_owned();
-                let filtered = heavy::work(index.len(), move || oci::filter_referrers(&index, &artifact_type)).await?;
-                let index = filtered.map_err(|bad| Refusal::WrongContent(bad.to_string()))?;
-                Ok(Referrers { served, index: index.into(), filtered: true })
+        match (list, artifact_type) {
+            (List::Referrers(index, _), None) => Ok(Referrers { served, index, filtered: false }),
+            (List::Referrers(_, by_type), Some(artifact_type)) => {
+                let by_type = by_type.map_err(|bad| Refusal::WrongContent(bad.to_string()))?;
+                let (length, artifact_type) = (by_type.filtered_length(artifact_type), artifact_type.to_owned());
+                let index = heavy::work(length, move || by_type.filter(&artifact_type)).await?.into();
+                Ok(Referrers { served, index, filtered: true })
             }
+            (List::Tags(..), _) => Err(Refusal::Interrupted),
         }
     }
 
-    async fn referrers_by_tag(&self, origin: &Origin, digest: &Digest) -> Result<Bytes, Refusal> {
+    /// Those that the tag here names. They too are parsed once for many, as long as it names the same.
+    async fn offline_referrers(&self, origin: &Origin, digest: &Digest) -> Result<List, Refusal> {
+        let Some(index) = self.referrers_by_tag(origin, digest).await? else { return parse(no_referrers()).await };
+        let list = self.list(origin, format!("referrers in {}", index.digest), true, |mirror| async move {
+            Ok(Cached { at: mirror.0.clock.now(), list: parse(index.bytes).await?, cache_status: None })
+        });
+        Ok(list.await?.1)
+    }
+
+    /// The index that the tag names which stands in for the API, if there is one.
+    async fn referrers_by_tag(&self, origin: &Origin, digest: &Digest) -> Result<Option<Manifest>, Refusal> {
         let tag = Reference::Tag(Tag::of_referrers(digest));
         // Boxed: a manifest's future holds this one where it is a list.
         let index = Box::pin(self.find_manifest(origin, &tag, Accept::anything())).await;
         match index {
-            Ok(manifest) if *manifest.media_type == *INDEX_TYPE => Ok(manifest.bytes),
-            Ok(_) => Ok(no_referrers()),
-            Err(Refusal::Upstream(error)) if error.is_definitive() || error == upstream::Error::Offline => Ok(no_referrers()),
+            Ok(manifest) => Ok(Some(manifest).filter(|manifest| *manifest.media_type == *INDEX_TYPE)),
+            Err(Refusal::Upstream(error)) if error.is_definitive() || error == upstream::Error::Offline => Ok(None),
             Err(refusal) => Err(refusal),
         }
     }
@@ -186,6 +195,12 @@ fn cut(mut tags: Vec<String>, next: Option<Page>, asked: &Page) -> (Vec<String>,
     tags.truncate(n);
     let next = if more { tags.last().map(|last| Page { n: asked.n, last: Some(last.clone()), ..Page::default() }) } else { None };
     (tags, next)
+}
+
+async fn parse(index: Bytes) -> Result<List, Refusal> {
+    let bytes = index.clone();
+    let by_type = heavy::work(index.len(), move || ReferrersByType::read(&bytes)).await?;
+    Ok(List::Referrers(index, by_type.map(Arc::new)))
 }
 
 fn no_referrers() -> Bytes {

@@ -64,6 +64,8 @@ pub enum BadManifest {
     TwoReadings(String),
     #[error("its media type cannot be told")]
     NoType,
+    #[error("it is too long")]
+    TooLong,
     #[error("it has nothing of what its type promises")]
     Empty,
 }

@@ -3,6 +3,7 @@
 //! Floor 0: no task, no I/O. What arrives from outside is parsed once, into types that cannot be wrong afterwards.
 
 mod accept;
+mod by_type;
 mod digest;
 mod error;
 mod image;
@@ -16,6 +17,7 @@ mod route;
 mod ttl;
 
 pub use accept::Accept;
+pub use by_type::ReferrersByType;
 pub use digest::{Algorithm, Digest, Hasher, InvalidDigest};
 pub use error::ErrorCode;
 pub use image::{ImageName, InvalidImage};
@@ -23,6 +25,6 @@ pub use manifest::{ACCEPT, BadManifest, Descriptor, INDEX_TYPE, MAX_MANIFEST, Ma
 pub use name::{InvalidName, Reference, Repository, RepositoryName, Tag};
 pub use pattern::{InvalidPattern, Pattern};
 pub use platform::{InvalidPlatform, Platform, Platforms};
-pub use referrers::{Referrer, filter_referrers, list_referrers, listed, merge_indexes};
+pub use referrers::{Referrer, list_referrers, listed, merge_indexes};
 pub use route::{Page, Route, Target, namespace};
 pub use ttl::{InvalidTagTtl, TagTtl, Ttl};

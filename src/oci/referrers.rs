@@ -84,18 +84,6 @@ pub fn listed(list: &[u8]) -> Vec<Value> {
     list["manifests"].as_array_mut().map(std::mem::take).unwrap_or_default()
 }
 
-/// The referrers `index` with only the descriptors of `artifact_type`; everything else of them as it was.
-///
-/// # Errors
-/// When `index` is no index.
-pub fn filter_referrers(index: &[u8], artifact_type: &str) -> Result<Vec<u8>, BadManifest> {
-    let not_json = |error: serde_json::Error| BadManifest::not_json(&error);
-    let mut document: Value = serde_json::from_slice(index).map_err(not_json)?;
-    let manifests = document.get_mut("manifests").and_then(Value::as_array_mut).ok_or(BadManifest::NoType)?;
-    manifests.retain(|descriptor| descriptor["artifactType"] == json!(artifact_type));
-    serde_json::to_vec(&document).map_err(not_json)
-}
-
 /// One index of the descriptors of all `pages`, which otherwise is as the first.
 ///
 /// # Errors
@@ -161,16 +149,5 @@ mod tests {
         assert_eq!(list_referrers(list.unwrap().as_bytes(), [of("1".into(), 1_300_000)]), (None, vec![]), "it has it");
         let (list, left_out) = list_referrers(b"", (0..MOST_REFERRERS + 2).map(|n| of(n.to_string(), 0)));
         assert_eq!((listed(list.unwrap().as_bytes()).len(), left_out.len()), (MOST_REFERRERS, 2));
-    }
-
-    #[test]
-    fn referrers_are_filtered_without_touching_the_rest() {
-        let index =
-            br#"{"schemaVersion":2,"manifests":[{"digest":"a","artifactType":"x/y","annotations":{"k":"v"}},{"digest":"b"}]}"#;
-        let filtered: Value = serde_json::from_slice(&filter_referrers(index, "x/y").unwrap()).unwrap();
-        assert_eq!(
-            filtered,
-            json!({"schemaVersion":2,"manifests":[{"digest":"a","artifactType":"x/y","annotations":{"k":"v"}}]})
-        );
     }
 }

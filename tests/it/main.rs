@@ -26,6 +26,7 @@ mod doors;
 mod doubtful;
 mod fallbacks;
 mod filling;
+mod filtering;
 mod floods;
 mod freshness;
 mod gates;

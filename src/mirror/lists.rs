@@ -45,10 +45,14 @@ enum List {
 /// About what a list takes of the memory, in bytes.
 pub(super) fn weight(key: &str, cached: &Cached) -> u32 {
     let bytes = match &cached.list {
-        List::Tags(tags, _) => tags.iter().map(|tag| tag.len() + size_of::<String>()).sum(),
+        List::Tags(tags, _) => weight_of_tags(tags),
         List::Referrers(index, by_type) => index.len() + by_type.as_ref().map_or(0, |by_type| by_type.weight()),
     };
     u32::try_from(200 + key.len() + bytes).unwrap_or(u32::MAX)
+}
+
+fn weight_of_tags(tags: &[String]) -> usize {
+    tags.iter().map(|tag| tag.len() + size_of::<String>()).sum()
 }
 
 /// The longest page that is asked for; some registries refuse longer ones.
@@ -71,7 +75,7 @@ impl Mirror {
         let (asking, asked) = (origin.clone(), page.clone());
         let list = self.list(origin, key, false, |mirror| async move {
             let answer = asking.ask().tags(&asked).await?;
-            let (tags, next) = cut(answer.tags, answer.next, &asked);
+            let (tags, next) = heavy::work(weight_of_tags(&answer.tags), move || cut(answer.tags, answer.next, &asked)).await?;
             let at = mirror.0.clock.now();
             Ok(Cached { at, list: List::Tags(tags.into(), next), cache_status: answer.cache_status })
         });

@@ -131,7 +131,9 @@ impl Mirror {
         let key = (origin.asker(), digest.clone(), kind);
         let (mirror, origin, digest) = (self.clone(), origin.clone(), digest.clone());
         let proven = self.0.proofs.join(key, || async move {
-            let held = mirror.0.store.size(&digest).or_else(|| mirror.0.fills.size(&origin, &digest));
+            // Who is not taken at its word is told nothing of what others have brought here.
+            let here = mirror.0.store.size(&digest).filter(|_| origin.is_taken_at_its_word());
+            let held = here.or_else(|| mirror.0.fills.size(&origin, &digest));
             let ask = origin.ask();
             let answer = match (kind, by) {
                 // Of what is empty there is no first byte.

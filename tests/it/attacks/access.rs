@@ -189,6 +189,27 @@ async fn a_no_is_at_once_and_no_other_repository_revives_the_right() {
 
 // === a registry of anyone's ===
 
+/// Two of its repositories tell the same lie of a blob's size: what comes of that does not tell whether others have brought it here.
+#[tokio::test]
+async fn a_registry_of_anyones_is_not_told_by_two_repositories_what_others_have_brought() {
+    let bytes = noise(4, 300_000);
+    for brought in [false, true] {
+        let (hub, evil) = (Registry::start().await, Registry::start().await);
+        let digest = hub.put_blob("library/app", bytes.clone());
+        let dir = tempfile::tempdir().unwrap();
+        let mirror = open_to(dir.path(), &hub, &evil).await;
+        if brought {
+            assert!(read(&blob(&mirror, "app", &digest).await).await.is_some());
+        }
+        ["x", "y"].iter().for_each(|repository| evil.put_blob_under(repository, &digest, noise(5, 400_000)));
+        evil.on(Match::get(&digest).times(1), Fault::Gate { after: 1 });
+        let underway = blob(&mirror, "evil.example/x", &digest).await;
+        let joined = blob(&mirror, "evil.example/y", &digest).await;
+        assert_eq!((underway.known_size(), joined.known_size()), (Some(400_000), Some(400_000)), "{brought}");
+        assert_eq!(evil.count("GET", "/v2/y/"), 1, "it was asked for what the other has begun");
+    }
+}
+
 /// It says yes to everything, and has nothing: what others have brought here is not its to give.
 #[tokio::test]
 async fn a_registry_of_anyones_gets_nothing_for_its_word() {

@@ -64,6 +64,7 @@ const WAIT: Duration = Duration::from_secs(5);
 const NAMES: u64 = 1000;
 /// So many questions at a time. Whoever may name hosts may name such as take for ever.
 const LINES: usize = 16;
+const TOO_LATE: &str = "the name cannot be resolved in time";
 
 // === impl Resolver ===
 
@@ -129,15 +130,17 @@ impl Resolver {
         }
         let at = asked.get(host).filter(|at| now.since(*at) < LONG).unwrap_or(now);
         asked.insert(host.to_owned(), at);
-        let lines = Arc::clone(lines);
+        let (lines, patience) = (Arc::clone(lines), *patience);
         let ask = || {
             let asking = ask();
             async move {
-                let _line = lines.acquire_owned().await.map_err(|error| error.to_string())?;
+                // No longer than anyone waits for it: what nobody waits for any more would stand before what others ask next.
+                let line = tokio::time::timeout(patience, lines.acquire_owned()).await;
+                let _line = line.map_err(|_| TOO_LATE)?.map_err(|error| error.to_string())?;
                 asking.await
             }
         };
-        let why = match tokio::time::timeout(*patience, asking.join((host.to_owned(), at), ask)).await {
+        let why = match tokio::time::timeout(patience, asking.join((host.to_owned(), at), ask)).await {
             Ok(Ok(Ok(addresses))) if !addresses.is_empty() => {
                 known.insert(host.to_owned(), Known { addresses: addresses.clone(), seen: now, wait: now });
                 return Ok(addresses);
@@ -145,7 +148,7 @@ impl Resolver {
             Ok(Ok(Ok(_))) => "the name has no address".into(),
             Ok(Ok(Err(error))) => error,
             Ok(Err(lost)) => lost.to_string(),
-            Err(_) => "the name cannot be resolved in time".into(),
+            Err(_) => TOO_LATE.into(),
         };
         counts.dns_failed();
         let Some(old) = old else { return Err(why) };
@@ -199,6 +202,8 @@ impl Resolve for Guarded {
 mod tests {
     use std::future::{pending, ready};
     use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
     use crate::metrics::{Format, Metrics};
@@ -269,18 +274,26 @@ mod tests {
     #[tokio::test]
     async fn however_many_names_lead_nowhere_few_are_asked_about_at_a_time() {
         let (resolver, _) = resolver();
-        let begun = Arc::new(AtomicUsize::new(0));
+        let (begun, end) = (Arc::new(AtomicUsize::new(0)), CancellationToken::new());
         let asked = (0..1000).map(async |n| {
-            let begun = Arc::clone(&begun);
+            let (begun, end) = (Arc::clone(&begun), end.clone());
             let hangs = async move {
                 begun.fetch_add(1, Ordering::Relaxed);
-                pending().await
+                end.cancelled().await;
+                Ok(Vec::new())
             };
             resolver.answered(&format!("{n}.example"), || hangs).await
         });
         for answer in futures_util::future::join_all(asked).await {
             assert!(answer.unwrap_err().contains("in time"));
         }
+        assert_eq!(begun.load(Ordering::Relaxed), LINES);
+        // When some end, those that nobody waits for any more do not come before the next name.
+        while Arc::strong_count(&resolver.0.lines) > 1 + LINES {
+            tokio::task::yield_now().await;
+        }
+        end.cancel();
+        assert_eq!(found(&resolver).await, Ok(vec![ADDRESS]));
         assert_eq!(begun.load(Ordering::Relaxed), LINES);
     }
 

@@ -1,7 +1,7 @@
 //! Whom to ask: one address after another, and two at once where the first lets one wait.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -49,6 +49,13 @@ struct Hedge {
     _place: Place,
 }
 
+/// The place of a question that has no good answer yet. Where none comes, or nobody waits for one any more, it was in vain.
+struct Unanswered<'a> {
+    place: Option<Place>,
+    /// How often it has gone out.
+    sent: &'a AtomicU32,
+}
+
 /// A GET of a manifest is repeated so often where nobody could be asked: a client waits, and no registry counts what fails.
 const AGAIN: u32 = 2;
 /// And no more often than this, whatever for.
@@ -61,19 +68,30 @@ impl Upstream {
     ///
     /// # Errors
     /// See [`Error`].
-    pub(super) async fn send(&self, mut question: Question<'_>) -> Result<Answered, Error> {
+    pub(super) async fn send(&self, question: Question<'_>) -> Result<Answered, Error> {
         self.endpoints()?;
+        let place = self.places.take(question.behalf.from, question.blob.is_some(), || self.is_held_back()).await;
+        self.send_from(place.inspect_err(|_| self.counts.no_place())?, question).await
+    }
+
+    /// Asks, in the room that an earlier question has left.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub(super) async fn send_from(&self, place: Place, mut question: Question<'_>) -> Result<Answered, Error> {
         // Bodies must arrive as they are stored; a digest is over those bytes.
         question.headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         if let Some(hop) = &self.hop {
             question.headers.insert(header::VIA, hop.onward(question.behalf.via.as_ref()));
         }
-        let place = self.places.take(question.behalf.from, question.blob.is_some(), || self.is_held_back()).await;
-        let place = place.inspect_err(|_| self.counts.no_place())?;
+        let unanswered = Unanswered { place: Some(place), sent: &question.sent };
         let mut tries = 0;
         loop {
             let error = match self.ask_in_turn(&question).await {
-                Ok((response, bytes, endpoint)) => return Ok(Answered { response, bytes, endpoint, place }),
+                Ok((response, bytes, endpoint)) => {
+                    let place = unanswered.answered().ok_or(Error::Busy)?;
+                    return Ok(Answered { response, bytes, endpoint, place });
+                }
                 Err(error) => error,
             };
             let worth_it = matches!(error, Error::Unavailable { timed_out: false, .. })
@@ -81,9 +99,6 @@ impl Upstream {
                 && tries < AGAIN
                 && question.sent.load(Ordering::Relaxed) < MOST_GETS;
             if !worth_it || self.is_left_alone(question.behalf) {
-                if matches!(error, Error::NotFound | Error::Denied | Error::Unsupported(_)) {
-                    self.places.was_in_vain(place);
-                }
                 return Err(error);
             }
             pause(tries).await;
@@ -188,6 +203,22 @@ impl Upstream {
     }
 }
 
+// === impl Unanswered ===
+
+impl Unanswered<'_> {
+    fn answered(mut self) -> Option<Place> {
+        self.place.take()
+    }
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        if self.sent.load(Ordering::Relaxed) > 0 {
+            self.place.take().into_iter().for_each(Place::rest);
+        }
+    }
+}
+
 // === impl Hedge ===
 
 impl Hedge {
@@ -199,5 +230,28 @@ impl Hedge {
 impl Drop for Hedge {
     fn drop(&mut self) {
         self.counts.hedged(self.won);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::places::Places;
+    use super::*;
+    use std::time::Duration;
+
+    #[tokio::test]
+    async fn who_leaves_before_the_answer_gives_the_place_back_in_its_turn() {
+        let places = Places::new(1, Duration::ZERO);
+        for (sent, answered, free) in [(0, false, true), (1, true, true), (1, false, false)] {
+            let sent = AtomicU32::new(sent);
+            let unanswered = Unanswered { place: places.take_spare(None, false), sent: &sent };
+            if answered {
+                drop(unanswered.answered());
+            } else {
+                drop(unanswered);
+            }
+            // What rests has no time to end before something is waited for.
+            assert_eq!(places.take_spare(None, false).is_some(), free, "{sent:?} {answered}");
+        }
     }
 }

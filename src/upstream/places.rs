@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::allowance::Allowance;
@@ -24,14 +25,17 @@ pub(super) struct Places {
     asides: Room,
     /// Places in line, for bodies and for the rest, which is not to find the line full of those.
     lines: [Room; 2],
+    /// The right to go on with a list beyond its first page: all of it is in memory until it ends.
+    pub(super) long_lists: Semaphore,
     patience: Duration,
-    vain: Allowance,
+    vain: Arc<Allowance>,
 }
 
 /// Room for one, as long as it is held.
 pub(super) struct Place {
     _all: Seat,
     _body: Option<Seat>,
+    vain: Arc<Allowance>,
 }
 
 /// The right to one body apart from what all share, as long as it is held.
@@ -77,6 +81,7 @@ struct Waiting<'a> {
 const TIMES_FREE: usize = 8;
 /// So long after each other: five hundred questions a second may be in vain.
 const VAIN: Duration = Duration::from_millis(if cfg!(fuzzing) { 0 } else { 2 });
+const LONG_LISTS: usize = 8;
 /// How many may wait for each place, sixteen of them of one client: for so long a line nobody's patience lasts.
 const LINE: usize = 18;
 
@@ -92,8 +97,9 @@ impl Places {
             bodies: Room::new(bodies),
             asides: Room::new(bodies / 2),
             lines,
+            long_lists: Semaphore::new(LONG_LISTS),
             patience,
-            vain: Allowance::default(),
+            vain: Arc::default(),
         }
     }
 
@@ -111,7 +117,7 @@ impl Places {
         let _in_line = self.lines[usize::from(!for_body)].take_spare(who).ok_or(Error::Busy)?;
         let place = async {
             let body = if for_body { Some(self.bodies.take(who).await?) } else { None };
-            Some(Place { _all: self.all.take(who).await?, _body: body })
+            Some(Place { _all: self.all.take(who).await?, _body: body, vain: Arc::clone(&self.vain) })
         };
         tokio::pin!(place);
         loop {
@@ -128,20 +134,27 @@ impl Places {
         Some(Aside { _right: self.asides.take_spare(who)? })
     }
 
-    /// Gives a place back of which nothing was had: clients make up questions faster than any upstream should have to say no. Such
-    /// places are free again one after the other; who has asked need not wait for that.
-    pub(super) fn was_in_vain(&self, place: Place) {
-        let free = self.vain.overspend(VAIN, Duration::ZERO, Instant::now());
-        tokio::spawn(async move {
-            sleep_until(free).await;
-            drop(place);
-        });
-    }
-
     /// Room for one more, if nobody has to wait for that.
     pub(super) fn take_spare(&self, who: Who, for_body: bool) -> Option<Place> {
         let body = if for_body { Some(self.bodies.take_spare(who)?) } else { None };
-        Some(Place { _all: self.all.take_spare(who)?, _body: body })
+        Some(Place { _all: self.all.take_spare(who)?, _body: body, vain: Arc::clone(&self.vain) })
+    }
+}
+
+// === impl Place ===
+
+impl Place {
+    /// Nothing was had of it: clients make up questions, and leave, faster than any upstream should have to answer. Such places are free
+    /// again one after the other; who has asked need not wait for that.
+    pub(super) fn rest(self) {
+        let free = self.vain.overspend(VAIN, Duration::ZERO, Instant::now());
+        // Where larder has stopped already, nobody waits for it.
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(async move {
+                sleep_until(free).await;
+                drop(self);
+            });
+        }
     }
 }
 
@@ -309,7 +322,7 @@ mod tests {
         let places = Places::new(64, Duration::from_secs(10));
         let (maker_up, other, begun) = (Some(guest(1)), Some(guest(2)), Instant::now());
         for asked in 1..=200 {
-            places.was_in_vain(places.take(maker_up, true, || false).await.expect("its turn comes"));
+            places.take(maker_up, true, || false).await.expect("its turn comes").rest();
             assert!(asked % 50 > 0 || places.take_spare(other, true).is_some(), "{asked}");
         }
         assert!(begun.elapsed() >= VAIN * (200 - 50), "but for those that rest");

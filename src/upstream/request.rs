@@ -67,7 +67,8 @@ pub struct Body {
     pace: Pace,
     turn: Turn<2>,
     endpoint: Arc<Endpoint>,
-    _place: Place,
+    /// Until all has come.
+    place: Option<Place>,
     quota: Arc<Quota>,
     fetched: Fetched,
     /// In bytes.
@@ -122,7 +123,9 @@ impl Asking<'_> {
     /// See [`Error`].
     pub async fn manifest(&self, reference: &Reference) -> Result<ManifestAnswer, Error> {
         let path = format!("{}/manifests/{reference}", self.repository);
-        let Answered { response, bytes, .. } = self.read(Purpose::Pull, &path, manifest_headers(), MAX_MANIFEST).await?;
+        // Its place is held until its bytes have been looked through: whatever is in memory here has one.
+        let Answered { response, bytes, place: _place, .. } =
+            self.read(Purpose::Pull, &path, manifest_headers(), MAX_MANIFEST).await?;
         let (content_type, cache_status) = (content_type(&response), CacheStatus::of(response.headers()));
         let bytes = match encoding(&response) {
             None => bytes,
@@ -276,7 +279,7 @@ impl Asking<'_> {
             pace: Pace::new(self.upstream.limits),
             turn: Turn::new(self.upstream.rates.clone()),
             endpoint,
-            _place: place,
+            place: Some(place),
             quota: Arc::clone(&self.upstream.quota),
             fetched: self.upstream.counts.fetched(Some(Purpose::Blob)),
             received: 0,
@@ -297,7 +300,8 @@ impl Asking<'_> {
         }
         let query = page.query();
         let path = format!("{}/tags/list{}{query}", self.repository, if query.is_empty() { "" } else { "?" });
-        let Answered { response, bytes, .. } = self.read(Purpose::List, &path, HeaderMap::new(), LARGEST_TAG_PAGE).await?;
+        let Answered { response, bytes, place: _place, .. } =
+            self.read(Purpose::List, &path, HeaderMap::new(), LARGEST_TAG_PAGE).await?;
         let next = link(&response).map_or(Ok(None), next_page)?;
         let list = heavy::work(bytes.len(), move || serde_json::from_slice::<List>(&bytes)).await?;
         let list = list.map_err(|_| Error::unavailable("its list of tags is no JSON"))?;
@@ -316,12 +320,16 @@ impl Asking<'_> {
         let path = format!("{}/referrers/{digest}", self.repository);
         let (mut pages, mut size, mut cache_status) = (Vec::new(), 0, None);
         let mut next = Some(path.clone());
+        // The room of a list is kept from page to page: what has come of it is in memory.
+        let (mut kept, mut long) = (None, None);
         while let Some(page) = next {
-            let Answered { response, bytes, .. } = match self.read(Purpose::List, &page, HeaderMap::new(), MAX_MANIFEST).await {
+            let asked = self.read_from(kept.take(), Purpose::List, &page, HeaderMap::new(), MAX_MANIFEST).await;
+            let Answered { response, bytes, place, .. } = match asked {
                 Ok(answered) => answered,
                 Err(Error::NotFound | Error::Unsupported(_)) if pages.is_empty() => return Ok(None),
                 Err(error) => return Err(error),
             };
+            kept = Some(place);
             if content_type(&response).is_none_or(|value| value != INDEX_TYPE) {
                 return Ok(None);
             }
@@ -333,6 +341,9 @@ impl Asking<'_> {
             pages.push(bytes);
             if pages.len() > MOST_PAGES || size > LARGEST_LIST {
                 return Err(Error::unavailable("its list of referrers does not end"));
+            }
+            if next.is_some() && long.is_none() {
+                long = self.upstream.places.long_lists.acquire().await.ok();
             }
         }
         let index = if let [page] = &pages[..] {
@@ -364,6 +375,20 @@ impl Asking<'_> {
     async fn read(&self, purpose: Purpose, path: &str, headers: HeaderMap, limit: usize) -> Result<Answered, Error> {
         let question = self.question(purpose, Method::GET, path.to_owned(), headers);
         self.upstream.send(Question { whole: Some(limit), ..question }).await
+    }
+
+    /// Likewise, in the room of an earlier one, if there is any.
+    async fn read_from(
+        &self,
+        place: Option<Place>,
+        purpose: Purpose,
+        path: &str,
+        headers: HeaderMap,
+        limit: usize,
+    ) -> Result<Answered, Error> {
+        let Some(place) = place else { return self.read(purpose, path, headers, limit).await };
+        let question = self.question(purpose, Method::GET, path.to_owned(), headers);
+        self.upstream.send_from(place, Question { whole: Some(limit), ..question }).await
     }
 
     fn question(&self, purpose: Purpose, method: Method, path: String, headers: HeaderMap) -> Question<'_> {
@@ -454,7 +479,10 @@ impl Body {
                     self.endpoint.body_came();
                 }
             }
-            Ok(None) => self.endpoint.body_came(),
+            Ok(None) => {
+                self.endpoint.body_came();
+                drop(self.place.take());
+            }
             Err(error) => self.endpoint.body_broke(error),
         }
         chunk
@@ -465,5 +493,12 @@ impl Body {
     fn panic_as_asked(&self) {
         let after = self.response.headers().get("x-larder-panic").and_then(|value| value.to_str().ok()?.parse().ok());
         assert!(after.is_none_or(|after: u64| self.received < after), "a test has asked for it");
+    }
+}
+
+/// Of what is broken off, the connection is lost.
+impl Drop for Body {
+    fn drop(&mut self) {
+        self.place.take().into_iter().for_each(Place::rest);
     }
 }

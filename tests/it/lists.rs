@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 
 use crate::support::{Answer, Fault, Image, Match, PutImage, Registry, TestMirror, digest_of};
@@ -361,4 +362,27 @@ async fn a_list_of_referrers_that_is_endless_is_given_up_before_it_fills_the_mem
     let mirror = TestMirror::of(&upstream).await;
     mirror.get(&referrers_path(&image)).await.expect(502);
     assert!(upstream.count("GET", "/referrers/") <= 6, "{}", upstream.count("GET", "/referrers/"));
+}
+
+/// Each held what it had while it waited for its next page, and there may be a thousand.
+#[tokio::test]
+async fn of_lists_of_referrers_that_go_on_eight_are_read_on_at_a_time() {
+    const LISTS: usize = 20;
+    let upstream = Registry::start().await;
+    let goes_on = [("content-type", INDEX), ("link", "<?next=2>; rel=\"next\"")];
+    upstream.on(Match::get("/referrers/").times(LISTS), Fault::answer(200, &goes_on, index_of(&[])));
+    upstream.on(Match::get("/referrers/"), Fault::Hang);
+    let mirror = TestMirror::of(&upstream).await;
+    let paths: Vec<_> = (0..LISTS).map(|n| format!("/v2/library/alpine/referrers/{}", digest_of(&n.to_be_bytes()))).collect();
+    let counted = async {
+        upstream.seen("GET", "/referrers/", LISTS + 8).await;
+        for _ in 0..20 {
+            mirror.get("/v2/").await.expect(200);
+        }
+        assert_eq!(upstream.held_now(), 8);
+    };
+    tokio::select! {
+        _ = join_all(paths.iter().map(|path| mirror.get(path))) => panic!("none of them ends"),
+        () = counted => {}
+    }
 }

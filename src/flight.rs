@@ -62,6 +62,26 @@ where
         value.clone().ok_or(Lost)
     }
 
+    /// Likewise. Where the work under way was another's and came to an end that is said of whoever began it, as `is_beginners` tells,
+    /// it is begun once more, by the first of those who had joined.
+    ///
+    /// Cancel safe, as [`join`](Self::join).
+    ///
+    /// # Errors
+    /// As [`join`](Self::join).
+    pub async fn join_anothers<F>(&self, key: K, is_beginners: impl Fn(&V) -> bool, work: impl Fn() -> F) -> Result<V, Lost>
+    where
+        F: Future<Output = V> + Send + 'static,
+    {
+        let mut ours = false;
+        let begun = || {
+            ours = true;
+            work()
+        };
+        let value = self.join(key.clone(), begun).await?;
+        if ours || !is_beginners(&value) { Ok(value) } else { self.join(key, work).await }
+    }
+
     fn begin<F>(&self, key: K, work: impl FnOnce() -> F) -> watch::Receiver<Option<V>>
     where
         F: Future<Output = V> + Send + 'static,

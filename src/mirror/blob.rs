@@ -93,6 +93,8 @@ impl Mirror {
     ) -> Result<Blob, Refusal> {
         // A fill has already come to nothing for this request; it may have one more.
         let mut in_vain = false;
+        // It has already joined a fill that failed for who began it.
+        let mut anothers = false;
         let blob = |served, source| {
             let (mirror, digest, origin) = (self.clone(), digest.clone(), origin.clone());
             Blob { served, mirror, digest, origin, source, given: Arc::default(), detours: Detours::new(), client: None }
@@ -177,7 +179,8 @@ impl Mirror {
                     };
                     return Ok(blob(served, Source::Fill(begun.growth, interest)));
                 }
-                Err(refusal) if own => return Err(refusal),
+                // One who stands in another's line, or has come another's way, asks once for himself.
+                Err(refusal) if own && (started || anothers || !refusal.is_of_who_asked()) => return Err(refusal),
                 Ok(None) if started => {
                     interest.landed().await;
                     // One request starts one fill, or two if the cache cannot be read.
@@ -187,7 +190,10 @@ impl Mirror {
                     (unreadable, in_vain) = (false, true);
                 }
                 // It is over; or it failed for another repository or client, and now it is for ours.
-                Ok(None) | Err(_) => interest.landed().await,
+                joined => {
+                    anothers |= own && joined.is_err();
+                    interest.landed().await;
+                }
             }
         }
     }

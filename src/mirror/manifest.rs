@@ -12,7 +12,7 @@ use crate::upstream::{self, CacheStatus, ManifestAnswer};
 
 use super::hot::{Hot, Told};
 use super::proofs::{By, Proven};
-use super::{Mirror, Origin, Refusal, Served, Thing};
+use super::{Mirror, Origin, Refusal, Served, Thing, once_for_all};
 
 /// A manifest as it is served.
 pub struct Manifest {
@@ -153,23 +153,24 @@ impl Mirror {
     /// Fetches a manifest by its digest, once for all who ask.
     pub(super) async fn fetch_manifest(&self, origin: &Origin, digest: &Digest) -> Result<Arc<Verified>, Refusal> {
         self.check_missing(origin, Thing::Manifest(digest.clone()))?;
-        let (mirror, origin, digest) = (self.clone(), origin.clone(), digest.clone());
-        let key = (origin.asker(), digest.clone());
-        let fetched = self.0.manifests.join(key, || async move {
-            // It may have come in between the caller's look and this.
-            let proof = mirror.proof(&origin, &digest, Kind::Manifest);
-            if let Some(held) = mirror.held_manifest(&origin, &digest, proof).await
-                && let Ok(manifest) = parse(Some(&held.media_type), &held.bytes).await?
-            {
-                return Ok(Arc::new(Verified { digest, bytes: held.bytes, manifest, cache_status: None }));
+        let fetch = || {
+            let (mirror, origin, digest) = (self.clone(), origin.clone(), digest.clone());
+            async move {
+                // It may have come in between the caller's look and this.
+                let proof = mirror.proof(&origin, &digest, Kind::Manifest);
+                if let Some(held) = mirror.held_manifest(&origin, &digest, proof).await
+                    && let Ok(manifest) = parse(Some(&held.media_type), &held.bytes).await?
+                {
+                    return Ok(Arc::new(Verified { digest, bytes: held.bytes, manifest, cache_status: None }));
+                }
+                let reference = Reference::Digest(digest.clone());
+                let answer = origin.ask().manifest(&reference).await.inspect_err(|error| {
+                    mirror.note_failure(&origin, Thing::Manifest(digest.clone()), error);
+                })?;
+                mirror.admit_manifest(&origin, Some(digest), answer).await
             }
-            let reference = Reference::Digest(digest.clone());
-            let answer = origin.ask().manifest(&reference).await.inspect_err(|error| {
-                mirror.note_failure(&origin, Thing::Manifest(digest.clone()), error);
-            })?;
-            mirror.admit_manifest(&origin, Some(digest), answer).await
-        });
-        fetched.await?
+        };
+        once_for_all(&self.0.manifests, (origin.asker(), digest.clone()), fetch).await
     }
 
     /// Verifies a manifest that an upstream has sent and takes it in. It is kept in the background: the client need not wait

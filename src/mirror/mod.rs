@@ -26,6 +26,7 @@ mod shopping;
 mod tags;
 mod warm;
 
+use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -198,6 +199,22 @@ impl Refusal {
             other => other.to_string(),
         }
     }
+
+    /// Whether it is said of the one who has asked, of the line that he stood in or of the way that he came by, and not of what was
+    /// asked for.
+    fn is_of_who_asked(&self) -> bool {
+        matches!(self, Self::Upstream(upstream::Error::Busy | upstream::Error::Loop))
+    }
+}
+
+/// Has something done once for all who want it, whoever of them comes first.
+async fn once_for_all<K, T, F>(flights: &Flights<K, Result<T, Refusal>>, key: K, work: impl Fn() -> F) -> Result<T, Refusal>
+where
+    K: Eq + Hash + Clone + Send + 'static,
+    T: Clone + Send + Sync + 'static,
+    F: Future<Output = Result<T, Refusal>> + Send + 'static,
+{
+    flights.join_anothers(key, |done| done.as_ref().is_err_and(Refusal::is_of_who_asked), work).await?
 }
 
 // === impl Mirror ===

@@ -8,7 +8,7 @@ use crate::oci::{Digest, Reference, Repository};
 use crate::store::{Kind, Proof};
 use crate::upstream::{self, CacheStatus, Speaks};
 
-use super::{Mirror, Origin, Refusal, Served, Thing};
+use super::{Mirror, Origin, Refusal, Served, Thing, once_for_all};
 
 /// A repository holds a digest.
 pub(super) enum Proven {
@@ -129,34 +129,36 @@ impl Mirror {
         };
         self.check_missing(origin, thing.clone())?;
         let key = (origin.asker(), digest.clone(), kind);
-        let (mirror, origin, digest) = (self.clone(), origin.clone(), digest.clone());
-        let proven = self.0.proofs.join(key, || async move {
-            // Who is not taken at its word is told nothing of what others have brought here.
-            let here = mirror.0.store.size(&digest).filter(|_| origin.is_taken_at_its_word());
-            let held = here.or_else(|| mirror.0.fills.size(&origin, &digest));
-            let ask = origin.ask();
-            let answer = match (kind, by) {
-                // Of what is empty there is no first byte.
-                (Kind::Blob, By::Get) if held != Some(0) => mirror.ask_patiently(&origin, || ask.first_byte(&digest)).await,
-                (Kind::Blob, _) => ask.head_blob(&digest).await,
-                (Kind::Manifest, _) => ask.head_manifest(&Reference::Digest(digest.clone())).await,
-            };
-            let found = answer.inspect_err(|error| mirror.note_failure(&origin, thing, error))?;
-            let said = Said { size: found.size, speaks: found.speaks(&digest, held), cache_status: found.cache_status };
-            if said.speaks == Speaks::OfNone || !origin.is_taken_at_its_word() {
-                return Ok(said);
-            }
-            match (kind, held.or(said.size), mirror.old_proof(&origin, &digest, kind)) {
-                (Kind::Blob, Some(size), _) => mirror.set_proof(&origin.repository, &digest, size, None),
-                // What a manifest is its bytes have said, when it was first proven; no HEAD says it.
-                (Kind::Manifest, _, Some(Proof { size, media_type, .. })) if said.speaks == Speaks::OfIt => {
-                    mirror.set_proof(&origin.repository, &digest, size, media_type);
+        let ask = || {
+            let (mirror, origin, digest, thing) = (self.clone(), origin.clone(), digest.clone(), thing.clone());
+            async move {
+                // Who is not taken at its word is told nothing of what others have brought here.
+                let here = mirror.0.store.size(&digest).filter(|_| origin.is_taken_at_its_word());
+                let held = here.or_else(|| mirror.0.fills.size(&origin, &digest));
+                let ask = origin.ask();
+                let answer = match (kind, by) {
+                    // Of what is empty there is no first byte.
+                    (Kind::Blob, By::Get) if held != Some(0) => mirror.ask_patiently(&origin, || ask.first_byte(&digest)).await,
+                    (Kind::Blob, _) => ask.head_blob(&digest).await,
+                    (Kind::Manifest, _) => ask.head_manifest(&Reference::Digest(digest.clone())).await,
+                };
+                let found = answer.inspect_err(|error| mirror.note_failure(&origin, thing, error))?;
+                let said = Said { size: found.size, speaks: found.speaks(&digest, held), cache_status: found.cache_status };
+                if said.speaks == Speaks::OfNone || !origin.is_taken_at_its_word() {
+                    return Ok(said);
                 }
-                _ => {}
+                match (kind, held.or(said.size), mirror.old_proof(&origin, &digest, kind)) {
+                    (Kind::Blob, Some(size), _) => mirror.set_proof(&origin.repository, &digest, size, None),
+                    // What a manifest is its bytes have said, when it was first proven; no HEAD says it.
+                    (Kind::Manifest, _, Some(Proof { size, media_type, .. })) if said.speaks == Speaks::OfIt => {
+                        mirror.set_proof(&origin.repository, &digest, size, media_type);
+                    }
+                    _ => {}
+                }
+                Ok(said)
             }
-            Ok(said)
-        });
-        proven.await?
+        };
+        once_for_all(&self.0.proofs, key, ask).await
     }
 
     /// The upstream has begun to send a blob, which proves that the repository holds it, unless it is of another size than the

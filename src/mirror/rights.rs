@@ -11,7 +11,7 @@ use crate::oci::{Digest, Page, Reference, Repository};
 use crate::store::Kind;
 use crate::upstream::{self, CredentialKey, Speaks};
 
-use super::{Mirror, Origin, Refusal, Thing};
+use super::{Mirror, Origin, Refusal, Thing, once_for_all};
 
 /// As whom a repository is asked. Without a client it is larder itself, for everyone.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -84,23 +84,25 @@ impl Mirror {
     /// Asks the upstream, once for all who want the same as the same.
     async fn ask_for_right(&self, origin: &Origin, wanted: &Wanted) -> Result<(), Refusal> {
         self.check_missing(origin, wanted.thing())?;
-        let (mirror, origin, wanted) = (self.clone(), origin.clone(), wanted.clone());
-        let asked = self.0.rights.asking.join((origin.asker(), wanted.clone()), || async move {
-            let now = mirror.0.clock.now();
-            // A token tells what its client could do when it was made.
-            origin.behalf.client.iter().for_each(|client| origin.upstream().forget_token(client, &origin.repository.name));
-            match mirror.ask_for(&origin, &wanted).await {
-                Ok(()) => {
-                    mirror.0.rights.granted.insert((origin.asker(), wanted.right()), now + BELIEVED);
-                    Ok(())
-                }
-                Err(error) => {
-                    mirror.note_failure(&origin, wanted.thing(), &error);
-                    Err(error.into())
+        let ask = || {
+            let (mirror, origin, wanted) = (self.clone(), origin.clone(), wanted.clone());
+            async move {
+                let now = mirror.0.clock.now();
+                // A token tells what its client could do when it was made.
+                origin.behalf.client.iter().for_each(|client| origin.upstream().forget_token(client, &origin.repository.name));
+                match mirror.ask_for(&origin, &wanted).await {
+                    Ok(()) => {
+                        mirror.0.rights.granted.insert((origin.asker(), wanted.right()), now + BELIEVED);
+                        Ok(())
+                    }
+                    Err(error) => {
+                        mirror.note_failure(&origin, wanted.thing(), &error);
+                        Err(error.into())
+                    }
                 }
             }
-        });
-        asked.await?
+        };
+        once_for_all(&self.0.rights.asking, (origin.asker(), wanted.clone()), ask).await
     }
 
     async fn ask_for(&self, origin: &Origin, wanted: &Wanted) -> Result<(), upstream::Error> {

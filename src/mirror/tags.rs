@@ -8,7 +8,7 @@ use crate::upstream;
 
 use super::freshness::Age;
 use super::manifest::{Manifest, Verified};
-use super::{Mirror, Origin, Refusal, Served, Thing};
+use super::{Mirror, Origin, Refusal, Served, Thing, once_for_all};
 
 /// What the upstream said of a tag.
 #[derive(Clone)]
@@ -150,7 +150,7 @@ impl Mirror {
             return Err(why);
         }
         let work = || self.clone().check_tag_and_note(origin.clone(), tag.clone(), seen.cloned());
-        self.0.tags.join(key, work).await?
+        once_for_all(&self.0.tags, key, work).await
     }
 
     async fn check_tag_and_note(self, origin: Origin, tag: Tag, seen: Option<TagRecord>) -> Result<Checked, Refusal> {

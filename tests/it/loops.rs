@@ -3,10 +3,11 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use serde_json::json;
 use tokio::net::TcpSocket;
 
-use crate::support::{Answer, Client, Image, MultiArch, Registry, TestMirror, digest_of, noise};
+use crate::support::{Answer, Client, Fault, Image, Match, MultiArch, PutImage, Registry, TestMirror, digest_of, noise};
 
 /// An address that a larder can be told of before it listens there. While the socket lives, nobody else is given it.
 fn reserve() -> (TcpSocket, SocketAddr) {
@@ -55,6 +56,28 @@ async fn goes_round_in_circles(mirror: &TestMirror) {
         assert_eq!(mirror.head(&path).await.status, 508, "{path}");
     }
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+// === beside each other ===
+
+/// Only the first had come too far, or stood in a line that was too long; the others were told the same.
+#[tokio::test]
+async fn what_is_said_of_one_is_not_told_to_those_who_wait_with_him() {
+    let asked = |image: &PutImage| {
+        let (tags, referrers) =
+            ("/v2/library/alpine/tags/list".to_owned(), format!("/v2/library/alpine/referrers/{}", image.digest));
+        [image.manifest_path(), image.tag_path("latest"), image.blob_path(&image.layers[0]), tags, referrers]
+    };
+    for which in 0..5 {
+        let upstream = Registry::start().await;
+        let image = Image::new(1).layers(&[100_000]).put(&upstream, "library/alpine", "latest");
+        upstream.on(Match::any("/v2/").times(1), [Fault::Latency(Duration::from_millis(200)), Fault::status(508)]);
+        let mirror = TestMirror::of(&upstream).await;
+        let path = &asked(&image)[which];
+        let mut told: Vec<u16> = join_all((0..10).map(async |_| mirror.get(path).await.status)).await;
+        told.sort_unstable();
+        assert_eq!((&told[..9], told[9]), (&[200; 9][..], 508), "{path}");
+    }
 }
 
 // === rings ===

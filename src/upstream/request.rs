@@ -214,7 +214,12 @@ impl Asking<'_> {
         match self.part(digest, Some(Span { start: 0, end: Some(1) }), None).await {
             // Another part is no answer, and does not say that there is nothing.
             Err(Error::Unsupported(206)) => Err(Error::unavailable("it sends another part than was asked for")),
-            first => Ok(first?.found),
+            first => {
+                let BlobAnswer { found, mut body, .. } = first?;
+                // No more is wanted than that it has come.
+                drop(body.place.take());
+                Ok(found)
+            }
         }
     }
 
@@ -499,6 +504,8 @@ impl Body {
 /// Of what is broken off, the connection is lost.
 impl Drop for Body {
     fn drop(&mut self) {
-        self.place.take().into_iter().for_each(Place::rest);
+        if self.response.content_length() != Some(0) {
+            self.place.take().into_iter().for_each(Place::rest);
+        }
     }
 }

@@ -29,7 +29,7 @@ pub(super) struct Answered {
     pub(super) bytes: Bytes,
     pub(super) endpoint: Arc<Endpoint>,
     /// To be held until the body has come.
-    pub(super) place: Place,
+    pub(super) place: Option<Place>,
 }
 
 /// What became of asking one address.
@@ -89,8 +89,7 @@ impl Upstream {
         loop {
             let error = match self.ask_in_turn(&question).await {
                 Ok((response, bytes, endpoint)) => {
-                    let place = unanswered.answered().ok_or(Error::Busy)?;
-                    return Ok(Answered { response, bytes, endpoint, place });
+                    return Ok(Answered { response, bytes, endpoint, place: unanswered.answered() });
                 }
                 Err(error) => error,
             };

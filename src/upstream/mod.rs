@@ -6,6 +6,7 @@
 mod accounts;
 mod auth;
 mod behalf;
+mod body;
 mod breaker;
 mod budget;
 mod cache_status;
@@ -62,6 +63,7 @@ use trust::Trust;
 pub use crate::allowance::Rate;
 pub use accounts::Accounts;
 pub use behalf::{Behalf, ClientCredential, CredentialKey};
+pub use body::{Body, Source};
 pub use budget::BudgetReport;
 pub use cache_status::CacheStatus;
 pub use counts::PUBLIC;
@@ -77,7 +79,7 @@ pub use ping::Ping;
 pub use places::Aside;
 pub use public_url::{PublicUrl, is_loopback};
 pub use quota::Spent;
-pub use request::{Asking, BlobAnswer, Body, ManifestAnswer, ReferrersAnswer, Source, Span, TagsAnswer};
+pub use request::{Asking, BlobAnswer, ManifestAnswer, ReferrersAnswer, Span, TagsAnswer};
 pub use send::Shortcut;
 pub(crate) use tls::for_others as tls;
 

@@ -1,32 +1,24 @@
 //! What larder asks of a registry, in the terms of the distribution specification.
 
 use std::io::Read as _;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use reqwest::Response;
 use serde::Deserialize;
-use tokio::time::{Instant, sleep_until};
 
-use crate::allowance::Turn;
 use crate::heavy;
-use crate::metrics::Fetched;
 use crate::oci::{
     ACCEPT, Digest, INDEX_TYPE, MAX_MANIFEST, Manifest, Page, Reference, RepositoryName, is_manifest_type, merge_indexes,
 };
 
+use super::body::Body;
 use super::budget::Purpose;
 use super::cache_status::CacheStatus;
-use super::endpoint::Endpoint;
 use super::error::Error;
 use super::found::Found;
 use super::headers::{content_length, content_range, content_type, encoding, link, next_page, next_query};
 use super::in_turn::Answered;
-use super::pace::Pace;
-use super::places::Place;
-use super::quota::Quota;
 use super::send::{Question, Shortcut};
 use super::{Behalf, Upstream};
 
@@ -61,25 +53,6 @@ pub struct Span {
     pub end: Option<u64>,
 }
 
-/// Bytes from the network, with limits on their silence and slowness.
-pub struct Body {
-    response: Response,
-    pace: Pace,
-    turn: Turn<2>,
-    endpoint: Arc<Endpoint>,
-    /// Until all has come.
-    place: Option<Place>,
-    quota: Arc<Quota>,
-    fetched: Fetched,
-    /// In bytes.
-    received: u64,
-    /// What came with the last of those that were passed over.
-    ahead: Option<Bytes>,
-}
-
-/// An address that sends a body.
-pub struct Source(Arc<Endpoint>);
-
 pub struct TagsAnswer {
     pub tags: Vec<String>,
     /// Where the list goes on.
@@ -97,8 +70,6 @@ pub struct ReferrersAnswer {
 /// An exbibyte: sizes can be added up without a thought.
 const LARGEST_BLOB: u64 = 1 << 60;
 const LARGEST_TAG_PAGE: usize = 4 << 20;
-/// An address that has sent this much of a blob does its work.
-const PROOF: u64 = 1 << 20;
 /// Of referrers; a list that is longer does not end.
 const MOST_PAGES: usize = 100;
 /// All of them together.
@@ -216,8 +187,7 @@ impl Asking<'_> {
             Err(Error::Unsupported(206)) => Err(Error::unavailable("it sends another part than was asked for")),
             first => {
                 let BlobAnswer { found, mut body, .. } = first?;
-                // No more is wanted than that it has come.
-                drop(body.place.take());
+                body.is_enough();
                 Ok(found)
             }
         }
@@ -279,18 +249,7 @@ impl Asking<'_> {
             return Err(Error::unavailable("it announces a size that no blob has"));
         }
         let found = Found { size, ..Found::of(&response) };
-        let body = Body {
-            response,
-            pace: Pace::new(self.upstream.limits),
-            turn: Turn::new(self.upstream.rates.clone()),
-            endpoint,
-            place: Some(place),
-            quota: Arc::clone(&self.upstream.quota),
-            fetched: self.upstream.counts.fetched(Some(Purpose::Blob)),
-            received: 0,
-            ahead: None,
-        };
-        Ok(BlobAnswer { offset, found, body })
+        Ok(BlobAnswer { offset, found, body: Body::new(self.upstream, response, endpoint, place) })
     }
 
     /// Asks for a page of the tags of a repository.
@@ -328,13 +287,17 @@ impl Asking<'_> {
         // The room of a list is kept from page to page: what has come of it is in memory.
         let (mut kept, mut long) = (None, None);
         while let Some(page) = next {
-            let asked = self.read_from(kept.take(), Purpose::List, &page, HeaderMap::new(), MAX_MANIFEST).await;
+            let question = self.whole(Purpose::List, &page, HeaderMap::new(), MAX_MANIFEST);
+            let asked = match kept.take() {
+                Some(place) => self.upstream.send_from(place, question).await,
+                None => self.upstream.send(question).await,
+            };
             let Answered { response, bytes, place, .. } = match asked {
                 Ok(answered) => answered,
                 Err(Error::NotFound | Error::Unsupported(_)) if pages.is_empty() => return Ok(None),
                 Err(error) => return Err(error),
             };
-            kept = Some(place);
+            kept = place;
             if content_type(&response).is_none_or(|value| value != INDEX_TYPE) {
                 return Ok(None);
             }
@@ -378,22 +341,11 @@ impl Asking<'_> {
 
     /// A GET whose whole body is wanted.
     async fn read(&self, purpose: Purpose, path: &str, headers: HeaderMap, limit: usize) -> Result<Answered, Error> {
-        let question = self.question(purpose, Method::GET, path.to_owned(), headers);
-        self.upstream.send(Question { whole: Some(limit), ..question }).await
+        self.upstream.send(self.whole(purpose, path, headers, limit)).await
     }
 
-    /// Likewise, in the room of an earlier one, if there is any.
-    async fn read_from(
-        &self,
-        place: Option<Place>,
-        purpose: Purpose,
-        path: &str,
-        headers: HeaderMap,
-        limit: usize,
-    ) -> Result<Answered, Error> {
-        let Some(place) = place else { return self.read(purpose, path, headers, limit).await };
-        let question = self.question(purpose, Method::GET, path.to_owned(), headers);
-        self.upstream.send_from(place, Question { whole: Some(limit), ..question }).await
+    fn whole(&self, purpose: Purpose, path: &str, headers: HeaderMap, limit: usize) -> Question<'_> {
+        Question { whole: Some(limit), ..self.question(purpose, Method::GET, path.to_owned(), headers) }
     }
 
     fn question(&self, purpose: Purpose, method: Method, path: String, headers: HeaderMap) -> Question<'_> {
@@ -420,92 +372,5 @@ fn unzip(bytes: &[u8]) -> Result<Bytes, Error> {
     match read {
         Ok(size) if size <= MAX_MANIFEST => Ok(plain.into()),
         _ => Err(encoded()),
-    }
-}
-
-// === impl Source ===
-
-impl Source {
-    /// What it sent was not the blob: for a while others are asked for that one first.
-    pub fn gave_wrong_bytes(&self, digest: &Digest) {
-        self.0.gave_wrong_bytes(digest);
-    }
-}
-
-// === impl Body ===
-
-impl Body {
-    /// Passes over so many bytes, showing them.
-    ///
-    /// # Errors
-    /// As [`chunk`](Self::chunk), and if there are not so many.
-    pub async fn pass_over(&mut self, mut bytes: u64, mut show: impl FnMut(&[u8])) -> Result<(), Error> {
-        while bytes > 0 {
-            let mut chunk = self.chunk().await?.ok_or_else(Error::ended_early)?;
-            let rest = chunk.split_off(chunk.len().min(usize::try_from(bytes).unwrap_or(usize::MAX)));
-            self.ahead = Some(rest).filter(|rest| !rest.is_empty());
-            bytes -= chunk.len() as u64;
-            show(&chunk);
-        }
-        Ok(())
-    }
-
-    /// Where it comes from.
-    #[must_use]
-    pub fn source(&self) -> Source {
-        Source(Arc::clone(&self.endpoint))
-    }
-
-    /// The next bytes; `None` at the end of the body.
-    ///
-    /// Cancel safe.
-    ///
-    /// # Errors
-    /// When the connection breaks, or nothing comes for too long.
-    pub async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
-        #[cfg(debug_assertions)]
-        self.panic_as_asked();
-        if let Some(ahead) = self.ahead.take() {
-            return Ok(Some(ahead));
-        }
-        // Before its pace is looked at: what larder waits for of itself is not held against the upstream.
-        if self.turn.at > Instant::now() {
-            sleep_until(self.turn.at).await;
-        }
-        let chunk = self.pace.chunk(&mut self.response).await;
-        match &chunk {
-            Ok(Some(bytes)) => {
-                let before = self.received;
-                self.received += bytes.len() as u64;
-                self.quota.spend(bytes.len() as u64);
-                self.fetched.add(bytes.len());
-                self.turn.took(bytes.len());
-                if before < PROOF && self.received >= PROOF {
-                    self.endpoint.body_came();
-                }
-            }
-            Ok(None) => {
-                self.endpoint.body_came();
-                drop(self.place.take());
-            }
-            Err(error) => self.endpoint.body_broke(error),
-        }
-        chunk
-    }
-
-    /// Where a test wants it, which says in a header after how many bytes.
-    #[cfg(debug_assertions)]
-    fn panic_as_asked(&self) {
-        let after = self.response.headers().get("x-larder-panic").and_then(|value| value.to_str().ok()?.parse().ok());
-        assert!(after.is_none_or(|after: u64| self.received < after), "a test has asked for it");
-    }
-}
-
-/// Of what is broken off, the connection is lost.
-impl Drop for Body {
-    fn drop(&mut self) {
-        if self.response.content_length() != Some(0) {
-            self.place.take().into_iter().for_each(Place::rest);
-        }
     }
 }

@@ -22,6 +22,17 @@ fn index_of(referrers: &[Value]) -> String {
     json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": referrers }).to_string()
 }
 
+/// What refers to a subject, a thousand of them, where there is one thread for what goes over many bytes.
+fn with_a_long_list(test: impl AsyncFnOnce(Registry, String, String)) {
+    Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap().block_on(async {
+        test(Registry::start().await, digest_of(b"subject"), index_of(&(0..1000).map(referrer).collect::<Vec<_>>())).await;
+    });
+}
+
+fn path_of(subject: &str) -> String {
+    format!("/v2/library/app/referrers/{subject}")
+}
+
 /// Asks for each of a hundred types while the only thread for what goes over many bytes is taken.
 async fn pick_a_hundred(mirror: &TestMirror, path: &str) {
     let (free, taken) = mpsc::channel::<()>();
@@ -39,10 +50,8 @@ async fn pick_a_hundred(mirror: &TestMirror, path: &str) {
 /// seconds of work that cost no question upstream.
 #[test]
 fn a_long_list_is_parsed_once_however_often_something_is_picked_out_of_it() {
-    Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap().block_on(async {
-        let upstream = Registry::start().await;
-        let (subject, index) = (digest_of(b"subject"), index_of(&(0..1000).map(referrer).collect::<Vec<_>>()));
-        let path = format!("/v2/library/app/referrers/{subject}");
+    with_a_long_list(async |upstream, subject, index| {
+        let path = path_of(&subject);
         upstream.put_referrers("library/app", &subject, Some(index.clone().into()));
         let mirror = TestMirror::of(&upstream).await;
         assert_eq!(mirror.get(&path).await.expect(200).text(), index);
@@ -53,10 +62,8 @@ fn a_long_list_is_parsed_once_however_often_something_is_picked_out_of_it() {
 
 #[test]
 fn so_is_one_that_an_offline_larder_has_by_its_tag() {
-    Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap().block_on(async {
-        let upstream = Registry::start().await;
-        let (subject, index) = (digest_of(b"subject"), index_of(&(0..1000).map(referrer).collect::<Vec<_>>()));
-        let path = format!("/v2/library/app/referrers/{subject}");
+    with_a_long_list(async |upstream, subject, index| {
+        let path = path_of(&subject);
         upstream.put_manifest("library/app", Some(&subject.replace(':', "-")), INDEX, index.clone());
         let mirror = TestMirror::of(&upstream).await;
         assert_eq!(mirror.get(&path).await.expect(200).text(), index);
@@ -81,7 +88,7 @@ async fn a_long_list_is_parsed_beside_what_else_there_is_to_do() {
         let begun = Instant::now();
         ReferrersByType::read(&index).unwrap();
         let alone = begun.elapsed();
-        let path = format!("/v2/library/app/referrers/{subject}?artifactType=x%2F{n}");
+        let path = format!("{}?artifactType=x%2F{n}", path_of(&subject));
         let answer = mirror.get(&path);
         tokio::pin!(answer);
         let (mut longest, mut last) = (Duration::ZERO, Instant::now());

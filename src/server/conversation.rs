@@ -2,8 +2,11 @@
 //! speaks for, the handshake, the first request, all others, leaving.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
+use std::io;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -23,6 +26,7 @@ use super::body::Body;
 use super::certificate::common_name;
 use super::connections::{Open, Underway, answer_unasked};
 use super::door::{Client, Peer, Terms};
+use super::gathered::Gathered;
 use super::passage::Passage;
 use super::respond;
 use super::shares::Connected;
@@ -111,7 +115,7 @@ where
         }
         let (wire, line) = Wire::new(stream, all.limits.least, terms.has_tls());
         let Some(tls) = &terms.tls else {
-            let end = self.speak(wire, &line, client, None, &terms).await;
+            let end = self.speak(wire, at_once, &line, client, None, &terms).await;
             self.part(end, &line, client).await;
             return drop(counted);
         };
@@ -120,7 +124,12 @@ where
             Ok((stream, certified)) => {
                 let (front, tasks) = (all.front.clone(), all.tasks.clone());
                 let conversation = async move {
-                    let end = self.speak(stream, &line, client, certified, &terms).await;
+                    let end = if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+                        let (stream, gathered) = Gathered::new(stream);
+                        self.speak(stream, move |cx| gathered.poll_out(cx), &line, client, certified, &terms).await
+                    } else {
+                        self.speak(stream, at_once, &line, client, certified, &terms).await
+                    };
                     self.part(end, &line, client).await;
                     drop(counted);
                 };
@@ -215,8 +224,16 @@ where
         }
     }
 
-    /// Speaks HTTP until the end.
-    async fn speak<I>(&self, stream: I, line: &Arc<Line>, peer: Peer, certified: Option<Certified>, terms: &Arc<Terms>) -> End
+    /// Speaks HTTP until the end. `poll_out`: lets go out what has been written.
+    async fn speak<I>(
+        &self,
+        stream: I,
+        mut poll_out: impl FnMut(&mut Context<'_>) -> Poll<io::Result<()>>,
+        line: &Arc<Line>,
+        peer: Peer,
+        certified: Option<Certified>,
+        terms: &Arc<Terms>,
+    ) -> End
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -249,8 +266,12 @@ where
         };
         tokio::pin!(to_leave);
         loop {
+            let spoken = poll_fn(|cx| match (http.as_mut().poll(cx), poll_out(cx)) {
+                (Poll::Pending, Poll::Ready(Err(error))) => Poll::Ready(Err(error.into())),
+                (ended, _) => ended,
+            });
             let leaves = tokio::select! {
-                ended = &mut http => {
+                ended = spoken => {
                     if let Err(error) = ended {
                         tracing::debug!(client = %peer, %error, "a connection ended badly");
                     }
@@ -277,6 +298,11 @@ where
             phase = if leaves { Phase::Leaving } else { Phase::Asked };
         }
     }
+}
+
+/// For a stream that holds nothing back.
+fn at_once(_: &mut Context<'_>) -> Poll<io::Result<()>> {
+    Poll::Ready(Ok(()))
 }
 
 /// Waits until the certificate must be shown anew, if there is one.

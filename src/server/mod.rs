@@ -14,6 +14,7 @@ mod data;
 mod door;
 mod forwarded;
 mod fresh;
+mod gathered;
 mod handler;
 mod log;
 mod login;

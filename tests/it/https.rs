@@ -6,7 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::Version;
+use bytes::Bytes;
+use http::{Request, Version};
 use rustls::pki_types::ServerName;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, HandshakeKind};
@@ -118,6 +119,28 @@ async fn a_client_that_takes_nothing_is_given_up() {
     mirror.metric_is("larder_body_buffer_bytes", 0).await;
     let mut taken = Vec::new();
     assert!(timeout(PATIENCE, client.read_to_end(&mut taken)).await.unwrap().is_err(), "not as if it were all");
+}
+
+#[tokio::test]
+async fn a_client_of_http2_that_takes_nothing_is_given_up() {
+    let upstream = Registry::start().await;
+    let authority = Authority::new();
+    let mirror = speaking_tls(&upstream, &authority, "server.write_idle = \"300ms\"").await;
+    let digest = cached(&upstream, &mirror, &noise(1, 24 * MIB)).await;
+    let client = connect(mirror.tls_address(), &authority.believed(rustls::ALL_VERSIONS, &["h2"])).await.unwrap();
+    let mut builder = h2::client::Builder::new();
+    builder.initial_window_size(32 << 20).initial_connection_window_size(32 << 20);
+    let (mut requests, mut connection) = builder.handshake::<_, Bytes>(client).await.unwrap();
+    let asked = Request::get(mirror.tls_url(&path(&digest))).body(()).unwrap();
+    let (answer, _) = requests.send_request(asked, true).unwrap();
+    tokio::select! {
+        answer = answer => assert_eq!(answer.unwrap().status(), 200),
+        _ = &mut connection => panic!("it is answered"),
+    }
+    // Nobody reads what comes now.
+    mirror.metric_is("larder_slow_clients_total", 1).await;
+    mirror.metric_is("larder_body_buffer_bytes", 0).await;
+    assert!(connection.await.is_err());
 }
 
 // === certificates that change ===

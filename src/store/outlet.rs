@@ -31,8 +31,10 @@ pub enum Piece {
     Sent(usize),
 }
 
-/// The most that goes out at once.
+/// The most that goes out at once,
 const MOST: usize = 256 << 10;
+/// unless no more than this is left: with a whole small blob at once its client is woken less often.
+const LAST: usize = 1 << 20;
 /// Less is copied in hardly more time.
 const LEAST: usize = 64 << 10;
 
@@ -44,7 +46,7 @@ const LEAST: usize = 64 << 10;
 /// # Errors
 /// Of the disk.
 pub(super) async fn send(outlet: &dyn Outlet, file: &Arc<Handle>, at: u64, limit: usize) -> io::Result<Option<usize>> {
-    let limit = limit.min(MOST);
+    let limit = if limit > LAST { MOST } else { limit };
     if limit < LEAST {
         return Ok(None);
     }

@@ -103,7 +103,7 @@ async fn a_quarantine_that_cannot_be_written_costs_the_evidence_and_nothing_else
     let blob = noise(7, SIZE);
     let digest = cached(&upstream, &mirror, &blob).await;
     for cannot_remove in [false, true] {
-        let_reads_fail(&mirror, &digest, 3, false);
+        let_reads_fail(&mirror, &digest, 2, false);
         let fails = move |operation, path: &Path| {
             path.to_string_lossy().contains("quarantine") || cannot_remove && operation == Operation::Remove
         };

@@ -1,6 +1,6 @@
 //! A brake on trying out passwords: each address may be wrong a number of times, and then as often as it takes to pay for it.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use moka::ops::compute::{CompResult, Op};
@@ -8,6 +8,7 @@ use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 
 use crate::clock::Timestamp;
+use crate::network::{SIZES, network};
 
 /// Until when each network pays for what was tried from it.
 pub(crate) struct Brake(Cache<Network, Timestamp>);
@@ -18,11 +19,10 @@ type Network = (IpAddr, u8);
 /// An address pays so long for each login that was wrong, and may owe so much: thirty at once, then one each two seconds.
 const PRICE: Duration = Duration::from_secs(2);
 const CREDIT: Duration = Duration::from_mins(1);
-/// One network of IPv6 is given to one client, but who gets larger ones has any number of those: such a network has several times the
-/// credit, all that is in it together. The largest is asked first: who is refused there leaves no trace of the smaller ones, with which
-/// it could make the larger be forgotten.
+/// The larger networks, of the [`SIZES`] that one client may have, have so many times the credit, all that is in them together. The largest
+/// is asked first: who is refused there leaves no trace of the smaller ones, with which it could make the larger be forgotten.
 /// What a try costs it is a whole number of milliseconds, as time is counted.
-const LARGER: [(u8, u32); 3] = [(48, 50), (56, 8), (64, 1)];
+const LARGER: [u32; 3] = [50, 8, 1];
 /// How many networks are remembered.
 const REMEMBERED: u64 = 30_000;
 
@@ -84,23 +84,10 @@ fn networks(address: IpAddr) -> impl Iterator<Item = (Network, Duration)> {
     let canonical = address.to_canonical();
     let (single, larger) = match canonical {
         IpAddr::V4(_) => (Some(((canonical, 32), PRICE)), None),
-        IpAddr::V6(v6) => (None, Some(LARGER.map(|(bits, times)| ((beginning(v6, bits), bits), PRICE / times)))),
+        IpAddr::V6(_) => (None, Some(SIZES.into_iter().zip(LARGER))),
     };
-    single.into_iter().chain(larger.into_iter().flatten())
-}
-
-fn beginning(address: Ipv6Addr, bits: u8) -> IpAddr {
-    let rest = 128 - bits;
-    Ipv6Addr::from(u128::from(address) >> rest << rest).into()
-}
-
-/// All addresses that one client may have: a network of IPv6 is given to one.
-#[must_use]
-pub(crate) fn block(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => beginning(v6, 64),
-        v4 @ IpAddr::V4(_) => v4,
-    }
+    let larger = larger.into_iter().flatten().map(move |(bits, times)| ((network(canonical, bits), bits), PRICE / times));
+    single.into_iter().chain(larger)
 }
 
 #[cfg(test)]

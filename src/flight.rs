@@ -12,10 +12,20 @@ use crate::sync::{Mutex, start_task, watch};
 /// Runs at most one piece of work per key at a time and gives its outcome to all who asked meanwhile.
 ///
 /// The work runs in a task of its own, so that whoever leaves, the first included, neither ends it nor makes it start
-/// again. Nothing is kept once it has ended.
-pub struct Flights<K, V> {
-    under_way: Arc<Mutex<HashMap<K, watch::Receiver<Option<V>>>>>,
+/// again. Nothing is kept once it has ended. `C` is what the work knows of those who wait for it.
+pub struct Flights<K, V, C = ()> {
+    under_way: UnderWay<K, V, C>,
 }
+
+type UnderWay<K, V, C> = Arc<Mutex<HashMap<K, Flight<V, C>>>>;
+
+struct Flight<V, C> {
+    outcome: watch::Receiver<Option<V>>,
+    company: C,
+}
+
+/// What work will have come to.
+pub struct Outcome<V>(watch::Receiver<Option<V>>);
 
 /// The work panicked. It is told to everyone who waited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -23,12 +33,12 @@ pub struct Flights<K, V> {
 pub struct Lost;
 
 /// Takes the key out of the map however the work ends.
-struct Landing<K: Eq + Hash, V> {
-    under_way: Arc<Mutex<HashMap<K, watch::Receiver<Option<V>>>>>,
+struct Landing<K: Eq + Hash, V, C> {
+    under_way: UnderWay<K, V, C>,
     key: K,
 }
 
-impl<K, V> Default for Flights<K, V> {
+impl<K, V, C> Default for Flights<K, V, C> {
     fn default() -> Self {
         Self { under_way: Arc::default() }
     }
@@ -39,14 +49,6 @@ where
     K: Eq + Hash + Clone + Send + 'static,
     V: Clone + Send + Sync + 'static,
 {
-    /// Starts `work` unless there is work under way for `key`, and does not wait for it.
-    pub fn start<F>(&self, key: K, work: impl FnOnce() -> F)
-    where
-        F: Future<Output = V> + Send + 'static,
-    {
-        self.begin(key, work);
-    }
-
     /// Joins the work under way for `key`, or starts `work`.
     ///
     /// Cancel safe: the work goes on without the caller.
@@ -57,54 +59,64 @@ where
     where
         F: Future<Output = V> + Send + 'static,
     {
-        let mut outcome = self.begin(key, work);
-        let value = outcome.wait_for(Option::is_some).await.map_err(|_| Lost)?;
-        value.clone().ok_or(Lost)
+        self.join_company(key, || (), |()| (), |()| work()).1.wait().await
     }
+}
 
-    /// Likewise. Where the work under way was another's and came to an end that is said of whoever began it, as `is_beginners` tells,
-    /// it is begun once more, by the first of those who had joined.
-    ///
-    /// Cancel safe, as [`join`](Self::join).
-    ///
-    /// # Errors
-    /// As [`join`](Self::join).
-    pub async fn join_anothers<F>(&self, key: K, is_beginners: impl Fn(&V) -> bool, work: impl Fn() -> F) -> Result<V, Lost>
-    where
-        F: Future<Output = V> + Send + 'static,
-    {
-        let mut ours = false;
-        let begun = || {
-            ours = true;
-            work()
-        };
-        let value = self.join(key.clone(), begun).await?;
-        if ours || !is_beginners(&value) { Ok(value) } else { self.join(key, work).await }
-    }
-
-    fn begin<F>(&self, key: K, work: impl FnOnce() -> F) -> watch::Receiver<Option<V>>
+impl<K, V, C> Flights<K, V, C>
+where
+    K: Eq + Hash + Clone + Send + 'static,
+    V: Clone + Send + Sync + 'static,
+    C: Clone + Send + 'static,
+{
+    /// Joins the work under way for `key`, or starts `work`, and does not wait for it yet. Who joins has entered the company of that work
+    /// before it can look at it or come to its end; where it starts, a company is made for it.
+    pub fn join_company<F, G>(
+        &self,
+        key: K,
+        company: impl FnOnce() -> C,
+        enter: impl FnOnce(&C) -> G,
+        work: impl FnOnce(C) -> F,
+    ) -> (G, Outcome<V>)
     where
         F: Future<Output = V> + Send + 'static,
     {
         let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(outcome) = under_way.get(&key) {
-            return outcome.clone();
+        if let Some(flight) = under_way.get(&key) {
+            return (enter(&flight.company), Outcome(flight.outcome.clone()));
         }
         let (send, outcome) = watch::channel(None);
-        under_way.insert(key.clone(), outcome.clone());
+        let company = company();
+        let entered = enter(&company);
+        under_way.insert(key.clone(), Flight { outcome: outcome.clone(), company: company.clone() });
         let landing = Landing { under_way: Arc::clone(&self.under_way), key };
-        let work = work();
+        let work = work(company);
         start_task(async move {
             let value = work.await;
             // Who asks from now on starts anew; who has asked gets this.
             drop(landing);
             let _ = send.send(Some(value));
         });
-        outcome
+        (entered, Outcome(outcome))
     }
 }
 
-impl<K: Eq + Hash, V> Drop for Landing<K, V> {
+// === impl Outcome ===
+
+impl<V: Clone> Outcome<V> {
+    /// Waits until the work has come to its end.
+    ///
+    /// Cancel safe.
+    ///
+    /// # Errors
+    /// [`Lost`] if the work panicked.
+    pub async fn wait(mut self) -> Result<V, Lost> {
+        let value = self.0.wait_for(Option::is_some).await.map_err(|_| Lost)?;
+        value.clone().ok_or(Lost)
+    }
+}
+
+impl<K: Eq + Hash, V, C> Drop for Landing<K, V, C> {
     fn drop(&mut self) {
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
     }

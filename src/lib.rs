@@ -12,7 +12,7 @@
 //!           mirror                   the pull-through policy: who answers, how fresh, one fill for all
 //! floor 1   store      upstream      mechanisms, which never use each other
 //! floor 0   oci  clock  flight       words and small tools: no I/O
-//!           metrics  traces  sync  allowance  brake  current  lines  setup  heavy  background
+//!           metrics  traces  sync  allowance  brake  network  current  lines  setup  heavy  background
 //! ```
 //!
 //! # A hit
@@ -36,7 +36,8 @@
 //! `mirror::blob` starts a `mirror::fill`, a task of its own, on the threads of `background`. It asks `upstream` and pushes
 //! what comes into a `store::BlobWriter`, which hashes and writes it and says how far it has come. Every client, whether it
 //! came first or joined at the end, reads the growing file, up to the tail: that is withheld until the digest is verified.
-//! Then the file is synced and renamed, and the next request is a hit. Clients may leave as they please; the fill is nobody's.
+//! Then the file is synced and renamed, and the next request is a hit. Clients may leave as they please, once it has its turn: the
+//! fill is nobody's.
 
 mod allowance;
 pub mod app;
@@ -52,6 +53,7 @@ mod heavy;
 mod lines;
 pub mod metrics;
 pub mod mirror;
+mod network;
 pub mod oci;
 pub mod orders;
 pub mod server;

@@ -41,7 +41,7 @@ fn work_that_is_lost_is_lost_to_all_and_then_begun_anew() {
             let flights: Flights<&str, u8> = Flights::default();
             let flights = Arc::new(flights);
             let (send, outcome) = watch::channel(None);
-            let lost = flights.under_way.lock().unwrap().insert("key", outcome);
+            let lost = flights.under_way.lock().unwrap().insert("key", Flight { outcome, company: () });
             assert!(lost.is_none());
             let landing = Landing { under_way: Arc::clone(&flights.under_way), key: "key" };
             let ask = || {

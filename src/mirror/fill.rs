@@ -128,6 +128,10 @@ impl Mirror {
                         self.0.metrics.resume_mismatched();
                         return self.reject(fill, writer, found, &Senders { earlier: true, ..senders }, last).await;
                     }
+                    Err(error) if self.was_left(fill, &error) => {
+                        self.stop_fill(fill, Some(writer)).await;
+                        return false;
+                    }
                     Err(error) => {
                         if error.is_definitive() || self.0.stopping.is_cancelled() || !tries.failed() {
                             self.give_up(fill, writer, &error).await;
@@ -143,19 +147,9 @@ impl Mirror {
         self.0.store.begin_from(&fill.origin.repository.upstream, fill.digest.clone()).await
     }
 
-    /// Waits for an answer as long as someone wants the blob, or the fill may go on for nobody. `None`: not any more.
-    async fn while_wanted<T>(&self, fill: &Fill, answer: impl Future<Output = T>) -> Option<T> {
-        let mut permit = None;
-        tokio::pin!(answer);
-        loop {
-            if !self.0.fills.may_go_on(fill, true, &mut permit) && self.0.fills.close(fill) {
-                return None;
-            }
-            tokio::select! {
-                answer = &mut answer => return Some(answer),
-                () = fill.abandoned() => {}
-            }
-        }
+    /// Whether it has not come to the question, as nobody waited for its turn.
+    fn was_left(&self, fill: &Fill, error: &upstream::Error) -> bool {
+        *error == upstream::Error::Busy && self.0.fills.close(fill)
     }
 
     /// Nobody wants it any more, or larder stops.
@@ -180,7 +174,9 @@ impl Mirror {
     }
 
     /// Asks for the blob, from where an earlier fill stopped, and tells those who wait how large it is. `left`: what that fill has
-    /// left. Nothing else is opened before the upstream has answered: what clients make up costs no file, nor does what waits in line.
+    /// left. Nothing else is opened before the upstream has answered: what clients make up costs no file, nor does what waits in line. What
+    /// it answers is noted whoever has left meanwhile: what is said to who comes next does not tell whether the bytes are here. `None`:
+    /// it was not asked, as nobody wants the blob any more.
     async fn begin_fill(
         &self,
         fill: &Arc<Fill>,
@@ -188,8 +184,10 @@ impl Mirror {
     ) -> Result<Option<(BlobWriter, Body)>, upstream::Error> {
         let here = left.as_ref().map_or(0, BlobWriter::accepted);
         let start = here.saturating_sub(1);
-        let asked = self.ask_patiently(&fill.origin, || fill.begin(start));
-        let Some(answer) = self.while_wanted(fill, asked).await else { return Ok(None) };
+        let answer = self.ask_patiently(&fill.origin, || fill.begin(start)).await;
+        if answer.as_ref().is_err_and(|error| self.was_left(fill, error)) {
+            return Ok(None);
+        }
         let BlobAnswer { offset, found: Found { size, cache_status, .. }, body } = answer?;
         let mut writer = match left.take() {
             Some(writer) => writer,
@@ -237,7 +235,7 @@ impl Mirror {
 
     /// Moves bytes to `writer` until one of them ends.
     async fn transfer(&self, fill: &Arc<Fill>, writer: &mut BlobWriter, body: &mut Segments) -> Stretch {
-        let mut permit = None;
+        let (mut permit, mut company) = (None, fill.company.watch());
         // Nobody tells it but the first answer.
         let size = writer.size();
         loop {
@@ -252,7 +250,7 @@ impl Mirror {
             }
             tokio::select! {
                 () = self.0.stopping.cancelled() => return Stretch::Stopped,
-                () = fill.abandoned() => {}
+                () = company.changed() => {}
                 () = writer.progress(), if writer.is_busy() => {}
                 chunk = body.chunk(size), if !writer.is_full() => match chunk {
                     Ok(Some(bytes)) => writer.push(bytes),

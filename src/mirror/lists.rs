@@ -9,7 +9,7 @@ use crate::heavy;
 use crate::oci::{Accept, BadManifest, Digest, INDEX_TYPE, Page, Reference, ReferrersByType, Tag};
 use crate::upstream::{self, CacheStatus};
 
-use super::{Manifest, Mirror, Origin, Refusal, Served, Thing, once_for_all};
+use super::{Manifest, Mirror, Origin, Refusal, Served, Thing};
 
 /// A page of tags.
 pub struct TagList {
@@ -72,10 +72,10 @@ impl Mirror {
         }
         let page = Page { n: page.n.map(|n| n.min(LONGEST_PAGE)), ..page.clone() };
         let key = format!("tags {page:?}");
-        let list = self.list(origin, key, false, |mirror| {
-            let (asking, asked) = (origin.clone(), page.clone());
+        let list = self.list(origin, key, false, |mirror, origin| {
+            let asked = page.clone();
             async move {
-                let answer = asking.ask().tags(&asked).await?;
+                let answer = origin.ask().tags(&asked).await?;
                 let (tags, next) =
                     heavy::work(weight_of_tags(&answer.tags), move || cut(answer.tags, answer.next, &asked)).await?;
                 let at = mirror.0.clock.now();
@@ -94,13 +94,13 @@ impl Mirror {
     /// See [`Refusal`].
     pub async fn referrers(&self, origin: &Origin, digest: &Digest, artifact_type: Option<&str>) -> Result<Referrers, Refusal> {
         let key = format!("referrers {digest}");
-        let list = self.list(origin, key, true, |mirror| {
-            let (asking, asked) = (origin.clone(), digest.clone());
+        let list = self.list(origin, key, true, |mirror, origin| {
+            let asked = digest.clone();
             async move {
-                let (index, cache_status) = match asking.ask().referrers(&asked).await? {
+                let (index, cache_status) = match origin.ask().referrers(&asked).await? {
                     Some(answer) => (answer.index, answer.cache_status),
                     None => {
-                        (mirror.referrers_by_tag(&asking, &asked).await?.map_or_else(no_referrers, |index| index.bytes), None)
+                        (mirror.referrers_by_tag(&origin, &asked).await?.map_or_else(no_referrers, |index| index.bytes), None)
                     }
                 };
                 Ok(Cached { at: mirror.0.clock.now(), list: parse(index).await?, cache_status })
@@ -125,7 +125,7 @@ impl Mirror {
     /// Those that the tag here names. They too are parsed once for many, as long as it names the same.
     async fn offline_referrers(&self, origin: &Origin, digest: &Digest) -> Result<List, Refusal> {
         let Some(index) = self.referrers_by_tag(origin, digest).await? else { return parse(no_referrers()).await };
-        let list = self.list(origin, format!("referrers in {}", index.digest), true, |mirror| {
+        let list = self.list(origin, format!("referrers in {}", index.digest), true, |mirror, _| {
             let bytes = index.bytes.clone();
             async move { Ok(Cached { at: mirror.0.clock.now(), list: parse(bytes).await?, cache_status: None }) }
         });
@@ -151,7 +151,7 @@ impl Mirror {
         origin: &Origin,
         key: String,
         fresh_will_do: bool,
-        ask: impl Fn(Self) -> F,
+        ask: impl Fn(Self, Origin) -> F,
     ) -> Result<(Served, List), Refusal>
     where
         F: Future<Output = Result<Cached, Refusal>> + Send + 'static,
@@ -166,15 +166,15 @@ impl Mirror {
             return Ok((Served::Hit, cached.list.clone()));
         }
         self.check_missing(origin, thing.clone())?;
-        let listing = || {
-            let (asked, lists, for_key) = (ask(self.clone()), self.0.lists.clone(), key.clone());
+        let listing = |origin| {
+            let (asked, lists, for_key) = (ask(self.clone(), origin), self.0.lists.clone(), key.clone());
             async move {
                 let cached = asked.await?;
                 lists.insert(for_key, cached.clone());
                 Ok(cached)
             }
         };
-        match (once_for_all(&self.0.listing, key.clone(), listing).await, cached, age) {
+        match (self.0.listing.ask(origin, &key.1, listing).await, cached, age) {
             (Ok(answer), _, _) => Ok((Served::Miss(answer.cache_status), answer.list)),
             (Err(Refusal::Upstream(error)), _, _) if error.is_definitive() => {
                 self.0.lists.invalidate(&key);

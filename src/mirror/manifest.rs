@@ -12,7 +12,7 @@ use crate::upstream::{self, CacheStatus, ManifestAnswer};
 
 use super::hot::{Hot, Told};
 use super::proofs::{By, Proven};
-use super::{Mirror, Origin, Refusal, Served, Thing, once_for_all};
+use super::{Mirror, Origin, Refusal, Served, Thing};
 
 /// A manifest as it is served.
 pub struct Manifest {
@@ -153,8 +153,8 @@ impl Mirror {
     /// Fetches a manifest by its digest, once for all who ask.
     pub(super) async fn fetch_manifest(&self, origin: &Origin, digest: &Digest) -> Result<Arc<Verified>, Refusal> {
         self.check_missing(origin, Thing::Manifest(digest.clone()))?;
-        let fetch = || {
-            let (mirror, origin, digest) = (self.clone(), origin.clone(), digest.clone());
+        let fetch = |origin: Origin| {
+            let (mirror, digest) = (self.clone(), digest.clone());
             async move {
                 // It may have come in between the caller's look and this.
                 let proof = mirror.proof(&origin, &digest, Kind::Manifest);
@@ -170,7 +170,7 @@ impl Mirror {
                 mirror.admit_manifest(&origin, Some(digest), answer).await
             }
         };
-        once_for_all(&self.0.manifests, (origin.asker(), digest.clone()), fetch).await
+        self.0.manifests.ask(origin, digest, fetch).await
     }
 
     /// Verifies a manifest that an upstream has sent and takes it in. It is kept in the background: the client need not wait

@@ -22,11 +22,11 @@ mod proofs;
 mod public;
 mod pulls;
 mod rights;
+mod shared;
 mod shopping;
 mod tags;
 mod warm;
 
-use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,7 +34,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::{Clock, Timestamp};
-use crate::flight::Flights;
 use crate::metrics::Metrics;
 use crate::oci::{Digest, InvalidName, Repository, Tag};
 use crate::store::{Kept, Kind, Store};
@@ -46,6 +45,7 @@ use hot::HotManifests;
 use logins::Logins;
 use prefetch::Prefetches;
 use rights::{Asker, Rights};
+use shared::Shared;
 
 pub use access::Access;
 pub use blob::{Blob, BlobSize};
@@ -85,12 +85,11 @@ struct Inner {
     hot: HotManifests,
     /// The right to read a large one.
     large: tokio::sync::Semaphore,
-    // What an upstream says, and above all that it says no, is for the one as whom it was asked.
-    manifests: Flights<(Asker, Digest), Result<Arc<manifest::Verified>, Refusal>>,
-    proofs: Flights<(Asker, Digest, Kind), Result<proofs::Said, Refusal>>,
+    manifests: Shared<Digest, Arc<manifest::Verified>>,
+    proofs: Shared<(Digest, Kind), proofs::Said>,
     /// Repositories whose upstream could not be asked for a proof.
     unasked: moka::sync::Cache<Asker, proofs::Unasked>,
-    tags: Flights<(Asker, Tag), Result<tags::Checked, Refusal>>,
+    tags: Shared<Tag, tags::Checked>,
     held_off: HeldOff,
     /// When the upstream had last been asked for tags for which it has since been asked ahead of time.
     ahead: moka::sync::Cache<(Repository, Tag), Timestamp>,
@@ -100,7 +99,7 @@ struct Inner {
     shopping: Kept<shopping::Shopping>,
     incidents: incidents::Incidents,
     pulls: Kept<pulls::Pulls>,
-    listing: Flights<(Asker, String), Result<lists::Cached, Refusal>>,
+    listing: Shared<String, lists::Cached>,
     tasks: TaskTracker,
     stopping: CancellationToken,
 }
@@ -207,16 +206,6 @@ impl Refusal {
     }
 }
 
-/// Has something done once for all who want it, whoever of them comes first.
-async fn once_for_all<K, T, F>(flights: &Flights<K, Result<T, Refusal>>, key: K, work: impl Fn() -> F) -> Result<T, Refusal>
-where
-    K: Eq + Hash + Clone + Send + 'static,
-    T: Clone + Send + Sync + 'static,
-    F: Future<Output = Result<T, Refusal>> + Send + 'static,
-{
-    flights.join_anothers(key, |done| done.as_ref().is_err_and(Refusal::is_of_who_asked), work).await?
-}
-
 // === impl Mirror ===
 
 impl Mirror {
@@ -234,10 +223,10 @@ impl Mirror {
             metrics,
             hot: HotManifests::new(HOT_BYTES),
             large: tokio::sync::Semaphore::new(LARGE_AT_ONCE),
-            manifests: Flights::default(),
-            proofs: Flights::default(),
+            manifests: Shared::default(),
+            proofs: Shared::default(),
             unasked: moka::sync::Cache::new(REMEMBERED),
-            tags: Flights::default(),
+            tags: Shared::default(),
             held_off: HeldOff::new(),
             ahead: moka::sync::Cache::new(REMEMBERED),
             missing: moka::sync::Cache::builder()
@@ -251,7 +240,7 @@ impl Mirror {
             shopping: Kept::default(),
             incidents: incidents::Incidents::default(),
             pulls: Kept::default(),
-            listing: Flights::default(),
+            listing: Shared::default(),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
         }))

@@ -8,7 +8,7 @@ use crate::oci::{Digest, Reference, Repository};
 use crate::store::{Kind, Proof};
 use crate::upstream::{self, CacheStatus, Speaks};
 
-use super::{Mirror, Origin, Refusal, Served, Thing, once_for_all};
+use super::{Mirror, Origin, Refusal, Served, Thing};
 
 /// A repository holds a digest.
 pub(super) enum Proven {
@@ -88,14 +88,14 @@ impl Mirror {
     /// waited for long, and its trouble is not the client's.
     pub(super) async fn prove(&self, origin: &Origin, digest: &Digest, kind: Kind, by: By) -> Result<Proven, Refusal> {
         let Some(old) = self.old_proof(origin, digest, kind) else {
-            return self.ask_for_proof(origin, digest, kind, by).await.map(Proven::Now);
+            return self.ask_for_proof(origin, digest, kind, by, false).await.map(Proven::Now);
         };
         let now = self.0.clock.now();
         // Where nobody is asked it costs nothing to try.
         let in_vain = origin.ask().is_in_vain();
         let why = match self.0.unasked.get(&origin.asker()).filter(|unasked| now < unasked.until) {
             Some(unasked) => unasked.why,
-            None => match self.in_time(self.ask_for_proof(origin, digest, kind, By::Head)).await {
+            None => match self.in_time(self.ask_for_proof(origin, digest, kind, By::Head, true)).await {
                 // A manifest shows itself for as little. And what is too old to be served is fetched, if it can be.
                 Ok(said) if said.speaks == Speaks::OfIt || kind == Kind::Manifest || !self.may_be_stale(&old) => {
                     return Ok(Proven::Now(said));
@@ -122,15 +122,15 @@ impl Mirror {
         })
     }
 
-    async fn ask_for_proof(&self, origin: &Origin, digest: &Digest, kind: Kind, by: By) -> Result<Said, Refusal> {
+    /// `anyhow`: the answer is wanted for who comes next, whoever leaves.
+    async fn ask_for_proof(&self, origin: &Origin, digest: &Digest, kind: Kind, by: By, anyhow: bool) -> Result<Said, Refusal> {
         let thing = match kind {
             Kind::Blob => Thing::Blob(digest.clone()),
             Kind::Manifest => Thing::Manifest(digest.clone()),
         };
         self.check_missing(origin, thing.clone())?;
-        let key = (origin.asker(), digest.clone(), kind);
-        let ask = || {
-            let (mirror, origin, digest, thing) = (self.clone(), origin.clone(), digest.clone(), thing.clone());
+        let ask = |origin: Origin| {
+            let (mirror, digest, thing) = (self.clone(), digest.clone(), thing.clone());
             async move {
                 // Who is not taken at its word is told nothing of what others have brought here.
                 let here = mirror.0.store.size(&digest).filter(|_| origin.is_taken_at_its_word());
@@ -158,7 +158,7 @@ impl Mirror {
                 Ok(said)
             }
         };
-        once_for_all(&self.0.proofs, key, ask).await
+        self.0.proofs.ask_for(origin, &(digest.clone(), kind), ask, anyhow).await
     }
 
     /// The upstream has begun to send a blob, which proves that the repository holds it, unless it is of another size than the

@@ -6,12 +6,12 @@
 use std::time::Duration;
 
 use crate::clock::Timestamp;
-use crate::flight::Flights;
 use crate::oci::{Digest, Page, Reference, Repository};
 use crate::store::Kind;
 use crate::upstream::{self, CredentialKey, Speaks};
 
-use super::{Mirror, Origin, Refusal, Thing, once_for_all};
+use super::shared::Shared;
+use super::{Mirror, Origin, Refusal, Thing};
 
 /// As whom a repository is asked. Without a client it is larder itself, for everyone.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -39,7 +39,7 @@ enum Right {
 pub(super) struct Rights {
     /// Until when each yes is believed.
     granted: moka::sync::Cache<(Asker, Right), Timestamp>,
-    asking: Flights<(Asker, Wanted), Result<(), Refusal>>,
+    asking: Shared<Wanted, ()>,
 }
 
 /// For how long a yes is believed.
@@ -51,7 +51,7 @@ const REMEMBERED: u64 = 100_000;
 
 impl Default for Rights {
     fn default() -> Self {
-        Self { granted: moka::sync::Cache::new(REMEMBERED), asking: Flights::default() }
+        Self { granted: moka::sync::Cache::new(REMEMBERED), asking: Shared::default() }
     }
 }
 
@@ -84,8 +84,8 @@ impl Mirror {
     /// Asks the upstream, once for all who want the same as the same.
     async fn ask_for_right(&self, origin: &Origin, wanted: &Wanted) -> Result<(), Refusal> {
         self.check_missing(origin, wanted.thing())?;
-        let ask = || {
-            let (mirror, origin, wanted) = (self.clone(), origin.clone(), wanted.clone());
+        let ask = |origin: Origin| {
+            let (mirror, wanted) = (self.clone(), wanted.clone());
             async move {
                 let now = mirror.0.clock.now();
                 // A token tells what its client could do when it was made.
@@ -102,7 +102,7 @@ impl Mirror {
                 }
             }
         };
-        once_for_all(&self.0.rights.asking, (origin.asker(), wanted.clone()), ask).await
+        self.0.rights.asking.ask(origin, wanted, ask).await
     }
 
     async fn ask_for(&self, origin: &Origin, wanted: &Wanted) -> Result<(), upstream::Error> {

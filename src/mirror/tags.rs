@@ -8,7 +8,7 @@ use crate::upstream;
 
 use super::freshness::Age;
 use super::manifest::{Manifest, Verified};
-use super::{Mirror, Origin, Refusal, Served, Thing, once_for_all};
+use super::{Mirror, Origin, Refusal, Served, Thing};
 
 /// What the upstream said of a tag.
 #[derive(Clone)]
@@ -88,12 +88,8 @@ impl Mirror {
         let known = || self.0.store.tag(&origin.repository, tag);
         let before = known().map(|record| record.digest);
         loop {
-            let mut ours = false;
-            let work = || {
-                ours = true;
-                self.clone().check_tag_and_note(origin.clone(), tag.clone(), known())
-            };
-            let checked = self.0.tags.join((origin.asker(), tag.clone()), work).await?;
+            let check = |origin| self.clone().check_tag_and_note(origin, tag.clone(), known());
+            let (checked, ours) = self.0.tags.ask_or_join(origin, tag, check, false).await;
             // Another's question may have been answered before the tag moved of which we are told now.
             if ours {
                 let digest = match checked? {
@@ -122,8 +118,8 @@ impl Mirror {
         let is_done = origin.is_offline() || self.0.ahead.get(&key) == Some(record.checked);
         if !is_done && self.0.held_off.check(&flight, self.0.clock.now(), true).is_none() {
             self.0.ahead.insert(key, record.checked);
-            let work = || self.clone().check_tag_and_note(origin.clone(), tag.clone(), Some(record.clone()));
-            self.0.tags.start(flight, work);
+            let check = |origin| self.clone().check_tag_and_note(origin, tag.clone(), Some(record.clone()));
+            self.0.tags.start(origin, tag, check);
         }
     }
 
@@ -149,8 +145,9 @@ impl Mirror {
         if let Some(why) = self.0.held_off.check(&key, self.0.clock.now(), seen.is_some()) {
             return Err(why);
         }
-        let work = || self.clone().check_tag_and_note(origin.clone(), tag.clone(), seen.cloned());
-        once_for_all(&self.0.tags, key, work).await
+        let check = |origin| self.clone().check_tag_and_note(origin, tag.clone(), seen.cloned());
+        // Who has an older answer does not wait for long, and those who come next want to know as well.
+        self.0.tags.ask_for(origin, tag, check, seen.is_some()).await
     }
 
     async fn check_tag_and_note(self, origin: Origin, tag: Tag, seen: Option<TagRecord>) -> Result<Checked, Refusal> {

@@ -6,10 +6,10 @@ use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::{Body as _, Incoming};
 
-use crate::brake::block;
 use crate::clock::Clock;
 use crate::heavy;
 use crate::mirror::{Mirror, Origin, Refusal, Served, Wanted};
+use crate::network::block;
 use crate::oci::{Accept, Digest, Page, Reference, Route, Target, namespace};
 use crate::traces::Tracer;
 use crate::upstream::Hop;
@@ -238,7 +238,7 @@ impl Handler {
         line: &mut AccessLine,
     ) -> Result<Origin, Refusal> {
         let mut origin = self.mirror.registries().locate(target, asked.host)?;
-        origin.behalf.from = Some(block(asked.from.ip()));
+        origin.behalf.askers = block(asked.from.ip()).into();
         origin.behalf.via.clone_from(&asked.via);
         origin.behalf.trace = line.span.trace();
         line.repository = Some(origin.repository.clone());

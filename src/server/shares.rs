@@ -12,8 +12,8 @@ use moka::sync::Cache;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::allowance::{Allowance, Rate, Turn};
-use crate::brake::block;
 use crate::current::Current;
+use crate::network::block;
 
 use super::options::Options;
 

@@ -18,10 +18,11 @@ use moka::sync::Cache;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use crate::brake::{Brake, block};
+use crate::brake::Brake;
 use crate::clock::Timestamp;
 use crate::flight::Flights;
 use crate::mirror::Refusal;
+use crate::network::block;
 use crate::upstream::{ClientCredential, CredentialKey};
 
 use super::fresh::{Fresh, Look};

@@ -1,7 +1,6 @@
 //! For whom an upstream is asked.
 
 use std::fmt;
-use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
 
 use http::HeaderValue;
@@ -9,13 +8,14 @@ use sha2::{Digest as _, Sha256};
 
 use crate::traces::Trace;
 
+use super::askers::Askers;
 use super::credentials::Credential;
 
 /// What a request takes along of the client that caused it. By default nothing: it is made for larder itself.
 #[derive(Clone, Default)]
 pub struct Behalf {
-    /// Where the client is, who gets no more than its share of what is asked at one time.
-    pub from: Option<IpAddr>,
+    /// Who waits for the answer, none of whom gets more than his share of what is asked at one time.
+    pub askers: Askers,
     /// The proxies that the client's request has come through, as its `Via` told (RFC 9110, section 7.6.3).
     pub via: Option<HeaderValue>,
     /// The client's own credential, where the upstream is to be asked with that and not with larder's.

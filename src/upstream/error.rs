@@ -35,7 +35,7 @@ pub enum Error {
     /// larder has no socket to ask it with, for want of descriptors or ports. That says nothing about the upstream.
     #[error("larder has no socket left to ask the upstream with: {0}")]
     NoSocket(String),
-    /// As much is asked of it at this time as may be.
+    /// As much is asked of it at this time as may be, and whoever wanted to know did not wait until it was less.
     #[error("too much is being asked of the upstream at this moment")]
     Busy,
     /// What was asked has come round to one who had asked it already.

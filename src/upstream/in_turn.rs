@@ -70,8 +70,14 @@ impl Upstream {
     /// See [`Error`].
     pub(super) async fn send(&self, question: Question<'_>) -> Result<Answered, Error> {
         self.endpoints()?;
-        let place = self.places.take(question.behalf.from, question.blob.is_some(), || self.is_held_back()).await;
-        self.send_from(place.inspect_err(|_| self.counts.no_place())?, question).await
+        let place = self.places.take(&question.behalf.askers, question.blob.is_some(), || self.is_held_back()).await;
+        let Some(place) = place else {
+            if !question.behalf.askers.is_empty() {
+                self.counts.no_place();
+            }
+            return Err(Error::Busy);
+        };
+        self.send_from(place, question).await
     }
 
     /// Asks, in the room that an earlier question has left.
@@ -148,7 +154,7 @@ impl Upstream {
                     Err(_) => failed.push(turn),
                 },
                 () = tokio::time::sleep_until(hedge_at), if waiting.len() > 0 => {
-                    if let Some(place) = self.places.take_spare(question.behalf.from, question.blob.is_some())
+                    if let Some(place) = self.places.take_spare(&question.behalf.askers, question.blob.is_some())
                         && let Some((turn, endpoint)) = waiting.next()
                     {
                         let hedge = Hedge { counts: self.counts.clone(), won: false, _place: place };
@@ -234,6 +240,7 @@ impl Drop for Hedge {
 
 #[cfg(test)]
 mod tests {
+    use super::super::askers::Askers;
     use super::super::places::Places;
     use super::*;
     use std::time::Duration;
@@ -243,14 +250,14 @@ mod tests {
         let places = Places::new(1, Duration::ZERO);
         for (sent, answered, free) in [(0, false, true), (1, true, true), (1, false, false)] {
             let sent = AtomicU32::new(sent);
-            let unanswered = Unanswered { place: places.take_spare(None, false), sent: &sent };
+            let unanswered = Unanswered { place: places.take_spare(&Askers::default(), false), sent: &sent };
             if answered {
                 drop(unanswered.answered());
             } else {
                 drop(unanswered);
             }
             // What rests has no time to end before something is waited for.
-            assert_eq!(places.take_spare(None, false).is_some(), free, "{sent:?} {answered}");
+            assert_eq!(places.take_spare(&Askers::default(), false).is_some(), free, "{sent:?} {answered}");
         }
     }
 }

@@ -4,6 +4,7 @@
 //! address (`endpoint`), `send` the account (`accounts`), `auth` gets the `token`, `client` carries it where the `guard` lets it.
 
 mod accounts;
+mod askers;
 mod auth;
 mod behalf;
 mod body;
@@ -34,6 +35,7 @@ mod public_url;
 mod quota;
 mod request;
 mod resolver;
+mod room;
 mod send;
 mod tls;
 mod token;
@@ -62,6 +64,7 @@ use trust::Trust;
 
 pub use crate::allowance::Rate;
 pub use accounts::Accounts;
+pub use askers::{Askers, Company, Presence, Who};
 pub use behalf::{Behalf, ClientCredential, CredentialKey};
 pub use body::{Body, Source};
 pub use budget::BudgetReport;
@@ -329,7 +332,7 @@ impl Upstream {
     /// the place of one more would be wanted by others.
     #[must_use]
     pub fn aside(&self, behalf: &Behalf) -> Option<Aside> {
-        self.places.take_aside(behalf.from)
+        self.places.take_aside(&behalf.askers)
     }
 
     /// Where it can be asked, unless we are offline.
@@ -386,11 +389,11 @@ mod tests {
         };
         let mut places = Vec::new();
         for (n, upstream) in (0..300).map(named).enumerate() {
-            let client = Some(std::net::Ipv4Addr::from_bits(u32::try_from(n).unwrap()).into());
-            places.extend(upstream.places.take_spare(client, true));
+            let client = std::net::IpAddr::from(std::net::Ipv4Addr::from_bits(u32::try_from(n).unwrap())).into();
+            places.extend(upstream.places.take_spare(&client, true));
         }
         let one = Places::new(Options::default().max_transfers, Duration::ZERO);
-        let of_one: Vec<_> = (0..300).filter_map(|_| one.take_spare(None, true)).collect();
+        let of_one: Vec<_> = (0..300).filter_map(|_| one.take_spare(&Askers::default(), true)).collect();
         assert!((of_one.len()..=Options::default().max_transfers).contains(&places.len()), "{}", places.len());
     }
 }

@@ -87,7 +87,7 @@ pub struct Options {
     /// How many bytes of blobs may come from it in a second, all transfers together, each of which gets its share; `0B`: any number.
     pub max_rate: ByteSize,
     /// How many requests and transfers may be under way at one time. Others wait, as long as for an answer, and the client that has
-    /// fewest is next; sixteen of a client for each, and more are answered 503. Of those of which nothing comes, five hundred a second.
+    /// fewest is next; eighteen for each, and of more who waits for most is answered 503. Of those of which nothing comes, five hundred a second.
     pub max_transfers: usize,
     /// A client named it, not the operator: only public addresses are dialled, its own too. No option in the file.
     #[serde(skip)]

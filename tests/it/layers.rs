@@ -4,12 +4,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each part of the crate may use. Its own parts it may always use.
-const MAY_USE: [(&str, &[&str]); 22] = [
+const MAY_USE: [(&str, &[&str]); 23] = [
     ("oci", &[]),
     ("clock", &[]),
     ("allowance", &[]),
     ("background", &[]),
-    ("brake", &["clock"]),
+    ("network", &[]),
+    ("brake", &["clock", "network"]),
     ("current", &[]),
     ("sync", &["background"]),
     ("flight", &["sync"]),
@@ -19,8 +20,11 @@ const MAY_USE: [(&str, &[&str]); 22] = [
     ("setup", &[]),
     ("traces", &[]),
     ("store", &["oci", "clock", "sync", "flight", "metrics"]),
-    ("upstream", &["oci", "clock", "current", "sync", "flight", "heavy", "metrics", "traces", "allowance"]),
-    ("mirror", &["oci", "clock", "brake", "current", "sync", "flight", "heavy", "metrics", "traces", "store", "upstream"]),
+    ("upstream", &["oci", "clock", "current", "sync", "flight", "heavy", "metrics", "traces", "allowance", "network"]),
+    (
+        "mirror",
+        &["oci", "clock", "background", "brake", "current", "sync", "flight", "heavy", "metrics", "traces", "store", "upstream"],
+    ),
     ("orders", &["oci", "clock", "heavy", "metrics", "store", "upstream", "mirror"]),
     ("dashboard", &["oci", "clock", "metrics", "store", "upstream", "mirror", "orders"]),
     (
@@ -37,6 +41,7 @@ const MAY_USE: [(&str, &[&str]); 22] = [
             "traces",
             "allowance",
             "brake",
+            "network",
             "setup",
             "upstream",
             "mirror",

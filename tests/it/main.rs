@@ -35,6 +35,7 @@ mod hedging;
 mod holding;
 mod http2;
 mod https;
+mod joining;
 mod keeping;
 mod lagging;
 mod layers;

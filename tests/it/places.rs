@@ -211,10 +211,10 @@ async fn a_line_that_is_too_long_takes_no_more_and_tells_so_at_once() {
     };
     let mut waiting = vec![ask(&digests[0])];
     upstream.held(1).await;
-    waiting.extend(digests[1..17].iter().map(ask));
-    mirror.metric_is("larder_fills_running", 17).await;
-    // Sixteen of these are in line.
-    let refused = mirror.get(&path(&digests[17])).await.expect(503);
+    waiting.extend(digests[1..19].iter().map(ask));
+    mirror.metric_is("larder_fills_running", 19).await;
+    // Eighteen of these are in line.
+    let refused = mirror.get(&path(&digests[19])).await.expect(503);
     assert_eq!((refused.header("retry-after"), refused.error_code().as_deref()), (Some("1"), Some("UNAVAILABLE")));
     assert_eq!(mirror.metric(SHED), 1);
     assert_eq!(mirror.get(TAG).await.expect(200).body, image.manifest, "which stands in another line");
@@ -222,7 +222,7 @@ async fn a_line_that_is_too_long_takes_no_more_and_tells_so_at_once() {
     for answer in join_all(waiting).await {
         answer.unwrap().expect(200);
     }
-    mirror.get(&path(&digests[17])).await.expect(200);
+    mirror.get(&path(&digests[19])).await.expect(200);
 }
 
 /// Clients that had left stayed in line, so that a few of them could fill it.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::store::Growth;
 use crate::sync::atomic::Ordering;
+use crate::upstream::{Askers, Presence};
 
 use super::running::{Begun, Fill, Head};
 use super::{Origin, Refusal};
@@ -12,6 +13,7 @@ use super::{Origin, Refusal};
 pub(in crate::mirror) struct Interest {
     fill: Arc<Fill>,
     what_for: For,
+    presence: Presence,
 }
 
 /// For what a blob is wanted.
@@ -26,12 +28,15 @@ pub(in crate::mirror) enum For {
 // === impl Interest ===
 
 impl Interest {
-    pub(super) fn of(fill: &Arc<Fill>, what_for: For) -> Self {
-        fill.wanted_by.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn of(fill: &Arc<Fill>, askers: &Askers, what_for: For) -> Self {
+        Self::with(fill, fill.company.enter(askers), what_for)
+    }
+
+    fn with(fill: &Arc<Fill>, presence: Presence, what_for: For) -> Self {
         if what_for == For::Answer {
             fill.answers.fetch_add(1, Ordering::Relaxed);
         }
-        Self { fill: Arc::clone(fill), what_for }
+        Self { fill: Arc::clone(fill), what_for, presence }
     }
 
     pub(in crate::mirror) fn origin(&self) -> &Origin {
@@ -71,7 +76,7 @@ impl Interest {
 
 impl Clone for Interest {
     fn clone(&self) -> Self {
-        Self::of(&self.fill, self.what_for)
+        Self::with(&self.fill, self.presence.clone(), self.what_for)
     }
 }
 
@@ -79,9 +84,6 @@ impl Drop for Interest {
     fn drop(&mut self) {
         if self.what_for == For::Answer {
             self.fill.answers.fetch_sub(1, Ordering::Relaxed);
-        }
-        if self.fill.wanted_by.fetch_sub(1, Ordering::Relaxed) == 1 {
-            self.fill.abandoned.notify_one();
         }
     }
 }

@@ -10,9 +10,9 @@ use crate::metrics::FillGauges;
 use crate::oci::{Digest, Repository};
 use crate::store::Growth;
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use crate::sync::{Mutex, MutexGuard, Notify, watch};
+use crate::sync::{Mutex, MutexGuard, watch};
 use crate::traces::{Span, SpanKind};
-use crate::upstream::CacheStatus;
+use crate::upstream::{Askers, CacheStatus, Company};
 
 use super::{For, Interest, Origin, Refusal};
 
@@ -35,11 +35,10 @@ pub(super) struct Fill {
     pub(super) origin: Origin,
     pub(super) digest: Digest,
     pub(super) head: watch::Sender<Head>,
-    pub(super) wanted_by: AtomicUsize,
-    /// Those of them that are answers to clients.
+    /// Who wants it.
+    pub(super) company: Company,
+    /// How many answers to clients wait for it.
     pub(super) answers: AtomicUsize,
-    /// Told when the last of them has left.
-    pub(super) abandoned: Notify,
     /// It has decided to stop; who comes now waits for its end and starts anew. Changes under the lock of the list.
     closing: AtomicBool,
     /// It is off the list.
@@ -117,28 +116,27 @@ impl Fills {
             if failed || fill.closing.load(Ordering::Relaxed) {
                 return (Joined::Ending(fill.landed.clone()), None);
             }
-            return (Joined::Fill { interest: Interest::of(fill, what_for), started: false }, None);
+            return (Joined::Fill { interest: Interest::of(fill, &origin.behalf.askers, what_for), started: false }, None);
         }
         // A fill leaves the list after its blob has come in, so that looking here, under the lock, misses none.
         if cached() {
             return (Joined::Cached, None);
         }
-        let mut origin = origin.clone();
-        let span = span(&origin, digest);
-        origin.behalf.trace = span.trace();
+        let (span, company) = (span(origin, digest), origin.behalf.askers.company());
+        let mut asking = origin.clone();
+        (asking.behalf.trace, asking.behalf.askers) = (span.trace(), Askers::Company(company.clone()));
         let fill = Arc::new(Fill {
-            origin,
+            origin: asking,
             digest: digest.clone(),
             head: watch::Sender::new(Head::Waiting),
-            wanted_by: AtomicUsize::new(0),
+            company,
             answers: AtomicUsize::new(0),
-            abandoned: Notify::new(),
             closing: AtomicBool::new(false),
             landed: CancellationToken::new(),
             span: Mutex::new(span),
         });
         running.insert(key, Arc::clone(&fill));
-        let interest = Interest::of(&fill, what_for);
+        let interest = Interest::of(&fill, &origin.behalf.askers, what_for);
         let landing = Landing { fills: self.clone(), fill };
         (Joined::Fill { interest, started: true }, Some(landing))
     }
@@ -160,7 +158,7 @@ impl Fills {
 
     /// Whoever wants a blob keeps its fill going. Without anyone, a few go on, if they are worth it.
     pub(super) fn may_go_on(&self, fill: &Fill, worth_it: bool, permit: &mut Option<OwnedSemaphorePermit>) -> bool {
-        if fill.wanted_by.load(Ordering::Relaxed) > 0 {
+        if !fill.company.is_empty() {
             *permit = None;
             return true;
         }
@@ -176,7 +174,7 @@ impl Fills {
     /// Lets nobody join any more, unless someone has just come to want the blob.
     pub(super) fn close(&self, fill: &Fill) -> bool {
         let _running = self.running();
-        let unwanted = fill.wanted_by.load(Ordering::Relaxed) == 0;
+        let unwanted = fill.company.is_empty();
         fill.closing.store(unwanted, Ordering::Relaxed);
         unwanted
     }
@@ -214,13 +212,6 @@ impl Fill {
     /// Tells more of it.
     pub(super) fn span(&self, tell: impl FnOnce(&mut Span)) {
         tell(&mut self.span.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-
-    /// Waits until nobody wants it; it may be wanted again by then.
-    ///
-    /// Cancel safe.
-    pub(super) async fn abandoned(&self) {
-        self.abandoned.notified().await;
     }
 }
 

@@ -81,14 +81,14 @@ impl World {
         writer.expect(self.blob.len() as u64).await;
         fill.head.send_replace(Head::Begun(Begun { growth: writer.growth(), bypass: None, cache_status: None }));
         let mut rest = self.blob.slice(usize::try_from(writer.accepted()).unwrap()..);
-        let mut permit = None;
+        let (mut permit, mut company) = (None, fill.company.watch());
         loop {
             if !self.fills.may_go_on(fill, does == Does::SendsAll, &mut permit) && self.fills.close(fill) {
                 self.at_once.fetch_sub(1, Ordering::SeqCst);
                 return writer.suspend().await;
             }
             if does == Does::FallsSilent {
-                fill.abandoned().await;
+                company.changed().await;
                 continue;
             }
             if rest.is_empty() {

@@ -1,0 +1,26 @@
+//! Which addresses one client may have.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+/// How many bits the addresses of a network of IPv6 have in common, the largest first. One of the smallest is given to one client, but
+/// who gets larger ones has any number of those.
+pub(crate) const SIZES: [u8; 3] = [48, 56, 64];
+
+/// The first address of the network that an address is in. Of IPv4 each is by itself.
+#[must_use]
+pub(crate) fn network(address: IpAddr, bits: u8) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => {
+            let rest = 128 - u32::from(bits);
+            Ipv6Addr::from(v6.to_bits() >> rest << rest).into()
+        }
+        v4 @ IpAddr::V4(_) => v4,
+    }
+}
+
+/// The first of all addresses that one client may have.
+#[must_use]
+pub(crate) fn block(address: IpAddr) -> IpAddr {
+    let [_, _, smallest] = SIZES;
+    network(address, smallest)
+}

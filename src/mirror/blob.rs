@@ -135,7 +135,7 @@ impl Mirror {
             self.check_missing(origin, Thing::Blob(digest.clone()))?;
             let (interest, started) = match self.join_fill(origin, digest, what_for, unreadable || foreign) {
                 Joined::Fill { interest, started } => (interest, started),
-                Joined::Cached => continue,
+                Joined::Settled => continue,
                 Joined::Ending(landed) => {
                     landed.cancelled().await;
                     continue;

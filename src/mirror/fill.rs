@@ -57,8 +57,12 @@ impl Mirror {
     /// Joins the fill of `digest`, or starts one on behalf of `origin`. `anew`: although the cache has the blob, as it cannot
     /// be read.
     pub(super) fn join_fill(&self, origin: &Origin, digest: &Digest, what_for: For, anew: bool) -> Joined {
-        let cached = || !anew && self.0.store.size(digest).is_some();
-        let (joined, started) = self.0.fills.join(origin, digest, what_for, cached);
+        // The last fill may have come to its end since the caller looked.
+        let settled = || {
+            let missing = self.check_missing(origin, Thing::Blob(digest.clone())).is_err();
+            missing || !anew && self.0.store.size(digest).is_some()
+        };
+        let (joined, started) = self.0.fills.join(origin, digest, what_for, settled);
         if let Some(landing) = started {
             let mirror = self.clone();
             start_task(self.0.tasks.track_future(async move { mirror.run_fill(landing.fill()).await }));

@@ -62,8 +62,8 @@ pub struct Underway {
 pub(in crate::mirror) enum Joined {
     /// A fill follows, started by this wish or by an earlier one.
     Fill { interest: Interest, started: bool },
-    /// The blob has just come into the cache.
-    Cached,
+    /// The blob has just come into the cache, or was found missing.
+    Settled,
     /// The last fill is about to end; after it, one may be started.
     Ending(CancellationToken),
 }
@@ -100,13 +100,13 @@ impl Fills {
     }
 
     /// Joins the fill of `digest` at its upstream, or puts one on the list, on behalf of `origin`, which the caller is to run as long as it
-    /// holds the landing. `cached` says whether the cache has the blob.
+    /// holds the landing. `settled` says whether the cache has the blob, or it is known to be missing.
     pub(super) fn join(
         &self,
         origin: &Origin,
         digest: &Digest,
         what_for: For,
-        cached: impl FnOnce() -> bool,
+        settled: impl FnOnce() -> bool,
     ) -> (Joined, Option<Landing>) {
         let mut running = self.running();
         let key = key(origin, digest);
@@ -118,9 +118,9 @@ impl Fills {
             }
             return (Joined::Fill { interest: Interest::of(fill, &origin.behalf.askers, what_for), started: false }, None);
         }
-        // A fill leaves the list after its blob has come in, so that looking here, under the lock, misses none.
-        if cached() {
-            return (Joined::Cached, None);
+        // A fill leaves the list after its blob has come in, or its failure was noted, so that looking here, under the lock, misses none.
+        if settled() {
+            return (Joined::Settled, None);
         }
         let (span, company) = (span(origin, digest), origin.behalf.askers.company());
         let mut asking = origin.clone();

@@ -113,7 +113,7 @@ impl World {
             }
             let interest = match joined {
                 Joined::Fill { interest, .. } => interest,
-                Joined::Cached => {
+                Joined::Settled => {
                     assert!(self.store.get(&self.digest).await.unwrap().is_some(), "what is in the cache can be had");
                     return Learned::AllOfIt;
                 }

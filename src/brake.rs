@@ -8,7 +8,7 @@ use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 
 use crate::clock::Timestamp;
-use crate::network::{SIZES, network};
+use crate::network::{SIZES, SMALLEST, network};
 
 /// Until when each network pays for what was tried from it.
 pub(crate) struct Brake(Cache<Network, Timestamp>);
@@ -82,12 +82,9 @@ impl Default for Brake {
 /// All that an address is in, and what a try costs each.
 fn networks(address: IpAddr) -> impl Iterator<Item = (Network, Duration)> {
     let canonical = address.to_canonical();
-    let (single, larger) = match canonical {
-        IpAddr::V4(_) => (Some(((canonical, 32), PRICE)), None),
-        IpAddr::V6(_) => (None, Some(SIZES.into_iter().zip(LARGER))),
-    };
-    let larger = larger.into_iter().flatten().map(move |(bits, times)| ((network(canonical, bits), bits), PRICE / times));
-    single.into_iter().chain(larger)
+    // An address of IPv4 is in no larger ones.
+    let sizes = SIZES.into_iter().zip(LARGER).filter(move |(size, _)| canonical.is_ipv6() || *size == SMALLEST);
+    sizes.map(move |(size, times)| ((network(canonical, size), size), PRICE / times))
 }
 
 #[cfg(test)]

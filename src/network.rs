@@ -4,7 +4,8 @@ use std::net::{IpAddr, Ipv6Addr};
 
 /// How many bits the addresses of a network of IPv6 have in common, the largest first. One of the smallest is given to one client, but
 /// who gets larger ones has any number of those.
-pub(crate) const SIZES: [u8; 3] = [48, 56, 64];
+pub(crate) const SIZES: [u8; 3] = [48, 56, SMALLEST];
+pub(crate) const SMALLEST: u8 = 64;
 
 /// The first address of the network that an address is in. Of IPv4 each is by itself.
 #[must_use]
@@ -21,6 +22,5 @@ pub(crate) fn network(address: IpAddr, bits: u8) -> IpAddr {
 /// The first of all addresses that one client may have.
 #[must_use]
 pub(crate) fn block(address: IpAddr) -> IpAddr {
-    let [_, _, smallest] = SIZES;
-    network(address, smallest)
+    network(address, SMALLEST)
 }

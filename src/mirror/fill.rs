@@ -132,9 +132,12 @@ impl Mirror {
                         self.0.metrics.resume_mismatched();
                         return self.reject(fill, writer, found, &Senders { earlier: true, ..senders }, last).await;
                     }
-                    Err(error) if self.was_left(fill, &error) => {
-                        self.stop_fill(fill, Some(writer)).await;
-                        return false;
+                    // Without anyone it does not stand in line.
+                    Err(upstream::Error::Left) => {
+                        if self.0.fills.close(fill) {
+                            self.stop_fill(fill, Some(writer)).await;
+                            return false;
+                        }
                     }
                     Err(error) => {
                         if error.is_definitive() || self.0.stopping.is_cancelled() || !tries.failed() {
@@ -149,11 +152,6 @@ impl Mirror {
 
     async fn begin_writer(&self, fill: &Fill) -> BlobWriter {
         self.0.store.begin_from(&fill.origin.repository.upstream, fill.digest.clone()).await
-    }
-
-    /// Whether it has not come to the question, as nobody waited for its turn.
-    fn was_left(&self, fill: &Fill, error: &upstream::Error) -> bool {
-        *error == upstream::Error::Busy && self.0.fills.close(fill)
     }
 
     /// Nobody wants it any more, or larder stops.
@@ -188,11 +186,15 @@ impl Mirror {
     ) -> Result<Option<(BlobWriter, Body)>, upstream::Error> {
         let here = left.as_ref().map_or(0, BlobWriter::accepted);
         let start = here.saturating_sub(1);
-        let answer = self.ask_patiently(&fill.origin, || fill.begin(start)).await;
-        if answer.as_ref().is_err_and(|error| self.was_left(fill, error)) {
-            return Ok(None);
-        }
-        let BlobAnswer { offset, found: Found { size, cache_status, .. }, body } = answer?;
+        let answer = loop {
+            match self.ask_patiently(&fill.origin, || fill.begin(start)).await {
+                Err(upstream::Error::Left) if self.0.fills.close(fill) => return Ok(None),
+                // Someone has come since.
+                Err(upstream::Error::Left) => {}
+                answer => break answer?,
+            }
+        };
+        let BlobAnswer { offset, found: Found { size, cache_status, .. }, body } = answer;
         let mut writer = match left.take() {
             Some(writer) => writer,
             None => self.begin_writer(fill).await,

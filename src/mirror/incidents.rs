@@ -143,7 +143,7 @@ impl Cause {
             Refusal::TooManyLogins { .. } => Self::TooManyLogins,
             Refusal::WrongContent(_) => Self::WrongContent,
             Refusal::Upstream(error) => match error {
-                Error::NotFound => return None,
+                Error::NotFound | Error::Left => return None,
                 Error::Unsupported(_) => Self::Unsupported,
                 Error::Denied => Self::Denied,
                 Error::Credentials(_) => Self::Credentials,

@@ -202,7 +202,7 @@ impl Refusal {
     /// Whether it is said of the one who has asked, of the line that he stood in or of the way that he came by, and not of what was
     /// asked for.
     fn is_of_who_asked(&self) -> bool {
-        matches!(self, Self::Upstream(upstream::Error::Busy | upstream::Error::Loop))
+        matches!(self, Self::Upstream(upstream::Error::Busy | upstream::Error::Left | upstream::Error::Loop))
     }
 }
 

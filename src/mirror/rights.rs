@@ -135,7 +135,7 @@ impl Mirror {
             {
                 Ok(())
             }
-            Err(error @ (upstream::Error::RateLimited { .. } | upstream::Error::Busy)) => Err(error),
+            Err(error @ (upstream::Error::RateLimited { .. } | upstream::Error::Busy | upstream::Error::Left)) => Err(error),
             _ => Err(upstream::Error::something_else()),
         }
     }

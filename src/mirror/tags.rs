@@ -164,7 +164,11 @@ impl Mirror {
             // A loop is one of the way that this request has come; another may come by another.
             Err(
                 Refusal::Upstream(
-                    upstream::Error::Offline | upstream::Error::Loop | upstream::Error::Busy | upstream::Error::NoSocket(_),
+                    upstream::Error::Offline
+                    | upstream::Error::Loop
+                    | upstream::Error::Busy
+                    | upstream::Error::Left
+                    | upstream::Error::NoSocket(_),
                 )
                 | Refusal::Interrupted,
             ) => {}

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use reqwest::{Response, Url, redirect};
+use tokio::time::timeout;
 
 use crate::clock::{Clock, Timestamp};
 use crate::metrics::Fetched;
@@ -186,7 +187,7 @@ impl Client {
             Some(body) => request.body(body),
             None => request,
         };
-        let (answered, failure) = match tokio::time::timeout(self.header_timeout, request.send()).await {
+        let (answered, failure) = match timeout(self.header_timeout, request.send()).await {
             Ok(Ok(response)) => (Ok(response), self.failure(url)),
             Ok(Err(error)) => {
                 let failure = match (error.is_connect(), error.is_timeout()) {
@@ -299,7 +300,8 @@ fn redirect(at: &Url, response: &Response) -> Result<Option<Url>, Error> {
     Ok(Some(next))
 }
 
-/// Reads a small body, whatever length it announces, as long as it comes within these limits.
+/// Reads a small body, whatever length it announces, as long as it comes within these limits. What drips would keep its place from others,
+/// so that all of it has to come within the time over which a large one's rate is averaged.
 pub(super) async fn read_limited(
     response: &mut Response,
     limit: usize,
@@ -307,14 +309,17 @@ pub(super) async fn read_limited(
     fetched: &Fetched,
 ) -> Result<Bytes, Error> {
     let (mut body, mut pace) = (BytesMut::new(), Pace::new(limits));
-    while let Some(chunk) = pace.chunk(response).await? {
-        fetched.add(chunk.len());
-        if body.len() + chunk.len() > limit {
-            return Err(Error::unavailable(format!("its answer is larger than {limit} bytes")));
+    let whole = async {
+        while let Some(chunk) = pace.chunk(response).await? {
+            fetched.add(chunk.len());
+            if body.len() + chunk.len() > limit {
+                return Err(Error::unavailable(format!("its answer is larger than {limit} bytes")));
+            }
+            body.extend_from_slice(&chunk);
         }
-        body.extend_from_slice(&chunk);
-    }
-    Ok(body.freeze())
+        Ok(body.freeze())
+    };
+    timeout(limits.window(), whole).await.unwrap_or_else(|_| Err(Error::timed_out("its answer comes too slowly")))
 }
 
 #[cfg(test)]

@@ -38,6 +38,9 @@ pub enum Error {
     /// As much is asked of it at this time as may be, and whoever wanted to know did not wait until it was less.
     #[error("too much is being asked of the upstream at this moment")]
     Busy,
+    /// Nobody waited any more when it was its turn, so that it was not asked.
+    #[error("it was not asked, as nobody waited for it any more")]
+    Left,
     /// What was asked has come round to one who had asked it already.
     #[error("the upstream leads back to larder itself; its url must be the registry's own")]
     Loop,

@@ -71,13 +71,10 @@ impl Upstream {
     pub(super) async fn send(&self, question: Question<'_>) -> Result<Answered, Error> {
         self.endpoints()?;
         let place = self.places.take(&question.behalf.askers, question.blob.is_some(), || self.is_held_back()).await;
-        let Some(place) = place else {
-            if !question.behalf.askers.is_empty() {
-                self.counts.no_place();
-            }
-            return Err(Error::Busy);
-        };
-        self.send_from(place, question).await
+        if matches!(place, Err(Error::Busy)) {
+            self.counts.no_place();
+        }
+        self.send_from(place?, question).await
     }
 
     /// Asks, in the room that an earlier question has left.

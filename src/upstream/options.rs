@@ -79,7 +79,7 @@ pub struct Options {
     /// After how long without an answer the next of `fallbacks` is asked as well; whichever is first answers.
     #[serde(with = "humantime_serde")]
     pub hedge_after: Duration,
-    /// How long a body may be silent.
+    /// How long a body may be silent. A manifest or list has to be there after twice as long.
     #[serde(with = "humantime_serde")]
     pub idle_timeout: Duration,
     /// How much of a body must come in a second, averaged over twice `idle_timeout`; `0B`: anything.

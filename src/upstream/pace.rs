@@ -41,7 +41,7 @@ impl Limits {
     }
 
     /// Over how long the rate is averaged: one silence that is not too long leaves time to make up for it.
-    fn window(self) -> Duration {
+    pub(super) fn window(self) -> Duration {
         self.idle * 2
     }
 }

@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::allowance::Allowance;
 
 use super::askers::Askers;
+use super::error::Error;
 use super::room::{Room, Seat};
 
 /// Room for so many requests and transfers; who comes when it is full waits in line, as long as the line is not too long: who waits
@@ -67,12 +68,13 @@ impl Places {
     /// Waits for room. `held_back`: whether those who have it wait for larder itself, which lets no more come; then one waits for as
     /// long as it takes.
     ///
-    /// `None`: there is none in time, too many wait already, or no asker does any more.
-    ///
     /// Cancel safe, but who cancels has waited in vain.
-    pub(super) async fn take(&self, askers: &Askers, for_body: bool, held_back: impl Fn() -> bool) -> Option<Place> {
+    ///
+    /// # Errors
+    /// [`Error::Busy`] if there is none in time or too many wait already, [`Error::Left`] if no asker does any more.
+    pub(super) async fn take(&self, askers: &Askers, for_body: bool, held_back: impl Fn() -> bool) -> Result<Place, Error> {
         if let Some(place) = self.take_spare(askers, for_body) {
-            return Some(place);
+            return Ok(place);
         }
         let place = async {
             let (body, all) = if for_body {
@@ -81,14 +83,14 @@ impl Places {
             } else {
                 (None, self.all.take(askers).await?)
             };
-            Some(Place { _all: all, _body: body, vain: Arc::clone(&self.vain) })
+            Ok(Place { _all: all, _body: body, vain: Arc::clone(&self.vain) })
         };
         tokio::pin!(place);
         loop {
             match timeout(self.patience, &mut place).await {
                 Ok(place) => return place,
                 Err(_) if held_back() => {}
-                Err(_) => return None,
+                Err(_) => return Err(Error::Busy),
             }
         }
     }

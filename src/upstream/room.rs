@@ -1,51 +1,22 @@
 //! Room for so many at a time, shared fairly among clients: who has fewest of those who wait gets the next.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod seats;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-use crate::network::{SIZES, network};
-
 use super::askers::{Askers, Who};
+use super::error::Error;
 
-/// Seats, and a line of those who wait for one. Nobody has so many that none is left for who has none yet.
+use seats::Seats;
+
+/// Seats, and a line of those who wait for one. Of more than eight, one in eight is for who has none yet.
 ///
 /// One client may have many addresses of IPv6, so that all who are in one network have no more than one who is not: the largest networks
 /// are compared first, and then those in them.
 #[derive(Clone)]
 pub(super) struct Room(Arc<Mutex<Seats>>);
-
-struct Seats {
-    free: usize,
-    /// How many may wait.
-    line: usize,
-    crowds: HashMap<Crowd, Count>,
-    /// In the order in which they came.
-    waiting: BTreeMap<u64, Waiting>,
-    /// Of what waits, what each wants.
-    wanted_by: HashMap<Who, BTreeSet<u64>>,
-    next: u64,
-}
-
-/// All who are in one network, of one of the [`SIZES`].
-type Crowd = (Who, u8);
-
-#[derive(Default)]
-struct Count {
-    /// Seats.
-    has: usize,
-    /// Places in line.
-    waits: usize,
-}
-
-/// Something that waits for a seat, which is given to whichever of its askers has the best right to one.
-struct Waiting {
-    send: oneshot::Sender<Seat>,
-    askers: BTreeSet<Who>,
-    /// He whose place in line it has.
-    by: Who,
-}
 
 pub(super) struct Seat {
     room: Room,
@@ -58,45 +29,47 @@ struct InLine<'a> {
     number: u64,
 }
 
-/// Nobody has more than so many times what is free: of fifty-six, one has fifty at most.
-const TIMES_FREE: usize = 8;
-
 // === impl Room ===
 
 impl Room {
     /// `line`: how many may wait.
     pub(super) fn new(seats: usize, line: usize) -> Self {
-        let (crowds, waiting, wanted_by) = (HashMap::new(), BTreeMap::new(), HashMap::new());
-        Self(Arc::new(Mutex::new(Seats { free: seats, line, crowds, waiting, wanted_by, next: 0 })))
+        Self(Arc::new(Mutex::new(Seats::new(seats, line))))
     }
 
-    /// Waits for a seat. Who joins the askers meanwhile waits for it as well, with as good a right as if it were for him alone. `None`:
-    /// too many wait, or no asker does any more.
+    /// Waits for a seat. Who joins the askers meanwhile waits for it as well, with as good a right as if it were for him alone.
     ///
     /// Cancel safe.
-    pub(super) async fn take(&self, askers: &Askers) -> Option<Seat> {
+    ///
+    /// # Errors
+    /// [`Error::Busy`] if too many wait, [`Error::Left`] if no asker does any more.
+    pub(super) async fn take(&self, askers: &Askers) -> Result<Seat, Error> {
         self.wait(askers, false).await
     }
 
     /// Likewise, however many wait.
-    pub(super) async fn take_at_last(&self, askers: &Askers) -> Option<Seat> {
+    pub(super) async fn take_at_last(&self, askers: &Askers) -> Result<Seat, Error> {
         self.wait(askers, true).await
     }
 
-    async fn wait(&self, askers: &Askers, at_last: bool) -> Option<Seat> {
+    async fn wait(&self, askers: &Askers, at_last: bool) -> Result<Seat, Error> {
         let mut askers = askers.watch();
         let (send, mut seat) = oneshot::channel();
         let mut noted = askers.now();
-        let number = self.seats().queue(&noted, send, at_last)?;
+        if noted.is_empty() {
+            return Err(Error::Left);
+        }
+        let number = self.seats().queue(&noted, send, at_last).ok_or(Error::Busy)?;
         let _in_line = InLine { room: self, number };
         self.serve();
         loop {
             tokio::select! {
-                seat = &mut seat => return seat.ok(),
+                // Another has been let into the line in its stead.
+                seat = &mut seat => return seat.map_err(|_| Error::Busy),
                 () = askers.changed() => {
                     let now = askers.now();
                     if now.is_empty() {
-                        return None;
+                        return Err(Error::Left);
                     }
                     // They may be thousands: what has changed is found out without the lock.
                     let (come, gone) = (beside(&now, &noted), beside(&noted, &now));
@@ -132,138 +105,9 @@ impl Room {
     }
 }
 
-// === impl Seats ===
-
-impl Seats {
-    /// A seat, if there is one for any of these.
-    fn give(&mut self, askers: &[Who]) -> Option<Who> {
-        let who = askers.iter().copied().min_by_key(|who| self.has(*who))?;
-        self.seat(who)
-    }
-
-    /// Takes a seat for the next of those who wait.
-    fn serve_one(&mut self) -> Option<(Who, oneshot::Sender<Seat>)> {
-        if self.free == 0 {
-            return None;
-        }
-        let waiting = self.wanted_by.iter().filter_map(|(who, wants)| Some((self.has(*who), *wants.first()?, *who)));
-        let (_, number, who) = waiting.min()?;
-        let who = self.seat(who)?;
-        Some((who, self.leave(number)?.send))
-    }
-
-    fn seat(&mut self, who: Who) -> Option<Who> {
-        let [has, ..] = self.has(who);
-        if has >= TIMES_FREE.saturating_mul(self.free) {
-            return None;
-        }
-        self.free -= 1;
-        self.count(who, |count| count.has += 1);
-        Some(who)
-    }
-
-    fn unseat(&mut self, who: Who) {
-        self.free += 1;
-        self.count(who, |count| count.has -= 1);
-    }
-
-    fn queue(&mut self, askers: &[Who], send: oneshot::Sender<Seat>, at_last: bool) -> Option<u64> {
-        let by = askers.iter().copied().min_by_key(|who| self.waits(*who))?;
-        if self.waiting.len() >= self.line && !at_last {
-            let last = self.outdone_by(by)?;
-            self.leave(last);
-        }
-        let number = self.next;
-        self.next += 1;
-        self.count(by, |count| count.waits += 1);
-        self.waiting.insert(number, Waiting { send, askers: BTreeSet::new(), by });
-        self.change(number, askers, &[]);
-        Some(number)
-    }
-
-    /// Something is waited for by others from now on. Its place in line is that of who has fewest there, who may be among them.
-    fn change(&mut self, number: u64, come: &[Who], gone: &[Who]) {
-        // It may have been given a seat, or be told that there is none.
-        let Some(waiting) = self.waiting.get_mut(&number) else { return };
-        waiting.askers.extend(come);
-        for who in come {
-            self.wanted_by.entry(*who).or_default().insert(number);
-        }
-        for who in gone {
-            waiting.askers.remove(who);
-            forget(&mut self.wanted_by, *who, number);
-        }
-        let before = waiting.by;
-        let rivals: Vec<Who> = if gone.contains(&before) { waiting.askers.iter().copied().collect() } else { come.to_vec() };
-        self.count(before, |count| count.waits -= 1);
-        let by = rivals.into_iter().min_by_key(|who| self.waits(*who));
-        let by = by.filter(|by| gone.contains(&before) || self.waits(*by) < self.waits(before)).unwrap_or(before);
-        self.count(by, |count| count.waits += 1);
-        if let Some(waiting) = self.waiting.get_mut(&number) {
-            waiting.by = by;
-        }
-    }
-
-    fn leave(&mut self, number: u64) -> Option<Waiting> {
-        let waiting = self.waiting.remove(&number)?;
-        waiting.askers.iter().for_each(|who| forget(&mut self.wanted_by, *who, number));
-        self.count(waiting.by, |count| count.waits -= 1);
-        Some(waiting)
-    }
-
-    /// What leaves a full line for who has just come: the last of those who wait for most, if that is still as much as he has then.
-    fn outdone_by(&self, newcomer: Who) -> Option<u64> {
-        let smallest = self.crowds.iter().filter(|((_, size), count)| *size == SIZES[2] && count.waits > 0);
-        let mut rivals: Vec<Who> = smallest.map(|((who, _), _)| *who).collect();
-        for (n, size) in SIZES.into_iter().enumerate() {
-            let most = rivals.iter().copied().max_by_key(|who| (self.waits(*who), *who))?;
-            if self.waits(most)[n] > self.waits(newcomer)[n] + 1 {
-                return self
-                    .waiting
-                    .iter()
-                    .rev()
-                    .find_map(|(number, waiting)| (crowd(waiting.by, SIZES[2]).0 == most).then_some(*number));
-            }
-            rivals.retain(|who| crowd(*who, size) == crowd(newcomer, size));
-        }
-        None
-    }
-
-    fn has(&self, who: Who) -> [usize; 3] {
-        SIZES.map(|size| self.crowds.get(&crowd(who, size)).map_or(0, |count| count.has))
-    }
-
-    fn waits(&self, who: Who) -> [usize; 3] {
-        SIZES.map(|size| self.crowds.get(&crowd(who, size)).map_or(0, |count| count.waits))
-    }
-
-    fn count(&mut self, who: Who, change: impl Fn(&mut Count)) {
-        for crowd in SIZES.map(|size| crowd(who, size)) {
-            let count = self.crowds.entry(crowd).or_default();
-            change(count);
-            if count.has == 0 && count.waits == 0 {
-                self.crowds.remove(&crowd);
-            }
-        }
-    }
-}
-
-fn crowd(who: Who, size: u8) -> Crowd {
-    (who.map(|address| network(address, size)), size)
-}
-
 /// Those of the ones who are not among the others; both in their order.
 fn beside(ones: &[Who], others: &[Who]) -> Vec<Who> {
     ones.iter().copied().filter(|who| others.binary_search(who).is_err()).collect()
-}
-
-fn forget(wanted_by: &mut HashMap<Who, BTreeSet<u64>>, who: Who, number: u64) {
-    if let Some(wants) = wanted_by.get_mut(&who) {
-        wants.remove(&number);
-        if wants.is_empty() {
-            wanted_by.remove(&who);
-        }
-    }
 }
 
 impl Drop for Seat {
@@ -297,7 +141,7 @@ mod tests {
         Ipv6Addr::new(0x2001, 0xdb8, 1, n, 0, 0, 0, 0).into()
     }
 
-    type Taking = Pin<Box<dyn Future<Output = Option<Seat>>>>;
+    type Taking = Pin<Box<dyn Future<Output = Result<Seat, Error>>>>;
 
     fn take(room: &Room, askers: impl Into<Askers>) -> Taking {
         let (room, askers) = (room.clone(), askers.into());
@@ -321,11 +165,8 @@ mod tests {
         waiting.len()
     }
 
-    /// How many are free, how many wait, and of how many crowds anything is known.
     fn state(room: &Room) -> (usize, usize, usize) {
-        let seats = room.seats();
-        assert_eq!(seats.waiting.is_empty(), seats.wanted_by.is_empty());
-        (seats.free, seats.waiting.len(), seats.crowds.len())
+        room.seats().state()
     }
 
     #[test]
@@ -333,8 +174,8 @@ mod tests {
         let room = Room::new(56, 0);
         let greedy = taken(&room, guest(0), 1_000);
         assert_eq!(greedy.len(), 50);
-        let latecomers: Vec<_> = (1..7).flat_map(|n| taken(&room, guest(n), 1)).collect();
-        assert_eq!((latecomers.len(), state(&room)), (6, (0, 0, 3 * 7)));
+        let latecomers: Vec<_> = (1..7).flat_map(|n| taken(&room, guest(n), 100)).collect();
+        assert_eq!((latecomers.len(), state(&room)), (6, (0, 0, 3 * 7)), "one each");
         drop((greedy, latecomers));
         assert_eq!(state(&room), (56, 0, 0));
         let of_a_network: Vec<_> = (0..1_000).flat_map(|n| taken(&room, of_many(n), 1)).collect();
@@ -353,7 +194,7 @@ mod tests {
         for _ in 0..6 {
             assert!(waiting.iter_mut().all(|(_, seat)| seat.now_or_never().is_none()));
             seats.remove(0);
-            let next = waiting.iter_mut().enumerate().find_map(|(at, (_, seat))| Some((at, seat.now_or_never()??)));
+            let next = waiting.iter_mut().enumerate().find_map(|(at, (_, seat))| Some((at, seat.now_or_never()?.ok()?)));
             let (at, seat) = next.expect("a seat that is left is given to someone");
             served.push(waiting.remove(at).0);
             seats.push(seat);
@@ -369,7 +210,7 @@ mod tests {
         let mut other = take(&room, guest(1));
         assert!((&mut other).now_or_never().is_none());
         drop(seats);
-        assert!(other.now_or_never().is_some_and(|seat| seat.is_some()));
+        assert!(other.now_or_never().is_some_and(|seat| seat.is_ok()));
     }
 
     #[test]
@@ -383,7 +224,7 @@ mod tests {
         let mut shared = take(&room, Askers::Company(company.clone()));
         assert!((&mut shared).now_or_never().is_none());
         seats.pop();
-        let seat = (&mut own[0]).now_or_never().flatten().expect("it came first");
+        let seat = (&mut own[0]).now_or_never().and_then(Result::ok).expect("it came first");
         assert!((&mut shared).now_or_never().is_none());
         let joined = company.enter(&other);
         assert!((&mut shared).now_or_never().is_none());
@@ -399,7 +240,7 @@ mod tests {
         drop(first);
         assert!((&mut shared).now_or_never().is_none());
         drop(joined);
-        assert!(matches!((&mut shared).now_or_never(), Some(None)));
+        assert!(matches!((&mut shared).now_or_never(), Some(Err(Error::Left))));
     }
 
     #[test]
@@ -442,7 +283,7 @@ mod tests {
         assert!((&mut shared).now_or_never().is_none());
         let mut newcomers = in_line(&room, guest(3), 1);
         assert_eq!((still(&mut newcomers), still(&mut own)), (1, 2));
-        assert!((&mut shared).now_or_never().is_some_and(|seat| seat.is_none()), "now it is");
+        assert!(matches!((&mut shared).now_or_never(), Some(Err(Error::Busy))), "now it is");
         let mut at_last = Box::pin(room.take_at_last(&other));
         assert!((&mut at_last).now_or_never().is_none(), "the line is full, and waits none the less");
         drop((own, newcomer, newcomers, first, at_last));

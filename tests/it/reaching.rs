@@ -293,6 +293,16 @@ async fn a_body_that_drips_is_asked_for_again_from_where_it_was() {
 }
 
 #[tokio::test]
+async fn a_manifest_that_drips_does_not_keep_its_place_however_slow_one_may_be() {
+    let upstream = Registry::start().await;
+    Image::new(7).layers(&[10; 50]).put(&upstream, REPOSITORY, "latest");
+    upstream.on(Match::get("/manifests/"), Fault::Bandwidth(500));
+    let mirror = before(&upstream.url(), &["idle_timeout = \"100ms\"", "min_rate = \"0B\""]).start().await;
+    mirror.get(TAG).await.expect(504);
+    assert_eq!(upstream.requests().len(), 1);
+}
+
+#[tokio::test]
 async fn a_manifest_that_drips_is_asked_for_elsewhere() {
     let (upstream, second) = (Registry::start().await, Registry::start().await);
     for registry in [&upstream, &second] {

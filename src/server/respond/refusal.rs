@@ -124,7 +124,7 @@ pub(in crate::server) fn refusal(refusal: &Refusal, kind: Kind, wait: impl Fn(Ti
         }
         // Passed on by each on the way round, and repeated by no client.
         Refusal::Upstream(Error::Loop) => (StatusCode::LOOP_DETECTED, ErrorCode::Unavailable),
-        Refusal::Upstream(Error::QuotaSpent { .. } | Error::Busy | Error::NoSocket(_)) | Refusal::Interrupted => {
+        Refusal::Upstream(Error::QuotaSpent { .. } | Error::Busy | Error::Left | Error::NoSocket(_)) | Refusal::Interrupted => {
             (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
         }
     };
@@ -133,7 +133,7 @@ pub(in crate::server) fn refusal(refusal: &Refusal, kind: Kind, wait: impl Fn(Ti
         Refusal::TooManyLogins { until } | Refusal::Upstream(Error::RateLimited { until } | Error::QuotaSpent { until }) => {
             Some(wait(*until).min(LONGEST_RETRY_AFTER))
         }
-        Refusal::Interrupted | Refusal::Upstream(Error::Busy | Error::NoSocket(_)) => Some(Duration::from_secs(1)),
+        Refusal::Interrupted | Refusal::Upstream(Error::Busy | Error::Left | Error::NoSocket(_)) => Some(Duration::from_secs(1)),
         _ => None,
     };
     retry_after.iter().for_each(|after| set(&mut response, header::RETRY_AFTER, &after.as_secs().max(1).to_string()));

@@ -1,0 +1,192 @@
+//! Who has which seats, who waits, and who is next.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::iter;
+
+use tokio::sync::oneshot;
+
+use crate::network::{SIZES, SMALLEST, network};
+
+use super::{Seat, Who};
+
+pub(super) struct Seats {
+    pub(super) free: usize,
+    /// So many of those that are free are for who has none yet.
+    spared: usize,
+    /// How many may wait.
+    line: usize,
+    crowds: HashMap<Crowd, Count>,
+    /// In the order in which they came.
+    waiting: BTreeMap<u64, Waiting>,
+    /// Of what waits, what each wants.
+    wanted_by: HashMap<Who, BTreeSet<u64>>,
+    next: u64,
+}
+
+/// All who are in one network, of one of the [`SIZES`].
+type Crowd = (Who, u8);
+
+#[derive(Default)]
+struct Count {
+    /// Seats.
+    has: usize,
+    /// Places in line.
+    waits: usize,
+}
+
+/// Something that waits for a seat, which is given to whichever of its askers has the best right to one.
+struct Waiting {
+    send: oneshot::Sender<Seat>,
+    askers: BTreeSet<Who>,
+    /// He whose place in line it has.
+    by: Who,
+}
+
+// === impl Seats ===
+
+impl Seats {
+    pub(super) fn new(seats: usize, line: usize) -> Self {
+        let (crowds, waiting, wanted_by) = (HashMap::new(), BTreeMap::new(), HashMap::new());
+        Self { free: seats, spared: seats.saturating_sub(1) / 8, line, crowds, waiting, wanted_by, next: 0 }
+    }
+
+    /// A seat, if there is one for any of these.
+    pub(super) fn give(&mut self, askers: &[Who]) -> Option<Who> {
+        let who = askers.iter().copied().min_by_key(|who| self.has(*who))?;
+        self.seat(who)
+    }
+
+    /// Takes a seat for the next of those who wait.
+    pub(super) fn serve_one(&mut self) -> Option<(Who, oneshot::Sender<Seat>)> {
+        if self.free == 0 {
+            return None;
+        }
+        let waiting = self.wanted_by.iter().filter_map(|(who, wants)| Some((self.has(*who), *wants.first()?, *who)));
+        let (_, number, who) = waiting.min()?;
+        let who = self.seat(who)?;
+        Some((who, self.call(number)?.send))
+    }
+
+    fn seat(&mut self, who: Who) -> Option<Who> {
+        let [has, ..] = self.has(who);
+        if self.free <= if has == 0 { 0 } else { self.spared } {
+            return None;
+        }
+        self.free -= 1;
+        self.count(who, |count| count.has += 1);
+        Some(who)
+    }
+
+    pub(super) fn unseat(&mut self, who: Who) {
+        self.free += 1;
+        self.count(who, |count| count.has -= 1);
+    }
+
+    pub(super) fn queue(&mut self, askers: &[Who], send: oneshot::Sender<Seat>, at_last: bool) -> Option<u64> {
+        let by = askers.iter().copied().min_by_key(|who| self.waits(*who))?;
+        if self.waiting.len() >= self.line && !at_last {
+            let last = self.outdone_by(by)?;
+            self.leave(last);
+        }
+        let number = self.next;
+        self.next += 1;
+        self.count(by, |count| count.waits += 1);
+        self.waiting.insert(number, Waiting { send, askers: BTreeSet::new(), by });
+        self.change(number, askers, &[]);
+        Some(number)
+    }
+
+    /// Something is waited for by others from now on. Its place in line is that of who has fewest there, who may be among them.
+    pub(super) fn change(&mut self, number: u64, come: &[Who], gone: &[Who]) {
+        // It may have been given a seat, or be told that there is none.
+        let Some(waiting) = self.waiting.get_mut(&number) else { return };
+        waiting.askers.extend(come);
+        for who in come {
+            self.wanted_by.entry(*who).or_default().insert(number);
+        }
+        for who in gone {
+            waiting.askers.remove(who);
+            forget(&mut self.wanted_by, *who, number);
+        }
+        let before = waiting.by;
+        let rivals: Vec<Who> = if gone.contains(&before) {
+            waiting.askers.iter().copied().collect()
+        } else {
+            iter::once(&before).chain(come).copied().collect()
+        };
+        self.count(before, |count| count.waits -= 1);
+        let by = rivals.into_iter().min_by_key(|who| self.waits(*who)).unwrap_or(before);
+        self.count(by, |count| count.waits += 1);
+        if let Some(waiting) = self.waiting.get_mut(&number) {
+            waiting.by = by;
+        }
+    }
+
+    /// Nothing waits under this number any more.
+    pub(super) fn leave(&mut self, number: u64) {
+        self.call(number);
+    }
+
+    fn call(&mut self, number: u64) -> Option<Waiting> {
+        let waiting = self.waiting.remove(&number)?;
+        waiting.askers.iter().for_each(|who| forget(&mut self.wanted_by, *who, number));
+        self.count(waiting.by, |count| count.waits -= 1);
+        Some(waiting)
+    }
+
+    /// How many are free, how many wait, and of how many crowds anything is known.
+    #[cfg(test)]
+    pub(super) fn state(&self) -> (usize, usize, usize) {
+        assert_eq!(self.waiting.is_empty(), self.wanted_by.is_empty());
+        (self.free, self.waiting.len(), self.crowds.len())
+    }
+
+    /// What leaves a full line for who has just come: the last of those who wait for most, if that is still as much as he has then.
+    fn outdone_by(&self, newcomer: Who) -> Option<u64> {
+        let smallest = self.crowds.iter().filter(|((_, size), count)| *size == SMALLEST && count.waits > 0);
+        let mut rivals: Vec<Who> = smallest.map(|((who, _), _)| *who).collect();
+        for (n, size) in SIZES.into_iter().enumerate() {
+            let most = rivals.iter().copied().max_by_key(|who| (self.waits(*who), *who))?;
+            if self.waits(most)[n] > self.waits(newcomer)[n] + 1 {
+                return self
+                    .waiting
+                    .iter()
+                    .rev()
+                    .find_map(|(number, waiting)| (crowd(waiting.by, SMALLEST).0 == most).then_some(*number));
+            }
+            rivals.retain(|who| crowd(*who, size) == crowd(newcomer, size));
+        }
+        None
+    }
+
+    fn has(&self, who: Who) -> [usize; 3] {
+        SIZES.map(|size| self.crowds.get(&crowd(who, size)).map_or(0, |count| count.has))
+    }
+
+    fn waits(&self, who: Who) -> [usize; 3] {
+        SIZES.map(|size| self.crowds.get(&crowd(who, size)).map_or(0, |count| count.waits))
+    }
+
+    fn count(&mut self, who: Who, change: impl Fn(&mut Count)) {
+        for crowd in SIZES.map(|size| crowd(who, size)) {
+            let count = self.crowds.entry(crowd).or_default();
+            change(count);
+            if count.has == 0 && count.waits == 0 {
+                self.crowds.remove(&crowd);
+            }
+        }
+    }
+}
+
+fn crowd(who: Who, size: u8) -> Crowd {
+    (who.map(|address| network(address, size)), size)
+}
+
+fn forget(wanted_by: &mut HashMap<Who, BTreeSet<u64>>, who: Who, number: u64) {
+    if let Some(wants) = wanted_by.get_mut(&who) {
+        wants.remove(&number);
+        if wants.is_empty() {
+            wanted_by.remove(&who);
+        }
+    }
+}

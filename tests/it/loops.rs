@@ -117,7 +117,7 @@ async fn a_request_that_comes_round_is_refused_before_anything_else() {
 }
 
 #[tokio::test]
-async fn via_is_carried_on_and_has_an_end() {
+async fn via_is_carried_on() {
     let upstream = Registry::start().await;
     let image = Image::new(2).layers(&[1000]).put(&upstream, "library/alpine", "latest");
     let mirror = TestMirror::of(&upstream).await;
@@ -127,10 +127,6 @@ async fn via_is_carried_on_and_has_an_end() {
     let via: Vec<String> = upstream.requests().iter().map(|request| request.header("via").unwrap().to_owned()).collect();
     assert!(via[1].starts_with("1.1 larder-") && !via[1].contains(','), "{via:?}");
     assert_eq!(via[0], format!("1.0 fred, 1.1 cache.example, {}", via[1]));
-    for endless in [["1.1 x"; 9].join(", "), "x".repeat(2000)] {
-        let answer = mirror.get_with(&image.tag_path("latest"), &[("via", &endless)]).await.expect(508);
-        assert!(answer.text().contains("more proxies"), "{}", answer.text());
-    }
 }
 
 #[tokio::test]
@@ -139,9 +135,9 @@ async fn who_has_come_too_far_spoils_nothing_for_others() {
     let image = Image::new(4).put(&registry, "library/alpine", "latest");
     let inner = TestMirror::of(&registry).await;
     let outer = before(inner.address(), None).await;
-    let far = ["1.1 x"; 8].join(", ");
-    outer.get_with(&image.tag_path("latest"), &[("via", &far)]).await.expect(508);
-    outer.get(&image.tag_path("latest")).await.expect(200);
+    let far = format!("{}, 1.1 {}", ["1.1 x"; 100].join(", "), "x".repeat(2_000));
+    outer.get_with(&image.tag_path("latest"), &[("via", &far)]).await.expect(200);
+    assert_eq!(registry.requests()[0].header("via").unwrap().split(',').count(), 9);
     outer.clock().advance(Duration::from_mins(1));
     inner.clock().advance(Duration::from_mins(1));
     outer.get_with(&image.tag_path("latest"), &[("via", &far)]).await.expect(200);

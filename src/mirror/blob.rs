@@ -144,7 +144,7 @@ impl Mirror {
             if !started {
                 origin.behalf.trace.shares(&interest.origin().behalf.trace);
             }
-            let own = interest.origin().asker() == origin.asker();
+            let own = interest.origin().view() == origin.view();
             let mut size_told = None;
             if interest.origin().repository != origin.repository && !proven {
                 // The bytes come by another repository; the right to them does not.

@@ -7,14 +7,14 @@ use crate::clock::Timestamp;
 use crate::oci::Tag;
 use crate::upstream;
 
-use super::rights::Asker;
+use super::rights::View;
 use super::{REMEMBERED, Refusal};
 
 /// Each of these tags is left alone for a moment. After that they take turns, one in a moment for each upstream, until one of
 /// them is answered: then all may ask. So an upstream that is well again is found out soon, and one that is not has little to
 /// do with it, however many tags there are.
 pub(super) struct HeldOff {
-    tags: moka::sync::Cache<(Asker, Tag), Failed>,
+    tags: moka::sync::Cache<(View, Tag), Failed>,
     upstreams: moka::sync::Cache<Arc<str>, Arc<Mutex<Turn>>>,
 }
 
@@ -47,7 +47,7 @@ impl HeldOff {
 
     /// Why a tag is not to be asked for at `now`, if it is not. If it is, it is its turn, which does not come to the others until
     /// a moment later. `patient`: who asks has an older answer; who has none waits for no turn.
-    pub(super) fn check(&self, key: &(Asker, Tag), now: Timestamp, patient: bool) -> Option<Refusal> {
+    pub(super) fn check(&self, key: &(View, Tag), now: Timestamp, patient: bool) -> Option<Refusal> {
         let Failed { at, until, why } = self.tags.get(key)?;
         if now < until {
             return Some(why);
@@ -64,7 +64,7 @@ impl HeldOff {
         None
     }
 
-    pub(super) fn failed(&self, key: (Asker, Tag), now: Timestamp, why: &Refusal) {
+    pub(super) fn failed(&self, key: (View, Tag), now: Timestamp, why: &Refusal) {
         let until = match why {
             // It keeps to that itself.
             Refusal::Upstream(upstream::Error::RateLimited { until }) => (*until).min(now + MOMENT),
@@ -73,13 +73,13 @@ impl HeldOff {
         self.tags.insert(key, Failed { at: now, until, why: why.clone() });
     }
 
-    pub(super) fn answered(&self, key: &(Asker, Tag), now: Timestamp) {
+    pub(super) fn answered(&self, key: &(View, Tag), now: Timestamp) {
         self.tags.invalidate(key);
         self.turn(&key.0).lock().unwrap_or_else(PoisonError::into_inner).well = now;
     }
 
-    fn turn(&self, asker: &Asker) -> Arc<Mutex<Turn>> {
-        self.upstreams.get_with_by_ref(&asker.repository.upstream, Arc::default)
+    fn turn(&self, view: &View) -> Arc<Mutex<Turn>> {
+        self.upstreams.get_with_by_ref(&view.repository.upstream, Arc::default)
     }
 }
 
@@ -88,9 +88,9 @@ mod tests {
     use super::*;
     use crate::oci::Repository;
 
-    fn key(upstream: &str, tag: &str) -> (Asker, Tag) {
+    fn key(upstream: &str, tag: &str) -> (View, Tag) {
         let repository = Repository { upstream: upstream.into(), name: "library/app".parse().unwrap() };
-        (Asker { repository, client: None }, tag.parse().unwrap())
+        (View { repository, client: None }, tag.parse().unwrap())
     }
 
     /// How many of a hundred tags of one upstream may ask at `now`.

@@ -157,7 +157,7 @@ impl Mirror {
         F: Future<Output = Result<Cached, Refusal>> + Send + 'static,
     {
         let thing = Thing::List(key.clone());
-        let key = (origin.asker(), key);
+        let key = (origin.view(), key);
         let cached = self.0.lists.get(&key);
         let age = cached.as_ref().map(|cached| self.0.clock.now().since(cached.at));
         if let (true, Some(cached), Some(age)) = (fresh_will_do, &cached, age)

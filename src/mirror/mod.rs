@@ -44,7 +44,7 @@ use held_off::HeldOff;
 use hot::HotManifests;
 use logins::Logins;
 use prefetch::Prefetches;
-use rights::{Asker, Rights};
+use rights::{Rights, View};
 use shared::Shared;
 
 pub use access::Access;
@@ -88,14 +88,14 @@ struct Inner {
     manifests: Shared<Digest, Arc<manifest::Verified>>,
     proofs: Shared<(Digest, Kind), proofs::Said>,
     /// Repositories whose upstream could not be asked for a proof.
-    unasked: moka::sync::Cache<Asker, proofs::Unasked>,
+    unasked: moka::sync::Cache<View, proofs::Unasked>,
     tags: Shared<Tag, tags::Checked>,
     held_off: HeldOff,
     /// When the upstream had last been asked for tags for which it has since been asked ahead of time.
     ahead: moka::sync::Cache<(Repository, Tag), Timestamp>,
     /// What is not there, and until when that is believed.
-    missing: moka::sync::Cache<(Asker, Thing), (Timestamp, upstream::Error)>,
-    lists: moka::sync::Cache<(Asker, String), lists::Cached>,
+    missing: moka::sync::Cache<(View, Thing), (Timestamp, upstream::Error)>,
+    lists: moka::sync::Cache<(View, String), lists::Cached>,
     shopping: Kept<shopping::Shopping>,
     incidents: incidents::Incidents,
     pulls: Kept<pulls::Pulls>,
@@ -231,11 +231,11 @@ impl Mirror {
             ahead: moka::sync::Cache::new(REMEMBERED),
             missing: moka::sync::Cache::builder()
                 .max_capacity(MISSING_BYTES)
-                .weigher(|(_, thing): &(Asker, Thing), _| thing.weight())
+                .weigher(|(_, thing): &(View, Thing), _| thing.weight())
                 .build(),
             lists: moka::sync::Cache::builder()
                 .max_capacity(LIST_BYTES)
-                .weigher(|(_, key): &(Asker, String), list| lists::weight(key, list))
+                .weigher(|(_, key): &(View, String), list| lists::weight(key, list))
                 .build(),
             shopping: Kept::default(),
             incidents: incidents::Incidents::default(),
@@ -311,7 +311,7 @@ impl Mirror {
 
     /// Refuses what was found missing a moment ago.
     fn check_missing(&self, origin: &Origin, thing: Thing) -> Result<(), Refusal> {
-        match self.0.missing.get(&(origin.asker(), thing)) {
+        match self.0.missing.get(&(origin.view(), thing)) {
             Some((until, error)) if self.0.clock.now() < until => Err(error.into()),
             _ => Ok(()),
         }
@@ -331,7 +331,7 @@ impl Mirror {
             _ => {}
         }
         let until = self.0.clock.now() + self.0.options.negative_ttl;
-        self.0.missing.insert((origin.asker(), thing), (until, error.clone()));
+        self.0.missing.insert((origin.view(), thing), (until, error.clone()));
     }
 }
 

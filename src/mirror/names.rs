@@ -13,7 +13,7 @@ use crate::oci::{ImageName, Repository, Target};
 use crate::upstream::{Asking, Behalf, ClientCredential, DOCKER_HUB, PublicUrl, Upstream};
 
 use super::public::{self, Make, Public};
-use super::rights::Asker;
+use super::rights::View;
 use super::{Access, Freshness, Gate, Refusal};
 
 /// A repository and the registry to ask for it.
@@ -196,9 +196,9 @@ impl Origin {
         Gate::of(&self.registry)
     }
 
-    /// As whom the upstream is asked.
-    pub(super) fn asker(&self) -> Asker {
-        Asker { repository: self.repository.clone(), client: self.behalf.client.as_ref().map(ClientCredential::key) }
+    /// What the upstream says is so for this.
+    pub(super) fn view(&self) -> View {
+        View { repository: self.repository.clone(), client: self.behalf.client.as_ref().map(ClientCredential::key) }
     }
 
     /// Whether what the upstream says here is so for everyone; to one client it may say of another's things that they are not

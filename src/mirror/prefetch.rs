@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use crate::oci::{self, Digest};
 use crate::store::Kind;
 
-use super::rights::Asker;
+use super::rights::View;
 use super::{Mirror, Origin};
 
 /// The images whose layers are being fetched ahead of their clients, and what clients read.
@@ -29,7 +29,7 @@ struct Inner {
     read: watch::Sender<HashMap<Digest, usize>>,
 }
 
-type Image = (Asker, Digest);
+type Image = (View, Digest);
 
 /// A client reads a blob until the last clone of this is gone.
 #[derive(Clone)]
@@ -76,7 +76,7 @@ impl Mirror {
 
     async fn fetch_ahead(&self, origin: &Origin, layer: Digest) {
         let Some(manifest) = self.image_with(&layer).await else { return };
-        let Some(underway) = self.0.prefetches.begin((origin.asker(), manifest)) else { return };
+        let Some(underway) = self.0.prefetches.begin((origin.view(), manifest)) else { return };
         let (_, digest) = &underway.image;
         let held = self.held_manifest(origin, digest, self.proof(origin, digest, Kind::Manifest)).await;
         let Some(held) = held else { return };

@@ -93,7 +93,7 @@ impl Mirror {
         let now = self.0.clock.now();
         // Where nobody is asked it costs nothing to try.
         let in_vain = origin.ask().is_in_vain();
-        let why = match self.0.unasked.get(&origin.asker()).filter(|unasked| now < unasked.until) {
+        let why = match self.0.unasked.get(&origin.view()).filter(|unasked| now < unasked.until) {
             Some(unasked) => unasked.why,
             None => match self.in_time(self.ask_for_proof(origin, digest, kind, By::Head, true)).await {
                 // A manifest shows itself for as little. And what is too old to be served is fetched, if it can be.
@@ -104,7 +104,7 @@ impl Mirror {
                 Err(Refusal::Upstream(error)) if error.is_definitive() => return Err(error.into()),
                 Err(why) => {
                     if !in_vain {
-                        self.0.unasked.insert(origin.asker(), Unasked { until: now + WAIT, why: why.clone() });
+                        self.0.unasked.insert(origin.view(), Unasked { until: now + WAIT, why: why.clone() });
                     }
                     why
                 }

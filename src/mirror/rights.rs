@@ -13,9 +13,9 @@ use crate::upstream::{self, CredentialKey, Speaks};
 use super::shared::Shared;
 use super::{Mirror, Origin, Refusal, Thing};
 
-/// As whom a repository is asked. Without a client it is larder itself, for everyone.
+/// A repository as its upstream lets one client see it; without a client, as it lets larder, for everyone.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub(super) struct Asker {
+pub(super) struct View {
     pub(super) repository: Repository,
     pub(super) client: Option<CredentialKey>,
 }
@@ -38,7 +38,7 @@ enum Right {
 /// What upstreams have said.
 pub(super) struct Rights {
     /// Until when each yes is believed.
-    granted: moka::sync::Cache<(Asker, Right), Timestamp>,
+    granted: moka::sync::Cache<(View, Right), Timestamp>,
     asking: Shared<Wanted, ()>,
 }
 
@@ -68,7 +68,7 @@ impl Mirror {
     pub async fn authorize(&self, origin: &Origin, wanted: &Wanted, name: &str) -> Result<(), Refusal> {
         let Some(gate) = origin.gate() else { return Ok(()) };
         let Some(client) = &origin.behalf.client else { return Err(gate.challenge(Some(name), None)) };
-        let granted = self.0.rights.granted.get(&(origin.asker(), wanted.right()));
+        let granted = self.0.rights.granted.get(&(origin.view(), wanted.right()));
         if granted.is_some_and(|until| self.0.clock.now() < until) {
             return Ok(());
         }
@@ -92,7 +92,7 @@ impl Mirror {
                 origin.behalf.client.iter().for_each(|client| origin.upstream().forget_token(client, &origin.repository.name));
                 match mirror.ask_for(&origin, &wanted).await {
                     Ok(()) => {
-                        mirror.0.rights.granted.insert((origin.asker(), wanted.right()), now + BELIEVED);
+                        mirror.0.rights.granted.insert((origin.view(), wanted.right()), now + BELIEVED);
                         Ok(())
                     }
                     Err(error) => {

@@ -5,13 +5,13 @@ use std::hash::Hash;
 use crate::flight::{Flights, Outcome};
 use crate::upstream::{Askers, Company, Presence};
 
-use super::rights::Asker;
+use super::rights::View;
 use super::{Origin, Refusal};
 
 /// What upstreams are asked at the moment, about things of one kind. What an upstream says, and above all that it says no, is for the one
 /// as whom it was asked.
 pub(super) struct Shared<T, A> {
-    flights: Flights<(Asker, T), Result<A, Refusal>, Company>,
+    flights: Flights<(View, T), Result<A, Refusal>, Company>,
 }
 
 // === impl Shared ===
@@ -103,7 +103,7 @@ where
                 answer
             }
         };
-        let key = (origin.asker(), thing.clone());
+        let key = (origin.view(), thing.clone());
         let (presence, answer) = self.flights.join_company(key, || askers.company(), |company| company.enter(askers), work);
         (presence, answer, ours)
     }

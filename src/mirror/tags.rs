@@ -114,7 +114,7 @@ impl Mirror {
     /// A tag is asked for more than once, and is not fresh for much longer. The upstream is asked ahead of time, so that nobody waits
     /// for it: at most once, as the next answer begins a new TTL.
     fn ask_ahead(&self, origin: &Origin, tag: &Tag, record: &TagRecord) {
-        let (key, flight) = ((origin.repository.clone(), tag.clone()), (origin.asker(), tag.clone()));
+        let (key, flight) = ((origin.repository.clone(), tag.clone()), (origin.view(), tag.clone()));
         let is_done = origin.is_offline() || self.0.ahead.get(&key) == Some(record.checked);
         if !is_done && self.0.held_off.check(&flight, self.0.clock.now(), true).is_none() {
             self.0.ahead.insert(key, record.checked);
@@ -141,7 +141,7 @@ impl Mirror {
     /// wants to know better.
     async fn check_tag(&self, origin: &Origin, tag: &Tag, seen: Option<&TagRecord>) -> Result<Checked, Refusal> {
         self.check_missing(origin, Thing::Tag(tag.clone()))?;
-        let key = (origin.asker(), tag.clone());
+        let key = (origin.view(), tag.clone());
         if let Some(why) = self.0.held_off.check(&key, self.0.clock.now(), seen.is_some()) {
             return Err(why);
         }
@@ -154,7 +154,7 @@ impl Mirror {
         // Where nobody is asked it costs nothing to try.
         let in_vain = origin.ask().is_in_vain();
         let checked = self.check_tag_now(&origin, &tag, seen.as_ref()).await;
-        let (key, now) = ((origin.asker(), tag), self.0.clock.now());
+        let (key, now) = ((origin.view(), tag), self.0.clock.now());
         match &checked {
             Ok(_) => self.0.held_off.answered(&key, now),
             Err(Refusal::Upstream(error)) if error.is_definitive() => {

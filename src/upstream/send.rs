@@ -43,7 +43,7 @@ pub(super) struct Question<'a> {
 pub struct Shortcut(Mutex<Option<(String, Url)>>);
 
 /// As whom to ask.
-enum Who {
+enum Principal {
     Account(Arc<Account>),
     Client(Login),
 }
@@ -55,13 +55,13 @@ impl Upstream {
     pub(super) async fn send_to(&self, endpoint: &Endpoint, question: &Question<'_>) -> Result<Response, Error> {
         endpoint.client.check()?;
         let (mut limited, mut shut_out): (Option<Timestamp>, Option<Error>) = (None, None);
-        for who in self.who(question) {
-            let admitted = endpoint.budget(who.key(), |budget| budget.admit(question.purpose, self.clock.now()));
+        for principal in self.principals(question) {
+            let admitted = endpoint.budget(principal.key(), |budget| budget.admit(question.purpose, self.clock.now()));
             let until = match admitted {
-                Ok(()) => match self.send_as(endpoint, &who, question).await {
+                Ok(()) => match self.send_as(endpoint, &principal, question).await {
                     Err(Error::RateLimited { until }) => {
                         tracing::warn!(upstream = %self.name, host = %endpoint.client.host(), "the upstream limits the rate of requests; it is left alone for a while");
-                        endpoint.budget(who.key(), |budget| budget.leave_alone(question.purpose, self.clock.now(), until));
+                        endpoint.budget(principal.key(), |budget| budget.leave_alone(question.purpose, self.clock.now(), until));
                         until
                     }
                     Err(error @ Error::Credentials(_)) => {
@@ -79,29 +79,31 @@ impl Upstream {
         Err(limited.map(|until| Error::RateLimited { until }).or(shut_out).unwrap_or(Error::Offline))
     }
 
-    fn who(&self, question: &Question<'_>) -> Vec<Who> {
+    fn principals(&self, question: &Question<'_>) -> Vec<Principal> {
         if let Some(client) = &question.behalf.client {
-            return vec![Who::Client(Login::of(client))];
+            return vec![Principal::Client(Login::of(client))];
         }
-        self.accounts.get().of(question.repository).into_iter().map(Who::Account).collect()
+        self.accounts.get().of(question.repository).into_iter().map(Principal::Account).collect()
     }
 
     /// Asks as this account; once more where it has a new password.
-    async fn send_as(&self, endpoint: &Endpoint, who: &Who, question: &Question<'_>) -> Result<Response, Error> {
-        let mut login = who.login().await?;
+    async fn send_as(&self, endpoint: &Endpoint, principal: &Principal, question: &Question<'_>) -> Result<Response, Error> {
+        let mut login = principal.login().await?;
         if !endpoint.trusted {
             login.credential = None;
         }
-        match (self.send_with(endpoint, &login, question).await, who, &login.credential) {
-            (Err(Error::Credentials(why)), Who::Account(account), Some(credential)) => match account.renew(credential).await? {
-                Some(renewed) => {
-                    let login = Login { credential: Some(renewed), ..login };
-                    self.send_with(endpoint, &login, question).await
+        match (self.send_with(endpoint, &login, question).await, principal, &login.credential) {
+            (Err(Error::Credentials(why)), Principal::Account(account), Some(credential)) => {
+                match account.renew(credential).await? {
+                    Some(renewed) => {
+                        let login = Login { credential: Some(renewed), ..login };
+                        self.send_with(endpoint, &login, question).await
+                    }
+                    None => Err(Error::Credentials(why)),
                 }
-                None => Err(Error::Credentials(why)),
-            },
+            }
             // They are not larder's; it is the client who may not.
-            (Err(Error::Credentials(_)), Who::Client(_), _) => Err(Error::Denied),
+            (Err(Error::Credentials(_)), Principal::Client(_), _) => Err(Error::Denied),
             (outcome, ..) => outcome,
         }
     }
@@ -223,9 +225,9 @@ impl Shortcut {
     }
 }
 
-// === impl Who ===
+// === impl Principal ===
 
-impl Who {
+impl Principal {
     fn key(&self) -> LoginKey {
         match self {
             Self::Account(account) => account.key(),

@@ -29,6 +29,8 @@ pub(in crate::mirror) enum For {
 
 impl Interest {
     pub(super) fn of(fill: &Arc<Fill>, askers: &Askers, what_for: For) -> Self {
+        // Whoever wants a blob is one: those of a company who come later would not be noted.
+        debug_assert!(matches!(askers, Askers::One(_)), "a company wants a blob");
         Self::with(fill, fill.company.enter(askers), what_for)
     }
 

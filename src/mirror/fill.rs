@@ -81,30 +81,50 @@ impl Mirror {
 
     /// Returns true if the bytes were wrong and are to be fetched anew, which those who wait have been told.
     async fn fill_once(&self, fill: &Arc<Fill>, last: bool) -> bool {
-        let mut left = None;
-        if self.0.store.has_partial_from(&fill.origin.repository.upstream, &fill.digest) {
-            left = Some(self.begin_writer(fill).await);
-        }
-        let earlier = left.as_ref().is_some_and(|writer| writer.accepted() > 0);
-        let (mut writer, mut body) = match self.begin_fill(fill, &mut left).await {
+        let (mut writer, mut goes_on) = match self.begin_fill(fill).await {
             Ok(Some(begun)) => begun,
             Err(error) if !self.0.stopping.is_cancelled() => {
                 self.note_failure(&fill.origin, Thing::Blob(fill.digest.clone()), &error);
                 self.fill_ended(fill, "failed");
                 fill.head.send_replace(Head::Failed(error.into()));
-                if let Some(writer) = left {
-                    writer.suspend().await;
-                }
                 return false;
             }
             Ok(None) | Err(_) => {
-                self.stop_fill(fill, left).await;
+                self.stop_fill(fill, None).await;
                 return false;
             }
         };
-        let mut senders = Senders { earlier, now: Vec::new() };
+        let mut senders = Senders { earlier: writer.accepted() > 0, now: Vec::new() };
         let mut tries = Tries::new(TRIES, self.0.options.fill_timeout, writer.accepted());
         loop {
+            let body = match goes_on.take() {
+                Some(body) => body,
+                None => match self.unless_stopping(self.resume(fill, &mut writer, tries.in_vain())).await.flatten() {
+                    Ok(Resumed::GoesOn(body)) => {
+                        self.0.metrics.fill_resumed();
+                        *body
+                    }
+                    Ok(Resumed::Differs(found)) => {
+                        self.0.metrics.resume_mismatched();
+                        return self.reject(fill, writer, found, &Senders { earlier: true, ..senders }, last).await;
+                    }
+                    // Without anyone it does not stand in line.
+                    Err(upstream::Error::Left) => {
+                        if self.0.fills.close(fill) {
+                            self.stop_fill(fill, Some(writer)).await;
+                            return false;
+                        }
+                        continue;
+                    }
+                    Err(error) => {
+                        if error.is_definitive() || self.0.stopping.is_cancelled() || !tries.failed() {
+                            self.give_up(fill, writer, &error).await;
+                            return false;
+                        }
+                        continue;
+                    }
+                },
+            };
             let mut segments = Segments::new(fill, body, writer.accepted(), self.0.options.blob_connections);
             let stretch = self.transfer(fill, &mut writer, &mut segments).await;
             senders.now.extend(segments.into_sources());
@@ -122,36 +142,7 @@ impl Mirror {
                     }
                 }
             }
-            body = loop {
-                match self.unless_stopping(self.resume(fill, &mut writer, tries.in_vain())).await.flatten() {
-                    Ok(Resumed::GoesOn(body)) => {
-                        self.0.metrics.fill_resumed();
-                        break *body;
-                    }
-                    Ok(Resumed::Differs(found)) => {
-                        self.0.metrics.resume_mismatched();
-                        return self.reject(fill, writer, found, &Senders { earlier: true, ..senders }, last).await;
-                    }
-                    // Without anyone it does not stand in line.
-                    Err(upstream::Error::Left) => {
-                        if self.0.fills.close(fill) {
-                            self.stop_fill(fill, Some(writer)).await;
-                            return false;
-                        }
-                    }
-                    Err(error) => {
-                        if error.is_definitive() || self.0.stopping.is_cancelled() || !tries.failed() {
-                            self.give_up(fill, writer, &error).await;
-                            return false;
-                        }
-                    }
-                }
-            };
         }
-    }
-
-    async fn begin_writer(&self, fill: &Fill) -> BlobWriter {
-        self.0.store.begin_from(&fill.origin.repository.upstream, fill.digest.clone()).await
     }
 
     /// Nobody wants it any more, or larder stops.
@@ -175,17 +166,14 @@ impl Mirror {
         fill.span(|span| span.text("larder.outcome", || how));
     }
 
-    /// Asks for the blob, from where an earlier fill stopped, and tells those who wait how large it is. `left`: what that fill has
-    /// left. Nothing else is opened before the upstream has answered: what clients make up costs no file, nor does what waits in line. What
-    /// it answers is noted whoever has left meanwhile: what is said to who comes next does not tell whether the bytes are here. `None`:
-    /// it was not asked, as nobody wants the blob any more.
-    async fn begin_fill(
-        &self,
-        fill: &Arc<Fill>,
-        left: &mut Option<BlobWriter>,
-    ) -> Result<Option<(BlobWriter, Body)>, upstream::Error> {
-        let here = left.as_ref().map_or(0, BlobWriter::accepted);
-        let start = here.saturating_sub(1);
+    /// Asks for the blob, from where an earlier fill stopped, and tells those who wait how large it is. Nothing is opened before the
+    /// upstream has said yes: what clients make up, and what waits in line, costs no file; and what takes as long as reading again what is
+    /// left of a blob tells nobody who may not have it that some is here. What it answers is noted whoever has left meanwhile: what is said
+    /// to who comes next does not tell whether the bytes are here. `None`: it was not asked, as nobody wants the blob any more. The body is
+    /// `None` where there turned out to be less than it goes on from.
+    async fn begin_fill(&self, fill: &Arc<Fill>) -> Result<Option<(BlobWriter, Option<Body>)>, upstream::Error> {
+        let sender = &fill.origin.repository.upstream;
+        let start = self.0.store.left_from(sender, &fill.digest).saturating_sub(1);
         let answer = loop {
             match self.ask_patiently(&fill.origin, || fill.begin(start)).await {
                 Err(upstream::Error::Left) if self.0.fills.close(fill) => return Ok(None),
@@ -195,20 +183,15 @@ impl Mirror {
             }
         };
         let BlobAnswer { offset, found: Found { size, cache_status, .. }, body } = answer;
-        let mut writer = match left.take() {
-            Some(writer) => writer,
-            None => self.begin_writer(fill).await,
-        };
-        if offset == 0 && writer.accepted() > 0 {
-            writer.restart().await;
-        }
+        let mut writer = self.0.store.begin_from(sender, fill.digest.clone(), offset).await;
         if let Some(size) = size {
             self.note_begun(&fill.origin, &fill.digest, size);
             writer.expect(size).await;
         }
         let bypass = writer.bypassed().map(ToString::to_string);
         fill.head.send_replace(Head::Begun(Begun { growth: writer.growth(), bypass, cache_status }));
-        Ok(Some((writer, body)))
+        let goes_on = writer.accepted() == offset;
+        Ok(Some((writer, goes_on.then_some(body))))
     }
 
     /// Asks once more where that is worth it: a client waits, and has other registries to ask.
@@ -341,8 +324,8 @@ impl Mirror {
 // === impl Fill ===
 
 impl Fill {
-    /// Asks for what follows on the byte at `start`, or for all of it. That byte is asked for again where something is here already: the
-    /// upstream's answer to it proves that the repository has the blob.
+    /// Asks for what follows on the byte at `start`, or for all of it: the body begins at the answer's offset. That byte is asked for again
+    /// where something is here already: the upstream's answer to it proves that the repository has the blob.
     async fn begin(&self, start: u64) -> Result<BlobAnswer, upstream::Error> {
         let mut answer = match self.ask((start > 0).then_some(Span { start, end: None })).await {
             // Another part; or the blob ends before that byte, so that the bytes are not its own.
@@ -351,6 +334,7 @@ impl Fill {
         };
         if answer.offset > 0 {
             answer.body.pass_over(1, |_| {}).await?;
+            answer.offset += 1;
         }
         Ok(answer)
     }

@@ -80,6 +80,8 @@ pub(super) struct Opening {
 /// A partial file that nobody is filling.
 pub(super) struct Partial {
     pub(super) charge: u64,
+    /// How much of it may be gone on with, as far as is known without a look at it.
+    pub(super) length: u64,
     pub(super) since: Timestamp,
     /// Some may still read what is in it.
     pub(super) open: Weak<Handle>,
@@ -197,8 +199,9 @@ impl Books {
         self.partials.insert(digest, partial);
     }
 
-    pub(super) fn has_partial(&self, digest: &Digest) -> bool {
-        self.partials.contains_key(digest)
+    /// How much of a partial file may be gone on with. Nothing is gone on with before all is counted.
+    pub(super) fn left_of(&self, partial: &Digest) -> u64 {
+        self.partials.get(partial).filter(|_| self.known).map_or(0, |partial| partial.length)
     }
 
     /// Hands the bytes of a partial file to the writer who goes on with it: they are reserved from now on.

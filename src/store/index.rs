@@ -176,7 +176,8 @@ impl Shared {
                 self.disk.remove_partial(&found.digest)?;
             } else {
                 let since = Timestamp::from(found.modified).min(now);
-                let partial = Partial { charge: charge(found.size).max(found.taken), since, open: Weak::new() };
+                let charge = charge(found.size).max(found.taken);
+                let partial = Partial { charge, length: found.size, since, open: Weak::new() };
                 lock(&self.books).add_partial(found.digest, partial);
             }
         }

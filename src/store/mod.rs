@@ -243,22 +243,23 @@ impl Store {
         lock(&self.0.books).lru.size(digest)
     }
 
-    /// Whether an earlier writer has left some of what `sender` sent of a blob, from where the next one goes on.
+    /// How many bytes an earlier writer has left of what `sender` sent of a blob, as the books have it: the file is not looked at.
     #[must_use]
-    pub fn has_partial_from(&self, sender: &str, digest: &Digest) -> bool {
-        lock(&self.0.books).has_partial(&gathering(sender, digest))
+    pub fn left_from(&self, sender: &str, digest: &Digest) -> u64 {
+        lock(&self.0.books).left_of(&gathering(sender, digest))
     }
 
-    /// Begins to bring a blob in.
+    /// Begins to bring a blob in, from its first byte.
     pub async fn begin(&self, digest: Digest) -> BlobWriter {
         let partial = digest.clone();
-        BlobWriter::begin(Arc::clone(&self.0), digest, partial).await
+        BlobWriter::begin(Arc::clone(&self.0), digest, partial, 0).await
     }
 
-    /// Likewise as `sender` sends it, who may send anything: nobody else waits for that, or goes on from what is left of it.
-    pub async fn begin_from(&self, sender: &str, digest: Digest) -> BlobWriter {
+    /// Likewise as `sender` sends it, who may send anything: nobody else waits for that, or goes on from what is left of it. `at`: where
+    /// the sender goes on; what is left before that is read again, and may be less than [`left_from`](Self::left_from) has told.
+    pub async fn begin_from(&self, sender: &str, digest: Digest, at: u64) -> BlobWriter {
         let partial = gathering(sender, &digest);
-        BlobWriter::begin(Arc::clone(&self.0), digest, partial).await
+        BlobWriter::begin(Arc::clone(&self.0), digest, partial, at).await
     }
 
     /// Begins to bring a blob in whose digest is known when all of it is here: see [`BlobWriter::call`]. `name` says which of these
@@ -271,9 +272,6 @@ impl Store {
     /// Brings in a blob whose verified bytes are at hand, and links it to what it names.
     pub async fn put(&self, digest: &Digest, bytes: Bytes, names: &[Digest]) -> Finished {
         let mut writer = self.begin(digest.clone()).await;
-        if writer.accepted() > 0 {
-            writer.restart().await;
-        }
         writer.expect(bytes.len() as u64).await;
         writer.push(bytes);
         let finished = writer.finish().await;

@@ -294,7 +294,11 @@ fn writers_readers_and_evictions_together_never_exceed_the_budget_and_leave_the_
                     let scratch = Arc::clone(&scratch);
                     spawn(async move {
                         let digest = Digest::sha256(&blob);
-                        let mut writer = scratch.store.begin(digest.clone()).await;
+                        let begin = async || {
+                            let left = scratch.store.left_from("docker.io", &digest);
+                            scratch.store.begin_from("docker.io", digest.clone(), left).await
+                        };
+                        let mut writer = begin().await;
                         writer.expect(blob.len() as u64).await;
                         scratch.check();
                         if n == 2 {
@@ -303,7 +307,7 @@ fn writers_readers_and_evictions_together_never_exceed_the_budget_and_leave_the_
                             let _ = futures_util::poll!(Box::pin(writer.progress()));
                             drop(writer);
                             scratch.check();
-                            writer = scratch.store.begin(digest.clone()).await;
+                            writer = begin().await;
                             writer.expect(blob.len() as u64).await;
                         }
                         if writer.bypassed().is_some() {

@@ -91,9 +91,9 @@ const STRIDE: u64 = 64 << 20;
 // === impl BlobWriter ===
 
 impl BlobWriter {
-    /// Begins, or goes on with what an earlier writer left in this partial file: those bytes are hashed again and can be followed at
-    /// once.
-    pub(super) async fn begin(store: Arc<Shared>, digest: Digest, partial: Digest) -> Self {
+    /// Begins, or goes on with the first `most` bytes of what an earlier writer left in this partial file: those are hashed again and can
+    /// be followed at once.
+    pub(super) async fn begin(store: Arc<Shared>, digest: Digest, partial: Digest, most: u64) -> Self {
         let (claim, reserved) = {
             let mut books = lock(&store.books);
             let claim = if books.known {
@@ -131,7 +131,7 @@ impl BlobWriter {
         match &writer.target {
             Target::File(partial) => {
                 let partial = Arc::clone(partial);
-                writer.read_again(&partial, length).await;
+                writer.read_again(&partial, length, most).await;
                 writer.growing.set_file(Arc::clone(partial.handle()));
                 writer.growing.advance(writer.accepted, writer.hasher.clone());
             }
@@ -140,11 +140,11 @@ impl BlobWriter {
         writer
     }
 
-    /// Hashes what an earlier writer left, a stretch at a time, as a disk that is slow does not hang. What cannot be read is cut
-    /// off; what cannot be cut off either is forgotten with all that is before it.
-    async fn read_again(&mut self, partial: &Arc<PartialFile>, length: u64) {
-        while self.accepted < length {
-            let (at, end) = (self.accepted, length.min(self.accepted + STRETCH));
+    /// Hashes what an earlier writer left, `most` bytes of it, a stretch at a time, as a disk that is slow does not hang. What is more
+    /// or cannot be read is cut off; what cannot be cut off is forgotten with all that is before it.
+    async fn read_again(&mut self, partial: &Arc<PartialFile>, length: u64, most: u64) {
+        while self.accepted < length.min(most) {
+            let (at, end) = (self.accepted, length.min(most).min(self.accepted + STRETCH));
             let (reading, mut hasher) = (Arc::clone(partial), self.hasher.clone());
             let read = self.store.writes.soon(move || {
                 let to = reading.hash(&mut hasher, at, end)?;
@@ -154,16 +154,18 @@ impl BlobWriter {
                 Ok((hasher, to)) => (self.hasher, self.accepted) = (hasher, to),
                 Err(error) => {
                     tracing::warn!(digest = %self.digest, %error, at, "a partial file can be read up to here");
-                    let cut = Arc::clone(partial);
-                    let cut = self.store.writes.soon(move || cut.file().truncate(at));
-                    if let Err(error) = cut.await.map_err(io::Error::from).flatten() {
-                        // Nobody has been told of these bytes, and the upstream need not go on with them.
-                        (self.accepted, self.hasher) = (0, Hasher::new(self.digest.algorithm()));
-                        let why = self.store.disk_failed("truncate", &error);
-                        self.bypass(why);
-                    }
-                    return;
+                    break;
                 }
+            }
+        }
+        if self.accepted < length {
+            let (cut, at) = (Arc::clone(partial), self.accepted);
+            let cut = self.store.writes.soon(move || cut.truncate(at));
+            if let Err(error) = cut.await.map_err(io::Error::from).flatten() {
+                // Nobody has been told of these bytes, and the upstream need not go on with them.
+                (self.accepted, self.hasher) = (0, Hasher::new(self.digest.algorithm()));
+                let why = self.store.disk_failed("truncate", &error);
+                self.bypass(why);
             }
         }
     }
@@ -206,21 +208,6 @@ impl BlobWriter {
             return;
         }
         self.to_allocate = Some(size);
-    }
-
-    /// Forgets the bytes of an earlier writer before anyone was told of them: the upstream does not go on with them.
-    pub async fn restart(&mut self) {
-        self.accepted = 0;
-        self.hasher = Hasher::new(self.digest.algorithm());
-        self.growing.advance(0, self.hasher.clone());
-        if let Target::File(partial) = &self.target {
-            let partial = Arc::clone(partial);
-            let truncate = self.store.writes.soon(move || partial.file().truncate(0));
-            if let Err(error) = truncate.await.map_err(io::Error::from).flatten() {
-                let why = self.store.disk_failed("truncate", &error);
-                self.bypass(why);
-            }
-        }
     }
 
     /// Accepts bytes. They move on while [`BlobWriter::progress`] is awaited. More than was announced are not accepted, and

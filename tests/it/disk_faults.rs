@@ -139,6 +139,24 @@ async fn what_stays_of_a_blob_that_could_not_be_written_has_no_hole() {
     assert_booked(&stopped.start().await).await;
 }
 
+/// They were gone on with, and found wrong once more, before the blob was fetched anew.
+#[tokio::test]
+async fn wrong_bytes_that_could_not_be_removed_are_not_gone_on_with() {
+    let (upstream, mirror) = world().await;
+    let (image, path) = put(&upstream, 5, 3 * MIB);
+    upstream.on(Match::get(&image.layers[0].digest).times(1), support::Fault::Corrupt { at: 10 });
+    mirror.faults().each(|operation, _| operation == Operation::Remove, Fault::Errno(EIO));
+    assert!(!mirror.get(&path).await.complete);
+    mirror.metric_is("larder_fills_total{outcome=\"mismatch\"}", 1).await;
+    assert!(partial_file(&mirror.cache_dir(), &image.layers[0].digest).exists());
+    mirror.faults().heal();
+    let answer = mirror.get(&path).await.expect(200);
+    assert!(answer.body == image.layers[0].bytes, "{} bytes", answer.body.len());
+    mirror.kept(&image.layers[0].digest).await;
+    assert_eq!(upstream.count("GET", &image.layers[0].digest), 2);
+    assert_booked(&mirror).await;
+}
+
 #[tokio::test]
 async fn a_disk_that_hangs_is_waited_for_once_and_then_by_nobody_until_it_answers() {
     let (upstream, mirror) = world().await;
@@ -239,7 +257,8 @@ async fn a_range_of_a_blob_that_the_disk_does_not_take_is_right_too() {
     }
 }
 
-/// It was hashed in one go, and where that took longer than the patience, the disk counted as one that hangs.
+/// It was hashed in one go, and where that took longer than the patience, the disk counted as one that hangs. The upstream, which has
+/// begun to answer, waits meanwhile, which is not held against it.
 #[tokio::test]
 async fn a_large_partial_file_on_a_slow_disk_is_gone_on_with() {
     let upstream = Registry::start().await;
@@ -249,6 +268,7 @@ async fn a_large_partial_file_on_a_slow_disk_is_gone_on_with() {
         .upstream("docker.io", &upstream)
         .set("cache.min_free = \"0%\"")
         .set("cache.patience = \"3s\"")
+        .set("upstream.\"docker.io\".idle_timeout = \"1s\"")
         .start()
         .await;
     let stopped = mirror.stop().await;
@@ -288,7 +308,8 @@ async fn a_partial_file_is_gone_on_with_from_where_it_can_be_read_to() {
     };
     mirror.faults().each(fails, Fault::Errno(EIO));
     assert!(mirror.get(&format!("/v2/library/app/blobs/{digest}")).await.expect(200).body == blob);
-    assert_eq!(upstream.requests()[0].range(), Some("bytes=33554431-"), "whole stretches are known to be right");
+    let ranges: Vec<_> = upstream.requests().iter().map(|request| request.range().unwrap().to_owned()).collect();
+    assert_eq!(ranges, ["bytes=37748735-", "bytes=33554432-"], "whole stretches are known to be right");
     logged(&["WARN", &digest, "a partial file can be read up to here", "at=33554432"]).await;
     mirror.kept(&digest).await;
     assert_booked(&mirror).await;
@@ -301,6 +322,7 @@ async fn a_partial_file_that_can_neither_be_read_nor_cut_is_forgotten_from_its_b
     let without_ranges = || vec![support::Fault::IgnoreRange];
     let without_size = || vec![support::Fault::IgnoreRange, support::Fault::NoLength];
     for (seed, fault, patience, upstreams) in [
+        (59, Fault::Errno(EIO), "10s", vec![]),
         (60, Fault::Errno(EIO), "10s", without_ranges()),
         (61, Fault::Errno(EIO), "10s", without_size()),
         (62, Fault::Hang, "3s", without_size()),
@@ -308,6 +330,8 @@ async fn a_partial_file_that_can_neither_be_read_nor_cut_is_forgotten_from_its_b
         let (upstream, mirror) = world().await;
         let blob = noise(seed, 40 * MIB);
         let digest = upstream.put_blob("library/app", blob.clone());
+        // It has gone on with them when it was asked, and has to begin anew.
+        upstream.on(Match::get(&digest).times(1), vec![]);
         upstream.on(Match::get(&digest), upstreams.clone());
         let stopped = mirror.stop().await;
         let partial = partial_file(&stopped.cache_dir(), &digest);
@@ -327,8 +351,8 @@ async fn a_partial_file_that_can_neither_be_read_nor_cut_is_forgotten_from_its_b
         let answer = tokio::time::timeout(PATIENCE, mirror.get(&path)).await.expect("it ends").expect(200);
         assert!(answer.body == blob, "{fault:?}, {upstreams:?}: {} bytes", answer.body.len());
         assert!(answer.header("cache-status").unwrap().contains("bypass"), "{:?}", answer.headers);
-        let ranges: Vec<_> = upstream.requests().iter().map(|request| request.range().map(str::to_owned)).collect();
-        assert_eq!(ranges, [None], "{fault:?}");
+        let ranges: Vec<_> = upstream.requests().iter().map(|request| request.range().unwrap().to_owned()).collect();
+        assert_eq!(ranges, ["bytes=37748735-", "bytes=0-"], "{fault:?}");
         logged(&["WARN", &digest, "a partial file can be read up to here", "at=33554432"]).await;
         assert!(mirror.trouble().unwrap().why.starts_with("truncate"), "{:?}", mirror.trouble());
         assert_eq!((counted(&mirror, "larder_bypasses_total{reason=\"disk\"}").await, mirror.holds(&digest)), (1, false));

@@ -1,13 +1,17 @@
 //! A cold pull in which one operation on the cache directory goes wrong: each of them, in every way.
 
+use std::fs;
 use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use larder::store::Operation;
 use larder::store::faults::{Fault, Loss};
 
-use crate::support::{Image, PATIENCE, PutImage, Registry, TestMirror, assert_booked, assert_sound, reboot};
+use crate::support::{Image, PATIENCE, PutImage, Registry, TestMirror, assert_booked, assert_sound, partial_file, reboot};
 
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
@@ -156,6 +160,38 @@ async fn a_panic_in_any_operation_reaches_no_client() {
     sweep(Fault::Panic).await;
 }
 
+/// What an earlier fill has left is opened, read again and cut while the upstream waits.
+#[tokio::test]
+async fn no_error_of_any_operation_on_what_is_left_of_a_blob_reaches_a_client_whatever_its_length_has_become() {
+    let shorter = |path: &Path| fs::File::options().write(true).open(path).unwrap().set_len(500_000).unwrap();
+    let longer = |path: &Path| fs::write(path, [fs::read(path).unwrap(), vec![7; 100_000]].concat()).unwrap();
+    for (of, change) in [("as it was", (|_| ()) as fn(&Path)), ("shorter", shorter), ("longer", longer)] {
+        for number in 0.. {
+            let what = format!("EIO at operation {number} on a partial file that is {of}");
+            let World { upstream, image, mirror } = World::new().await;
+            let stopped = mirror.stop().await;
+            let layer = &image.layers[0];
+            let partial = partial_file(&stopped.cache_dir(), &layer.digest);
+            fs::write(&partial, &layer.bytes[..700_000]).unwrap();
+            let mirror = stopped.start().await;
+            change(&partial);
+            let operations = Arc::new(AtomicUsize::new(0));
+            let seen = Arc::clone(&operations);
+            let fails = move |_, path: &Path| path == partial && seen.fetch_add(1, Ordering::Relaxed) == number;
+            mirror.faults().each(fails, Fault::Errno(EIO));
+            let world = World { upstream, image, mirror };
+            world.pull(&what).await;
+            let asked = world.upstream.requests();
+            assert!(asked.iter().any(|request| request.range() == Some("bytes=699999-")), "{what}: {asked:#?}");
+            world.mirror.faults().heal();
+            world.again().await.ends_well(&what).await;
+            if operations.load(Ordering::Relaxed) <= number {
+                break;
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_disk_that_hangs_at_any_operation_holds_up_no_client_for_long() {
     for number in operations().await {
@@ -177,8 +213,8 @@ async fn a_disk_that_fails_from_any_operation_on_reaches_no_client() {
         let (faults, first) = (world.mirror.faults().clone(), world.mirror.faults().count() + number);
         let counted = faults.clone();
         // The plan is asked under its own lock, so the count is kept here.
-        let seen = std::sync::atomic::AtomicUsize::new(counted.count());
-        faults.each(move |_, _| seen.fetch_add(1, std::sync::atomic::Ordering::Relaxed) >= first, Fault::Errno(EIO));
+        let seen = AtomicUsize::new(counted.count());
+        faults.each(move |_, _| seen.fetch_add(1, Ordering::Relaxed) >= first, Fault::Errno(EIO));
         world.pull(&what).await;
         world.mirror.faults().heal();
         world.again().await.ends_well(&what).await;

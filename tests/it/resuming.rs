@@ -1,13 +1,15 @@
 //! Transfers that break: how long they are taken up again, and what happens where the upstream then has something else.
 
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use larder::store::faults::Loss;
+use larder::store::Operation;
+use larder::store::faults::{self, Loss};
 
 use crate::support::{
-    Auth, Blobs, Fault, Log, Match, Registry, Setup, TestMirror, assert_booked, digest_of, noise, partial_file, reboot,
+    Auth, Blobs, Fault, Log, Match, Registry, Setup, TestMirror, assert_booked, digest_of, noise, partial_file, reboot, until,
 };
 
 const REPOSITORY: &str = "library/app";
@@ -205,6 +207,74 @@ async fn a_partial_file_that_was_damaged_is_found_out_and_the_blob_fetched_anew(
     mirror.kept(&digest).await;
     assert_eq!(mirror.get(&url).await.expect(200).body, blob);
     assert_eq!(ranges(&upstream, &digest), ["bytes=199999-", "all"]);
+}
+
+/// How much of it there is is known from the books when the upstream is asked, and what there is is seen when it has said yes.
+#[tokio::test]
+async fn a_partial_file_of_which_the_books_are_wrong_is_gone_on_with_as_far_as_both_go() {
+    /// What becomes of it, and how the upstream is then asked.
+    type Change = (&'static str, fn(&Path), &'static [&'static str]);
+    let shorter = |path: &Path| fs::File::options().write(true).open(path).unwrap().set_len(100_000).unwrap();
+    let longer = |path: &Path| fs::write(path, [fs::read(path).unwrap(), vec![7; 50_000]].concat()).unwrap();
+    let gone = |path: &Path| fs::remove_file(path).unwrap();
+    let changes: [Change; 4] = [
+        ("as it was", |_| (), &["bytes=199999-"]),
+        ("shorter", shorter, &["bytes=199999-", "bytes=100000-"]),
+        ("longer", longer, &["bytes=199999-"]),
+        ("gone", gone, &["bytes=199999-", "bytes=0-"]),
+    ];
+    for (what, change, asked) in changes {
+        for counted in [false, true] {
+            let (upstream, blob, digest) = with_blob(SIZE).await;
+            upstream.on(Match::get(&digest).times(1), vec![Fault::Gate { after: CUT }, Fault::Cut { after: CUT }]);
+            upstream.on(Match::get(&digest).times(1), Fault::status(404));
+            let mut mirror = TestMirror::of(&upstream).await;
+            let mut short = mirror.stream(&path(&digest)).await;
+            short.take(CUT).await;
+            upstream.release();
+            assert!(!short.rest().await.complete);
+            mirror.metric_is("larder_fills_total{outcome=\"given_up\"}", 1).await;
+            let partial = partial_file(&mirror.cache_dir(), &digest);
+            if counted {
+                mirror = mirror.stop().await.start().await;
+            } else {
+                // It is left when its length is what has come, and nothing is set aside behind that.
+                until("it is left", || mirror.used() < SIZE as u64).await;
+            }
+            change(&partial);
+            upstream.forget_requests();
+            let answer = mirror.get(&path(&digest)).await.expect(200);
+            assert!(answer.complete && answer.body == blob, "{what}: {} bytes", answer.body.len());
+            assert_eq!(ranges(&upstream, &digest), asked, "{what}");
+            mirror.kept(&digest).await;
+            assert_booked(&mirror).await;
+        }
+    }
+}
+
+/// The upstream is asked before the file is read again, and waits until that is done, or does not.
+#[tokio::test]
+async fn an_upstream_that_breaks_off_while_a_partial_file_is_read_again_is_asked_for_the_rest() {
+    let (upstream, blob, digest) = with_blob(SIZE).await;
+    upstream.on(Match::get(&digest).times(1), vec![Fault::Gate { after: 1000 }, Fault::Reset { after: 1000 }]);
+    let stopped = TestMirror::of(&upstream).await.stop().await;
+    let partial = partial_file(&stopped.cache_dir(), &digest);
+    fs::write(&partial, &blob[..CUT]).unwrap();
+    let mirror = stopped.start().await;
+    mirror.faults().each(move |operation, path: &Path| operation == Operation::Read && path == partial, faults::Fault::Hang);
+    let url = path(&digest);
+    let (answer, ()) = tokio::join!(mirror.get(&url), async {
+        until("it is read again", || mirror.faults().hanging() == 1).await;
+        upstream.held(1).await;
+        upstream.release();
+        until("the upstream has broken off", || upstream.held_now() == 0).await;
+        mirror.faults().heal();
+    });
+    assert!(answer.expect(200).body == blob);
+    let asked = ranges(&upstream, &digest);
+    assert!(asked.len() == 2 && asked[0] == "bytes=199999-", "{asked:?}");
+    mirror.kept(&digest).await;
+    assert_booked(&mirror).await;
 }
 
 /// Nobody had synced it. After a stop that was clean it was gone on with all the same: zeros went out, and then a short end.

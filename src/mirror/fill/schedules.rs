@@ -71,7 +71,9 @@ impl World {
         let fill = landing.fill();
         assert_eq!(self.at_once.fetch_add(1, Ordering::SeqCst), 0, "one fill at a time");
         self.transfers.fetch_add(1, Ordering::SeqCst);
-        let mut writer = self.store.begin_from("docker.io", self.digest.clone()).await;
+        let left = self.store.left_from("docker.io", &self.digest);
+        let mut writer = self.store.begin_from("docker.io", self.digest.clone(), left).await;
+        assert_eq!(writer.accepted(), left, "what the books tell of is there");
         assert_eq!(writer.bypassed(), None, "the last fill has let go of the file");
         if does == Does::Refuses {
             self.at_once.fetch_sub(1, Ordering::SeqCst);

@@ -153,9 +153,6 @@ impl Orders {
 
 /// A writer that has all of a file, and how that begins. What does not come whole is not kept.
 async fn filled(mut writer: BlobWriter, archive: &mut Archive<'_>, entry: &Entry) -> Result<(BlobWriter, Vec<u8>), String> {
-    if writer.accepted() > 0 {
-        writer.restart().await;
-    }
     writer.expect(entry.size).await;
     let mut beginning = Vec::new();
     loop {

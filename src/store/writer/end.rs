@@ -105,8 +105,7 @@ impl BlobWriter {
         self.growing.finish(End::Failed);
         let Target::File(partial) = &self.target else { return };
         let partial = Arc::clone(partial);
-        let length = self.accepted - self.batch_bytes as u64;
-        let left = self.store.writes.run(move || partial.leave(length));
+        let left = self.store.writes.run(move || partial.leave());
         patiently(&self.store.writes.clone(), left).await;
     }
 

@@ -90,7 +90,7 @@ impl Jobs {
             if broken.load(Ordering::Relaxed) {
                 return Err(io::Error::other("what comes before is not there"));
             }
-            let written = caught(|| partial.file().write_at(offset, &to_write));
+            let written = caught(|| partial.write_at(offset, &to_write));
             broken.fetch_or(written.is_err(), Ordering::Relaxed);
             written
         };

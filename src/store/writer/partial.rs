@@ -3,9 +3,11 @@
 use std::io;
 use std::sync::{Arc, Weak};
 
+use bytes::Bytes;
+
 use crate::oci::{Digest, Hasher};
 use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::super::books::{Claim, Partial};
 use super::super::disk::File;
@@ -24,6 +26,8 @@ pub(super) struct PartialFile {
     /// A digest, but not always that of the blob.
     name: Digest,
     handle: Arc<Handle>,
+    /// So many of its bytes are in it, the first of which may be gone on with.
+    length: AtomicU64,
     reservation: Mutex<Reservation>,
     /// It has become the blob, is removed, or is in the books as it is.
     settled: AtomicBool,
@@ -52,6 +56,7 @@ impl PartialFile {
             store: Arc::clone(store),
             name: name.clone(),
             handle: store.handle(file),
+            length: AtomicU64::new(length),
             reservation: Mutex::new(reservation),
             settled: AtomicBool::new(false),
             _claim: claim,
@@ -73,6 +78,21 @@ impl PartialFile {
             }
         }
         Ok(at)
+    }
+
+    /// Adds bytes where those that are in it end.
+    pub(super) fn write_at(&self, at: u64, chunks: &[Bytes]) -> io::Result<()> {
+        self.file().write_at(at, chunks)?;
+        let length = at + chunks.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
+        self.length.store(length, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Cuts off what is behind its first `length` bytes.
+    pub(super) fn truncate(&self, length: u64) -> io::Result<()> {
+        self.file().truncate(length)?;
+        self.length.store(length, Ordering::Relaxed);
+        Ok(())
     }
 
     pub(super) fn handle(&self) -> &Arc<Handle> {
@@ -123,14 +143,15 @@ impl PartialFile {
         }
     }
 
-    /// Leaves its first `length` bytes for the next writer.
-    pub(super) fn leave(&self, length: u64) {
+    /// Leaves what is in it for the next writer.
+    pub(super) fn leave(&self) {
+        let length = self.length.load(Ordering::Relaxed);
         // Also gives back what was allocated beyond the end.
-        let left = caught(|| self.file().truncate(length));
+        let left = caught(|| self.truncate(length));
         if length == 0 || left.is_err() {
             self.remove();
         } else {
-            self.enter(charge(length));
+            self.enter(charge(length), length);
         }
     }
 
@@ -145,15 +166,16 @@ impl PartialFile {
             }
             Err(error) => {
                 tracing::warn!(partial = %self.name, %error, "a partial file could not be removed");
-                self.enter(self.reserved());
+                // Nobody is to go on with it.
+                self.enter(self.reserved(), 0);
             }
         }
     }
 
-    /// Puts it into the books as a file that nobody fills.
-    fn enter(&self, charge: u64) {
+    /// Puts it into the books as a file that nobody fills, and of which `length` bytes may be gone on with.
+    fn enter(&self, charge: u64, length: u64) {
         let reserved = self.settle();
-        let partial = Partial { charge, since: self.store.clock.now(), open: Arc::downgrade(&self.handle) };
+        let partial = Partial { charge, length, since: self.store.clock.now(), open: Arc::downgrade(&self.handle) };
         let mut books = lock(&self.store.books);
         books.release(reserved);
         books.add_partial(self.name.clone(), partial);
@@ -169,7 +191,7 @@ impl PartialFile {
 impl Drop for PartialFile {
     fn drop(&mut self) {
         if !self.settled.load(Ordering::Relaxed) {
-            self.enter(self.reserved());
+            self.enter(self.reserved(), self.length.load(Ordering::Relaxed));
         }
     }
 }
@@ -181,6 +203,6 @@ fn abandon(store: &Shared, name: &Digest, mut reservation: Reservation) {
         let charge = reservation.forget();
         let mut books = lock(&store.books);
         books.release(charge);
-        books.add_partial(name.clone(), Partial { charge, since: store.clock.now(), open: Weak::new() });
+        books.add_partial(name.clone(), Partial { charge, length: 0, since: store.clock.now(), open: Weak::new() });
     }
 }

@@ -1,5 +1,6 @@
 //! What a client may have of a cache that others have filled: what its own repository holds, and no sign of the rest.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -7,7 +8,7 @@ use futures_util::future::join_all;
 use http::Method;
 
 use crate::public::{blob, open_to, read};
-use crate::support::{Answer, Client, Fault, Image, Match, PATIENCE, PutImage, Registry, TestMirror, noise};
+use crate::support::{Answer, Client, Fault, Image, Match, PATIENCE, PutImage, Registry, TestMirror, noise, partial_file};
 
 /// What the registry was asked: by which method, for what, in whose name.
 fn asked(registry: &Registry) -> Vec<String> {
@@ -142,6 +143,34 @@ async fn a_no_takes_as_long_for_what_is_here_as_for_what_is_not() {
             assert!(took.iter().any(|took| *took < LATENCY * 2), "{path}: {took:?}");
         }
     }
+}
+
+/// What a fill for another repository had left was opened and hashed before anyone was asked: gigabytes of it are seconds, which the
+/// one who asked could count, and which each question in vain cost anew.
+#[tokio::test]
+async fn of_what_others_have_left_of_a_blob_nothing_is_read_for_a_no() {
+    let registry = Registry::start().await;
+    let image = Image::new(7).layers(&[3 << 20]).put(&registry, "team/one", "latest");
+    let layer = &image.layers[0];
+    let (left, empty) = (TestMirror::of(&registry).await.stop().await, TestMirror::of(&registry).await);
+    let partial = partial_file(&left.cache_dir(), &layer.digest);
+    fs::write(&partial, &layer.bytes[..2 << 20]).unwrap();
+    let mirrors = [left.start().await, empty];
+    let before = mirrors[0].faults().count();
+    for code in [404, 403, 401, 410, 405, 429, 500] {
+        let repository = format!("team/s{code}");
+        registry.on(Match::any(format!("/{repository}/")), Fault::status(code));
+        looks_alike(&registry, &mirrors, &image, &repository, &code.to_string()).await;
+    }
+    registry.on(Match::any("/team/two/"), Fault::Cut { after: 0 });
+    looks_alike(&registry, &mirrors, &image, "team/two", "a cut").await;
+    assert_eq!(mirrors[0].faults().since(before), [], "the disk has heard nothing of it");
+
+    // Whose repository has the blob goes on from there.
+    registry.forget_requests();
+    assert_eq!(mirrors[0].get(&image.blob_path(layer)).await.expect(200).body, layer.bytes);
+    assert_eq!(registry.requests()[0].range(), Some("bytes=2097151-"));
+    assert_eq!(registry.requests().len(), 1, "{:#?}", registry.requests());
 }
 
 #[tokio::test]

@@ -4,6 +4,8 @@
 //! A reader may hang: a terminal that was stopped, a container engine or a log whose disk is full. That must not hold up a pull. And
 //! a line for each request, one system call each, is a good part of what a small answer costs.
 
+use std::borrow::Cow;
+use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -28,6 +30,29 @@ struct Shared {
 
 /// It is given how many there were before it, since the last that went out.
 type Lost = dyn Fn(u64) + Send + Sync;
+
+/// Whether a terminal would obey it, or show other text than it stands in.
+pub(crate) fn misleads(shown: char) -> bool {
+    shown.is_control()
+        || matches!(shown, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+}
+
+/// Text of JSON in which what misleads is escaped.
+pub(crate) fn plain_json(text: &str) -> Cow<'_, str> {
+    if text.bytes().all(|byte| (b' '..0x7f).contains(&byte)) {
+        return text.into();
+    }
+    let mut plain = String::with_capacity(text.len() + 16);
+    for shown in text.chars() {
+        if misleads(shown) {
+            // All of these are in the plane that has four digits.
+            let _ = write!(plain, "\\u{:04x}", u32::from(shown));
+        } else {
+            plain.push(shown);
+        }
+    }
+    plain.into()
+}
 
 #[derive(Default)]
 struct Waiting {

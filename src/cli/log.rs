@@ -15,7 +15,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use crate::app::{LogFormat, LogLevel, LogOptions};
-use crate::lines::{Ending, Lines};
+use crate::lines::{Ending, Lines, plain_json};
 
 /// A line of text: when, how bad, where, what, and `name=value` for all else. There is one for each request, so it is written
 /// without detours.
@@ -23,6 +23,9 @@ struct Line {
     /// The journal of systemd notes when each line came, and takes how bad it is as a number before it.
     journal: bool,
 }
+
+/// Lines of JSON that are what a terminal shows of them.
+struct Plain<F>(F);
 
 /// What others have said must not end a line, or colour it.
 struct Escaped<'a>(&'a mut String);
@@ -73,7 +76,7 @@ pub(super) fn begin(options: &LogOptions) -> Result<(Level, Ending), String> {
     let registry = tracing_subscriber::registry().with(filter);
     match options.format {
         LogFormat::Text => registry.with(layer.event_format(Line { journal: is_journal() })).init(),
-        LogFormat::Json => registry.with(layer.json().flatten_event(true)).init(),
+        LogFormat::Json => registry.with(layer.json().flatten_event(true).map_event_format(Plain)).init(),
     }
     Ok((Level(changes.then_some(handle)), ending))
 }
@@ -139,6 +142,19 @@ where
         let result = self.put(event, &mut text).and_then(|()| writer.write_str(&text));
         LINE.set(text);
         result
+    }
+}
+
+impl<S, N, F> FormatEvent<S, N> for Plain<F>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let mut line = String::new();
+        self.0.format_event(context, Writer::new(&mut line), event)?;
+        writeln!(writer, "{}", plain_json(line.trim_end()))
     }
 }
 

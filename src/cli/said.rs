@@ -6,6 +6,8 @@ use std::sync::LazyLock;
 
 use indicatif::MultiProgress;
 
+use crate::lines::misleads;
+
 /// The bars on the terminal, if stderr is one. Lines are said above them.
 pub(super) static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
@@ -31,12 +33,10 @@ pub(super) fn warn(line: &str) {
 
 /// Text without what a terminal would obey, or what would make it look like other text.
 pub(super) fn plain(text: &str) -> Cow<'_, str> {
-    let turns = |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    let shown = |c: char| !c.is_control() && !turns(c);
-    if text.chars().all(shown) {
+    if !text.contains(misleads) {
         return text.into();
     }
-    text.chars().map(|c| if shown(c) { c.to_string() } else { c.escape_default().to_string() }).collect::<String>().into()
+    text.chars().map(|c| if misleads(c) { c.escape_default().to_string() } else { c.to_string() }).collect::<String>().into()
 }
 
 #[cfg(test)]

@@ -149,7 +149,7 @@ impl Mirror {
             if interest.origin().repository != origin.repository && !proven {
                 // The bytes come by another repository; the right to them does not.
                 match self.prove(origin, digest, Kind::Blob, By::Get).await? {
-                    Proven::Now(Said { speaks: Speaks::OfNone, .. }) => return Err(incomplete()),
+                    Proven::Now(Said { speaks: Speaks::OfNone | Speaks::OfAnother, .. }) => return Err(incomplete()),
                     Proven::Now(said) => size_told = said.size,
                     Proven::Before(_) => {}
                 }
@@ -165,7 +165,7 @@ impl Mirror {
                         match interest.begun_anew(&begun.growth).await {
                             Some(anew) => begun = anew,
                             // What was fetched in place of wrong bytes may be here by now.
-                            None if !in_vain && self.0.store.size(digest).is_some() => {
+                            None if !in_vain && !foreign && self.0.store.size(digest).is_some() => {
                                 (unreadable, in_vain) = (false, true);
                                 continue 'find;
                             }
@@ -229,6 +229,9 @@ impl Mirror {
         }
         let proven = self.prove(origin, digest, Kind::Blob, By::Head).await?;
         // What is not the client's has to look as if it were not here.
+        if let Proven::Now(Said { speaks: Speaks::OfAnother, .. }) = &proven {
+            return Err(incomplete());
+        }
         if let Proven::Now(said) = &proven
             && (held.is_none() || said.speaks != Speaks::OfIt)
         {
@@ -287,6 +290,12 @@ impl Blob {
                 true
             }
         }
+    }
+
+    /// Whether every byte is known to be right.
+    #[must_use]
+    pub fn is_verified(&self) -> bool {
+        matches!(self.source, Source::Cache(_))
     }
 
     /// The size, if it is known by now.

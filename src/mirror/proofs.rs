@@ -144,7 +144,7 @@ impl Mirror {
                 };
                 let found = answer.inspect_err(|error| mirror.note_failure(&origin, thing, error))?;
                 let said = Said { size: found.size, speaks: found.speaks(&digest, held), cache_status: found.cache_status };
-                if said.speaks == Speaks::OfNone || !origin.is_taken_at_its_word() {
+                if matches!(said.speaks, Speaks::OfNone | Speaks::OfAnother) || !origin.is_taken_at_its_word() {
                     return Ok(said);
                 }
                 match (kind, held.or(said.size), mirror.old_proof(&origin, &digest, kind)) {

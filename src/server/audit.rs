@@ -1,13 +1,12 @@
 //! The audit log: who has had what, and what an operator has had done. A line of JSON for each; nobody waits for it.
 
-use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 use serde_json::ser::{Formatter, Serializer};
 
-use crate::lines::Lines;
+use crate::lines::{Lines, plain_json};
 use crate::orders::{Order, Reports};
 
 /// Where that is told, if anywhere. Clones tell it there as well.
@@ -167,25 +166,8 @@ struct Plain;
 
 impl Formatter for Plain {
     fn write_string_fragment<W: ?Sized + io::Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
-        if fragment.bytes().all(|byte| (b' '..0x7f).contains(&byte)) {
-            return writer.write_all(fragment.as_bytes());
-        }
-        let mut text = String::with_capacity(fragment.len() + 16);
-        for shown in fragment.chars() {
-            if misleads(shown) {
-                // All of these are in the plane that has four digits.
-                let _ = write!(text, "\\u{:04x}", u32::from(shown));
-            } else {
-                text.push(shown);
-            }
-        }
-        writer.write_all(text.as_bytes())
+        writer.write_all(plain_json(fragment).as_bytes())
     }
-}
-
-fn misleads(shown: char) -> bool {
-    shown.is_control()
-        || matches!(shown, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }
 
 #[cfg(test)]

@@ -91,7 +91,7 @@ pub(super) struct Open<H> {
 
 /// hyper's own default lets a slow reader hold 400 KiB; podman sends heads of 20 KiB.
 const LARGEST_BUFFER: usize = 64 << 10;
-const LARGEST_HEAD: u32 = 64 << 10;
+const LARGEST_HEAD: u32 = 32 << 10;
 const H2_STREAMS: u32 = 128;
 /// So many streams may a client have opened and reset before larder has looked at them (CVE-2023-44487),
 const PENDING_RESETS: usize = 20;

@@ -49,6 +49,9 @@ pub(super) struct Asked<'a> {
     pub(super) host: Option<&'a str>,
 }
 
+/// As many as hyper takes over HTTP/1.1. In HTTP/2 a byte may stand for one, which takes a hundred here.
+const MOST_HEADERS: usize = 100;
+
 // === impl Handler ===
 
 impl Handler {
@@ -62,6 +65,10 @@ impl Handler {
             Box::new(AccessLine::new(client.tells_of(from), &head.method, self.mirror.metrics().clone(), self.audit.clone()));
         line.span = self.tracer.request(|| Some(head.headers.get("traceparent")?.to_str().ok()?.to_owned()));
         let mut response = match self.shares.ask(from.ip()) {
+            _ if head.headers.len() > MOST_HEADERS => {
+                line.why = Some("it has more headers than any client sends".into());
+                respond::too_many_headers()
+            }
             Ok(()) => self.hear(&head, &client, from, &mut line).await,
             Err(wait) => {
                 self.mirror.metrics().shed("client_requests");

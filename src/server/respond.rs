@@ -19,7 +19,9 @@ use super::admin::Page;
 use super::body::Body;
 use super::range::Ranges;
 
-pub(super) use refusal::{astray, invalid, no_place, not_found, overloaded, panicked, read_only, refusal, too_many, wants_tls};
+pub(super) use refusal::{
+    astray, invalid, no_place, not_found, overloaded, panicked, read_only, refusal, too_many, too_many_headers, wants_tls,
+};
 
 /// What kind of thing a request was for; the same trouble is told differently of each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,7 +151,9 @@ pub(super) async fn blob(blob: &mirror::Blob, digest: &Digest, headers: &HeaderM
     // Nobody may keep a refusal for the blob.
     if response.status().is_success() || response.status() == StatusCode::NOT_MODIFIED {
         identify(response.headers_mut(), digest);
-        response.headers_mut().insert(header::CACHE_CONTROL, IMMUTABLE);
+        // A part may go out before the whole is known to be right.
+        let may_be_wrong = response.status() == StatusCode::PARTIAL_CONTENT && !blob.is_verified();
+        response.headers_mut().insert(header::CACHE_CONTROL, if may_be_wrong { NO_STORE } else { IMMUTABLE });
     } else {
         set(&mut response, DIGEST, &digest.text());
     }

@@ -153,7 +153,7 @@ impl Client {
         self.send(Method::POST, url, self.is_own(url), headers, Some(form)).await
     }
 
-    fn is_own(&self, url: &Url) -> bool {
+    pub(super) fn is_own(&self, url: &Url) -> bool {
         url.origin() == self.upstream.origin()
     }
 

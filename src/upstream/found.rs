@@ -22,8 +22,10 @@ pub enum Speaks {
     OfIt,
     /// Of some blob: there is nothing to tell it by.
     OfSome,
-    /// Of another, or of none, as a page does.
+    /// Of one that is not as large, or of nothing that could be told.
     OfNone,
+    /// Of another blob, or it is a page.
+    OfAnother,
 }
 
 // === impl Found ===
@@ -34,12 +36,12 @@ impl Found {
     pub fn speaks(&self, digest: &Digest, size: Option<u64>) -> Speaks {
         let is_page = self.content_type.as_deref().is_some_and(|of| of.eq_ignore_ascii_case("text/html"));
         match (&self.digest, self.size, size) {
-            (Some(told), ..) if told != digest => Speaks::OfNone,
+            (Some(told), ..) if told != digest => Speaks::OfAnother,
+            (None, ..) if is_page => Speaks::OfAnother,
             (_, Some(told), Some(size)) if told != size => Speaks::OfNone,
-            (Some(_), ..) => Speaks::OfIt,
-            (None, Some(_), Some(_)) if !is_page => Speaks::OfIt,
-            (None, Some(_), None) if !is_page => Speaks::OfSome,
-            _ => Speaks::OfNone,
+            (Some(_), ..) | (None, Some(_), Some(_)) => Speaks::OfIt,
+            (None, Some(_), None) => Speaks::OfSome,
+            (None, None, _) => Speaks::OfNone,
         }
     }
 
@@ -67,12 +69,12 @@ mod tests {
             (Some(&digest), None, None, Some(5), Speaks::OfIt),
             (Some(&digest), Some(5), blob, None, Speaks::OfIt),
             (Some(&digest), Some(6), blob, Some(5), Speaks::OfNone),
-            (Some(&other), Some(5), blob, Some(5), Speaks::OfNone),
+            (Some(&other), Some(5), blob, Some(5), Speaks::OfAnother),
             (None, Some(5), blob, Some(5), Speaks::OfIt),
-            (None, Some(5), page, Some(5), Speaks::OfNone),
+            (None, Some(5), page, Some(5), Speaks::OfAnother),
             (None, Some(6), blob, Some(5), Speaks::OfNone),
             (None, Some(6), blob, None, Speaks::OfSome),
-            (None, Some(6), page, None, Speaks::OfNone),
+            (None, Some(6), page, None, Speaks::OfAnother),
             (None, None, blob, Some(5), Speaks::OfNone),
             (None, None, blob, None, Speaks::OfNone),
         ] {

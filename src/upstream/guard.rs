@@ -124,12 +124,15 @@ enum Reach {
 }
 
 /// Where clouds tell a machine its secrets, as far as that is not link-local.
-const METADATA: [IpAddr; 5] = [
-    IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),                  // Alibaba
-    IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),                    // Azure
-    IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),                      // Oracle
-    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)), // Amazon
-    IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),  // Google
+const METADATA: [IpAddr; 8] = [
+    IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),                       // Alibaba
+    IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),                         // Azure
+    IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),                           // Oracle
+    IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),       // Google
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xc1, 0, 0, 0, 0, 0xa9fe, 0xa9fe)), // Oracle
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42)),        // Scaleway
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0x100, 0, 0, 0, 0, 0x100, 0x200)),  // Alibaba
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xa9fe, 0xa9fe, 0, 0, 0, 0, 1)),    // Akamai
 ];
 
 /// By what names, as far as those are not of the inside.
@@ -189,7 +192,10 @@ impl Reach {
             | [0x2002, high, low, ..]
             // ISATAP (RFC 5214) as well.
             | [0x2000..=0x3fff, _, _, _, 0 | 0x200, 0x5efe, high, low] => embedded(high, low),
-            [0, 0, 0, 0, 0, 0, 0, 1] | [0xfc00..=0xfdff, ..] => Self::Private,
+            [0, 0, 0, 0, 0, 0, 0, 1] | [0xfc00..=0xfdff, ..] => {
+                // All of Amazon's services of a machine, and of what runs in it.
+                if v6.segments().starts_with(&[0xfd00, 0xec2]) { Self::Never } else { Self::Private }
+            }
             // IETF protocol assignments, Teredo among them (RFC 4380), and documentation (RFC 3849, RFC 9637).
             [0x2001, 0..=0x1ff | 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => Self::Never,
             // Global unicast is 2000::/3; all else is local, reserved or multicast.
@@ -293,6 +299,13 @@ mod tests {
             ("100.100.100.200", false),
             ("[::ffff:100.100.100.200]", false),
             ("[fd00:ec2::254]", false),
+            ("[fd00:ec2::23]", false),
+            ("[fd20:ce::254]", false),
+            ("[fd00:c1::a9fe:a9fe]", false),
+            ("[fd00:42::42]", false),
+            ("[fd00:100::100:200]", false),
+            ("[fd00:a9fe:a9fe::1]", false),
+            ("[fd00:ec3::254]", true),
             ("0.0.0.0", false),
             ("[::]", false),
             ("224.0.0.1", false),

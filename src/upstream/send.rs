@@ -141,7 +141,8 @@ impl Upstream {
                 continue;
             }
             let Followed { response, own, at } = followed?;
-            if let Some(shortcut) = question.shortcut.filter(|_| came && !own) {
+            // One that leads back here would be asked with our credentials, and another has chosen it.
+            if let Some(shortcut) = question.shortcut.filter(|_| came && !endpoint.client.is_own(&at)) {
                 shortcut.set(endpoint, at);
             }
             if own {

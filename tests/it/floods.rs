@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::support::{Client, PATIENCE, Process, Registry, TestMirror, noise, raw};
+use crate::support::{Client, Image, PATIENCE, Process, Registry, TestMirror, noise, raw};
 
 const MIB: u64 = 1 << 20;
 
@@ -37,6 +37,21 @@ async fn a_head_that_is_too_large_is_refused_and_its_connection_closed() {
     }
     assert!(upstream.requests().is_empty());
     mirror.metric_is("larder_connections", 0).await;
+}
+
+/// In HTTP/2 a byte may stand for a header that came before: what takes 2 KB on its way took 150 KB in memory, for as long as its request
+/// waited, a hundred times for each connection.
+#[tokio::test]
+async fn a_request_with_more_headers_than_clients_send_waits_for_nothing() {
+    let upstream = Registry::start().await;
+    let image = Image::new(1).put(&upstream, "library/a", "latest");
+    let mirror = TestMirror::of(&upstream).await;
+    let (url, client) = (mirror.url(&image.tag_path("latest")), Client::h2());
+    for number in [150, 400, 1_900] {
+        client.get_with(&url, &vec![("x", "y"); number]).await.expect(431);
+    }
+    assert!(upstream.requests().is_empty());
+    client.get_with(&url, &[("x", "y"); 90]).await.expect(200);
 }
 
 /// A repository's name, a tag, a digest: what is longer than any is told so before anyone is asked.

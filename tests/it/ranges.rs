@@ -308,6 +308,21 @@ async fn a_range_to_the_end_of_a_blob_that_is_wrong_elsewhere_does_not_end_clean
 }
 
 #[tokio::test]
+async fn a_part_that_goes_out_before_the_whole_is_right_is_not_to_be_kept() {
+    let upstream = Registry::start().await;
+    let bytes = noise(9, 3_000_000);
+    let path = format!("/v2/library/app/blobs/{}", upstream.put_blob("library/app", bytes.clone()));
+    upstream.on(Match::get(&path).times(1), Fault::Gate { after: 2_000_000 });
+    let mirror = TestMirror::of(&upstream).await;
+    let part = || mirror.get_with(&path, &[("range", "bytes=10-19")]);
+    let early = part().await.expect(206);
+    assert_eq!((early.header("cache-control"), &early.body), (Some("no-store"), &bytes.slice(10..20)));
+    upstream.release();
+    mirror.kept(path.rsplit('/').next().unwrap()).await;
+    assert!(part().await.expect(206).header("cache-control").unwrap().contains("immutable"));
+}
+
+#[tokio::test]
 async fn a_range_to_the_end_that_is_itself_wrong_does_not_end_cleanly() {
     let blob = Blob::of(LARGE).await;
     blob.upstream.on(Match::get(&blob.digest).ranged(), Fault::Corrupt { at: FAR + 10 });

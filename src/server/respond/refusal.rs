@@ -62,6 +62,14 @@ pub(in crate::server) fn too_many(wait: Duration) -> Response<Body> {
     response
 }
 
+/// A few bytes stand for a header that came before, so that a head is small on its way and large here.
+pub(in crate::server) fn too_many_headers() -> Response<Body> {
+    let mut response =
+        error(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, ErrorCode::Unsupported, "the request has too many headers");
+    set(&mut response, CACHE_STATUS, "larder; detail=refused");
+    response
+}
+
 /// What is said to a connection for which there is no place, as it goes over HTTP/1.1.
 pub(in crate::server) fn no_place() -> String {
     unasked("503 Service Unavailable\r\nretry-after: 1", ErrorCode::Unavailable, OVERLOADED)

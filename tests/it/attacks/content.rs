@@ -193,7 +193,7 @@ async fn a_login_page_neither_is_a_blob_nor_proves_one() {
     }
     for path in [image.manifest_path(), image.blob_path(layer)].map(|path| path.replace("/app/", "/other/")) {
         for _ in 0..2 {
-            mirror.head(&path).await;
+            assert_eq!(mirror.head(&path).await.status, 502, "{path}");
             assert_eq!(mirror.get(&path).await.status, 502, "{path}");
         }
     }

@@ -367,6 +367,27 @@ async fn a_chain_of_redirects_carries_no_credential_once_it_has_left() {
     assert!(registry.requests().iter().any(|request| request.authorization().is_some()), "at the registry itself it is shown");
 }
 
+/// Where one part of a blob was found, the next ones are asked for; and where that is the registry itself, another has chosen it.
+#[tokio::test]
+async fn no_part_of_a_blob_is_asked_for_with_a_credential_where_the_way_back_has_led() {
+    let (registry, way, mirror) = world(Auth::None).await;
+    let bytes = noise(5, 40 << 20);
+    let digest = registry.put_blob("library/app", bytes.clone());
+    let back = format!("http://{NAME}:{}/v2/library/open/blobs/{}", way.port(), registry.put_blob("library/open", bytes.clone()));
+    let elsewhere = Tap::everywhere(answer("307 Temporary Redirect", &[("location", &back)], b"")).await;
+    mirror.names().lead("elsewhere.test", &[&["127.0.0.1"]]);
+    let mirror = mirror.login("docker.io", "bob", PASSWORD).set("upstream.\"docker.io\".allow_private = true");
+    let mirror = mirror.set("mirror.blob_connections = 4").start().await;
+    registry.on(Match::any("/library/app/").times(1), Fault::answer(401, &[("www-authenticate", "Basic realm=\"x\"")], ""));
+    registry.on(Match::any("/library/app/"), redirect(&format!("http://elsewhere.test:{}/x", elsewhere.port())));
+    registry.on(Match::any("/library/open/"), Fault::Bandwidth(16 << 20));
+    assert!(mirror.get(&format!("/v2/library/app/blobs/{digest}")).await.expect(200).body == bytes);
+    let asked = registry.requests();
+    let (at_first, returned): (Vec<_>, Vec<_>) = asked.iter().partition(|request| request.path.contains("/app/"));
+    assert!(at_first[1..].iter().all(|request| request.authorization().is_some()), "{at_first:#?}");
+    assert!(returned.len() > 4 && returned.iter().all(|request| request.authorization().is_none()), "{returned:#?}");
+}
+
 #[tokio::test]
 async fn of_what_a_client_sends_nothing_goes_upstream_but_what_it_asks_for() {
     let (registry, way, mirror) = world(Auth::None).await;

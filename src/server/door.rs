@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use http::HeaderMap;
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 
 use crate::clock::Clock;
@@ -79,11 +80,16 @@ pub(super) enum Peer {
 /// How much of an answer the kernel may hold beyond what the network has taken.
 const UNSENT: u32 = 128 << 10;
 
+/// How congestion is met where there is none, within a machine. Every kernel has it. Where machines are told to use BBR, that would have
+/// a timer send each 64 KiB, which takes half of the processor time of a large answer.
+const UNPACED: &[u8] = b"reno";
+
 // === impl Door ===
 
 impl Door {
     #[must_use]
     pub fn new(listener: Listener, terms: Arc<Terms>) -> Self {
+        listener.shape();
         Self { listener, terms }
     }
 }
@@ -236,14 +242,23 @@ impl Client {
 // === impl Listener ===
 
 impl Listener {
+    /// Says how connections carry answers: each has it from its listener.
+    fn shape(&self) {
+        let Self::Tcp(listener) = self else { return };
+        let socket = SockRef::from(listener);
+        // Answers are written in large pieces; what remains small must not wait for more.
+        let _ = socket.set_tcp_nodelay(true);
+        let _ = socket.set_tcp_notsent_lowat(UNSENT);
+        if listener.local_addr().is_ok_and(|address| address.ip().to_canonical().is_loopback()) {
+            let _ = socket.set_tcp_congestion(UNPACED);
+        }
+    }
+
     /// Cancel safe.
     pub(super) async fn accept(&self) -> io::Result<(TcpStream, Peer)> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, from) = listener.accept().await?;
-                // Answers are written in large pieces; what remains small must not wait for more.
-                let _ = stream.set_nodelay(true);
-                let _ = socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT);
                 Ok((stream, Peer::Net(from)))
             }
             Self::Unix(listener) => {
@@ -276,5 +291,41 @@ impl fmt::Display for Peer {
             Self::Behind(address) => address.fmt(f),
             Self::Local => f.write_str("unix"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As a client's connection is that comes by a listener at `address`.
+    async fn accepted(address: &str) -> TcpStream {
+        let listener = Listener::Tcp(TcpListener::bind(address).await.unwrap());
+        listener.shape();
+        let Listener::Tcp(at) = &listener else { unreachable!() };
+        let port = at.local_addr().unwrap().port();
+        let (client, accepted) = tokio::join!(TcpStream::connect((Ipv4Addr::LOCALHOST, port)), listener.accept());
+        client.unwrap();
+        accepted.unwrap().0
+    }
+
+    #[tokio::test]
+    async fn a_connection_carries_answers_as_its_listener_was_told() {
+        let stream = accepted("127.0.0.1:0").await;
+        let socket = SockRef::from(&stream);
+        assert!(socket.tcp_nodelay().unwrap());
+        assert_eq!(socket.tcp_notsent_lowat().unwrap(), UNSENT);
+    }
+
+    #[tokio::test]
+    async fn who_comes_by_a_loopback_address_is_not_paced_and_others_are_as_the_machine_says() {
+        let told = |stream: &TcpStream| {
+            let name = SockRef::from(stream).tcp_congestion().unwrap();
+            name.split(|byte| *byte == 0).next().unwrap().to_vec()
+        };
+        assert_eq!(told(&accepted("127.0.0.1:0").await), UNPACED);
+        let untold = tokio::net::TcpSocket::new_v4().unwrap();
+        let machine = SockRef::from(&untold).tcp_congestion().unwrap();
+        assert!(machine.starts_with(&told(&accepted("0.0.0.0:0").await)));
     }
 }

@@ -182,11 +182,15 @@ impl Mirror {
                 answer => break answer?,
             }
         };
-        let BlobAnswer { offset, found: Found { size, cache_status, .. }, body } = answer;
+        let BlobAnswer { offset, found: Found { size, cache_status, .. }, mut body } = answer;
         let mut writer = self.0.store.begin_from(sender, fill.digest.clone(), offset).await;
         if let Some(size) = size {
             self.note_begun(&fill.origin, &fill.digest, size);
             writer.expect(size).await;
+        }
+        if writer.bypassed().is_some() {
+            // While there is still time for a status.
+            body.go_aside()?;
         }
         let bypass = writer.bypassed().map(ToString::to_string);
         fill.head.send_replace(Head::Begun(Begun { growth: writer.growth(), bypass, cache_status }));
@@ -230,6 +234,11 @@ impl Mirror {
         loop {
             if writer.is_too_long() {
                 return Stretch::Complete;
+            }
+            if writer.bypassed().is_some()
+                && let Err(error) = body.go_aside()
+            {
+                return Stretch::Broken(error);
             }
             // Nobody goes far for nobody, nor for what is not kept.
             let little = writer.missing().is_none_or(|bytes| bytes <= self.0.options.orphan_bytes.as_u64());

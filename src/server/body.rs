@@ -1,5 +1,6 @@
 //! Response bodies: nothing, bytes, or a stream; whoever drops one has told the log how much of it went out.
 
+use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -30,6 +31,8 @@ struct Inner {
     /// No more is given before what was given is written.
     held_back: bool,
     passage: Option<Passage>,
+    /// Who takes it; `None`: the operator.
+    client: Option<IpAddr>,
     /// What its client may take of it.
     share: Option<Share>,
     line: Option<Box<AccessLine>>,
@@ -80,6 +83,7 @@ impl Body {
             appetite,
             held_back: false,
             passage: None,
+            client: None,
             share: None,
             line: None,
         }))
@@ -94,9 +98,9 @@ impl Body {
         self
     }
 
-    /// Goes no faster than its client may take it.
-    pub(super) fn shared(mut self, share: Option<Share>) -> Self {
-        self.0.share = share;
+    /// Is for this client, and goes no faster than that may take it.
+    pub(super) fn taken_by(mut self, client: IpAddr, share: Option<Share>) -> Self {
+        (self.0.client, self.0.share) = (Some(client), share);
         self
     }
 
@@ -170,7 +174,7 @@ impl Inner {
                     None => self.content = Content::End,
                 }
                 let counted = |piece| match (piece, &self.passage) {
-                    (Piece::Bytes(bytes), Some(passage)) => passage.buffers.hold(bytes).into(),
+                    (Piece::Bytes(bytes), Some(passage)) => passage.buffers.hold(bytes, self.client).into(),
                     (piece, _) => piece,
                 };
                 Poll::Ready(next.map(|next| next.map(counted)))

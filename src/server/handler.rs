@@ -84,7 +84,7 @@ impl Handler {
         response = respond::finish(response, &head.method, ns.as_deref());
         (line.status, line.code) = (Some(response.status()), respond::code_of(&response));
         line.digest = self.audit.is_kept().then(|| respond::digest_of(&response)).flatten();
-        response.map(|body| body.shared(self.shares.of(from.ip())).logged(line))
+        response.map(|body| body.taken_by(from.ip(), self.shares.of(from.ip())).logged(line))
     }
 
     /// A request that its client may make.
@@ -136,7 +136,7 @@ impl Handler {
             Route::NotFound => respond::not_found(),
         };
         // Only now it is known how much it is. What is small is answered, or nobody could begin a pull.
-        if response.body().is_large() && asked.head.method == Method::GET && self.buffers.are_full() {
+        if response.body().is_large() && asked.head.method == Method::GET && self.buffers.are_full_for(asked.from.ip()) {
             response = self.overloaded(line);
         }
         if self.mirror.registries().gate(asked.host).is_some() || asked.client.terms.are_for_some() {
@@ -184,7 +184,7 @@ impl Handler {
                 Err(refusal) => self.refuse(&refusal, kind(), line),
             };
         }
-        if self.buffers.are_full() {
+        if self.buffers.are_full_for(asked.from.ip()) {
             return self.overloaded(line);
         }
         match self.mirror.blob(&origin, digest).await {

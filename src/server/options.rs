@@ -22,7 +22,8 @@ pub struct Options {
     pub listener: Vec<ListenerOptions>,
     /// How many connections are held at once. For one more an idle one is closed; where none is idle, it is answered 503.
     pub max_connections: usize,
-    /// How much of answers may be in memory on its way to clients. Beyond it blobs, large manifests and lists are answered 503.
+    /// How much of answers may be in memory on its way to clients, of which none has more than it leaves to others. Beyond it blobs, large
+    /// manifests and lists are answered 503.
     pub max_buffers: ByteSize,
     /// For how long a client may take nothing of its answer.
     #[serde(with = "humantime_serde")]

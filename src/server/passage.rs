@@ -1,6 +1,7 @@
 //! The way of an answer to its client: how much it takes at once, how much of it is in memory, whether it takes it at all.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use hashbrown::hash_map::Entry;
 
 use crate::metrics::Metrics;
 use crate::mirror::Pieces;
+use crate::network::block;
 
 use super::connections::Underway;
 use super::pace::Pace;
@@ -26,17 +28,22 @@ pub(super) struct Passage {
 
 /// Bytes of answers that are in memory on their way to clients. Clones count together.
 #[derive(Clone)]
-pub(super) struct Buffers {
+pub(super) struct Buffers(Arc<Counted>);
+
+struct Counted {
     metrics: Metrics,
     most: u64,
     /// How many answers hold the same bytes, by where these are in memory and how many.
-    whole: Arc<Mutex<HashMap<(usize, usize), usize>>>,
+    whole: Mutex<HashMap<(usize, usize), usize>>,
+    /// How many bytes there are for each client, by the first of its addresses.
+    held: Mutex<HashMap<Option<IpAddr>, u64>>,
 }
 
 /// Bytes that count as long as someone has them.
 struct Held {
     bytes: Bytes,
-    metrics: Metrics,
+    client: Option<IpAddr>,
+    buffers: Buffers,
 }
 
 /// Bytes that count once, however many answers have them.
@@ -87,15 +94,15 @@ impl Passage {
 
     /// A crowd that takes nothing is to leave room for the others: half of the memory in small pieces is enough for one each.
     pub(super) fn is_crowded(&self) -> bool {
-        self.buffers.metrics.body_buffers() >= self.buffers.most / 2
+        self.buffers.now() >= self.buffers.0.most / 2
     }
 
     /// How much the next piece may be at most.
     pub(super) fn most(&self) -> usize {
-        match (&self.stream, self.buffers.metrics.body_buffers()) {
+        match (&self.stream, self.buffers.now()) {
             _ if self.is_crowded() => SMALL,
             (Some(_), _) => STREAM,
-            (None, held) if held >= self.buffers.most / 4 => MEDIUM,
+            (None, held) if held >= self.buffers.0.most / 4 => MEDIUM,
             (None, _) => LARGE,
         }
     }
@@ -105,7 +112,12 @@ impl Passage {
 
 impl Buffers {
     pub(super) fn new(most: u64, metrics: Metrics) -> Self {
-        Self { metrics, most, whole: Arc::default() }
+        Self(Arc::new(Counted { metrics, most, whole: Mutex::default(), held: Mutex::default() }))
+    }
+
+    /// How many bytes there are.
+    fn now(&self) -> u64 {
+        self.0.metrics.body_buffers()
     }
 
     /// Whether an answer that has these bytes at hand holds more of them than one that has to get them, bit by bit.
@@ -113,24 +125,33 @@ impl Buffers {
         bytes.len() > MEDIUM
     }
 
-    pub(super) fn are_full(&self) -> bool {
-        self.metrics.body_buffers() >= self.most
+    /// Whether there is no more for this client. None has more than is left: one that takes nothing, as often as it likes, leaves half of
+    /// the memory to others, and the next such one half of that.
+    pub(super) fn are_full_for(&self, client: IpAddr) -> bool {
+        let left = self.0.most.saturating_sub(self.now());
+        left == 0 || self.held().get(&Some(block(client))).is_some_and(|held| *held > left)
     }
 
-    /// The same bytes, counted until they are dropped.
-    pub(super) fn hold(&self, bytes: Bytes) -> Bytes {
-        self.metrics.body_buffered(bytes.len());
-        Bytes::from_owner(Held { bytes, metrics: self.metrics.clone() })
+    /// The same bytes, counted for this client until they are dropped.
+    pub(super) fn hold(&self, bytes: Bytes, client: Option<IpAddr>) -> Bytes {
+        let client = client.map(block);
+        self.0.metrics.body_buffered(bytes.len());
+        *self.held().entry(client).or_default() += bytes.len() as u64;
+        Bytes::from_owner(Held { bytes, client, buffers: self.clone() })
+    }
+
+    fn held(&self) -> MutexGuard<'_, HashMap<Option<IpAddr>, u64>> {
+        self.0.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The bytes of a whole answer, counted until they are dropped. What many ask for at once, such as the manifest that all nodes of
     /// a cluster pull, is in memory once and counts once: its readers are not to shut out others.
     pub(super) fn hold_whole(&self, bytes: Bytes) -> Bytes {
         let (key, length) = (Self::key(&bytes), bytes.len());
-        let mut whole = self.whole.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut whole = self.0.whole.lock().unwrap_or_else(PoisonError::into_inner);
         let answers = whole.entry(key).or_default();
         if *answers == 0 {
-            self.metrics.body_buffered(length);
+            self.0.metrics.body_buffered(length);
         }
         *answers += 1;
         drop(whole);
@@ -152,12 +173,12 @@ impl Drop for Whole {
     fn drop(&mut self) {
         // As long as they are here, nothing else is where they are.
         let Self { bytes, buffers } = self;
-        let mut whole = buffers.whole.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut whole = buffers.0.whole.lock().unwrap_or_else(PoisonError::into_inner);
         if let Entry::Occupied(mut answers) = whole.entry(Buffers::key(bytes)) {
             *answers.get_mut() -= 1;
             if *answers.get() == 0 {
                 answers.remove();
-                buffers.metrics.body_released(bytes.len());
+                buffers.0.metrics.body_released(bytes.len());
             }
         }
     }
@@ -171,7 +192,14 @@ impl AsRef<[u8]> for Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.metrics.body_released(self.bytes.len());
+        let Self { bytes, client, buffers } = self;
+        if let Entry::Occupied(mut held) = buffers.held().entry(*client) {
+            *held.get_mut() -= bytes.len() as u64;
+            if *held.get() == 0 {
+                held.remove();
+            }
+        }
+        buffers.0.metrics.body_released(bytes.len());
     }
 }
 

@@ -21,8 +21,8 @@ pub(super) struct Places {
     bodies: Room,
     /// Bodies that come as slowly as one client reads: half of all bodies at most, so that who reads slowly, as often as he
     /// likes, leaves the others room. A client of an image that is pulled lazily has a few of them, for as long as its range
-    /// takes.
-    asides: Room,
+    /// takes. `None`: there is one body at a time, however slow.
+    asides: Option<Room>,
     /// The right to go on with a list beyond its first page: all of it is in memory until it ends.
     pub(super) long_lists: Semaphore,
     patience: Duration,
@@ -31,8 +31,10 @@ pub(super) struct Places {
 
 /// Room for one, as long as it is held.
 pub(super) struct Place {
-    _all: Seat,
+    all: Seat,
     _body: Option<Seat>,
+    aside: Option<Aside>,
+    asides: Option<Room>,
     vain: Arc<Allowance>,
 }
 
@@ -58,7 +60,7 @@ impl Places {
             // Those who wait for the body of a blob have a line of their own, so that the rest does not find this one full of them.
             all: with_line(most),
             bodies: with_line(bodies),
-            asides: Room::new(bodies / 2, 0),
+            asides: (bodies > 1).then(|| Room::new(bodies / 2, 0)),
             long_lists: Semaphore::new(LONG_LISTS),
             patience,
             vain: Arc::default(),
@@ -83,7 +85,7 @@ impl Places {
             } else {
                 (None, self.all.take(askers).await?)
             };
-            Ok(Place { _all: all, _body: body, vain: Arc::clone(&self.vain) })
+            Ok(self.place(all, body))
         };
         tokio::pin!(place);
         loop {
@@ -97,19 +99,32 @@ impl Places {
 
     /// The right to one more body for one client alone, if not too many have it.
     pub(super) fn take_aside(&self, askers: &Askers) -> Option<Aside> {
-        Some(Aside { _right: self.asides.take_spare(askers)? })
+        Some(Aside { _right: self.asides.as_ref()?.take_spare(askers)? })
     }
 
     /// Room for one more, if nobody has to wait for that.
     pub(super) fn take_spare(&self, askers: &Askers, for_body: bool) -> Option<Place> {
         let body = if for_body { Some(self.bodies.take_spare(askers)?) } else { None };
-        Some(Place { _all: self.all.take_spare(askers)?, _body: body, vain: Arc::clone(&self.vain) })
+        Some(self.place(self.all.take_spare(askers)?, body))
+    }
+
+    fn place(&self, all: Seat, body: Option<Seat>) -> Place {
+        Place { all, _body: body, aside: None, asides: self.asides.clone(), vain: Arc::clone(&self.vain) }
     }
 }
 
 // === impl Place ===
 
 impl Place {
+    /// From now on what it is for goes at the pace of one who reads; false if enough does already.
+    pub(super) fn go_aside(&mut self) -> bool {
+        let Some(asides) = &self.asides else { return true };
+        if self.aside.is_none() {
+            self.aside = asides.take_spare(&self.all.taker()).map(|right| Aside { _right: right });
+        }
+        self.aside.is_some()
+    }
+
     /// Nothing was had of it: clients make up questions, and leave, faster than any upstream should have to answer. Such places are free
     /// again one after the other; who has asked need not wait for that.
     pub(super) fn rest(self) {

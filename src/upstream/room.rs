@@ -105,6 +105,14 @@ impl Room {
     }
 }
 
+// === impl Seat ===
+
+impl Seat {
+    pub(super) fn taker(&self) -> Askers {
+        Askers::One(self.who)
+    }
+}
+
 /// Those of the ones who are not among the others; both in their order.
 fn beside(ones: &[Who], others: &[Who]) -> Vec<Who> {
     ones.iter().copied().filter(|who| others.binary_search(who).is_err()).collect()

@@ -157,6 +157,40 @@ async fn ranges_that_are_read_slowly_leave_places_for_others() {
     fill.rest().await.expect(200);
 }
 
+/// What is not kept comes as slowly as it is read: a few who read a byte now and then had all places for hours, and everyone else's
+/// misses were answered 503.
+#[tokio::test]
+async fn blobs_that_go_past_the_cache_and_are_read_slowly_leave_places_for_others() {
+    const SIZE: usize = 24 << 20;
+    let upstream = Registry::start().await;
+    let large: Vec<String> = (0..9).map(|seed| upstream.put_blob(REPOSITORY, noise(seed, SIZE))).collect();
+    let other = upstream.put_blob(REPOSITORY, noise(100, 100_000));
+    let mirror = TestMirror::builder()
+        .upstream("docker.io", &upstream)
+        .set("upstream.\"docker.io\".max_transfers = 16")
+        .set("cache.max_size = \"16MiB\"")
+        .start()
+        .await;
+    let mut slow = Vec::new();
+    for digest in &large[..7] {
+        let mut answer = stream(mirror.url(&path(digest))).await;
+        assert!(!answer.take(1).await.is_empty());
+        slow.push(answer);
+    }
+    let refused = mirror.get(&path(&large[7])).await.expect(503);
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    for _ in 0..2 {
+        assert_eq!(mirror.get(&path(&other)).await.expect(200).body, noise(100, 100_000));
+    }
+    slow.pop().unwrap().rest().await.expect(200);
+    assert!(mirror.get(&path(&large[8])).await.expect(200).body == noise(8, SIZE));
+    drop(slow);
+
+    // Where there is but one place, it is for them as well.
+    let mirror = mirror.stop().await.set("upstream.\"docker.io\".max_transfers = 1").start().await;
+    assert!(mirror.get(&path(&large[0])).await.expect(200).body == noise(0, SIZE));
+}
+
 #[tokio::test]
 async fn an_upstream_without_a_place_cannot_be_configured() {
     let upstream = Registry::start().await;

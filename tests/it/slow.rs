@@ -162,7 +162,7 @@ async fn two_hundred_stalled_clients_hold_next_to_nothing_and_the_others_are_ser
 
 #[tokio::test]
 async fn when_clients_hold_all_the_memory_they_may_more_are_told_to_come_again() {
-    let (mirror, path, blob) = holding(4 * MIB, "server.max_buffers = \"100KiB\"").await;
+    let (mirror, path, blob) = holding(4 * MIB, "server.max_buffers = \"200KiB\"").await;
     let (mut requests, connection) = without_window(&mirror, 16 << 10).await;
     let mut stalled = Vec::new();
     let refused = loop {

@@ -203,6 +203,9 @@ impl Fetch {
     async fn open(&self, origin: &Origin, digest: &Digest) -> Result<Body, upstream::Error> {
         let span = Span { start: self.at, end: self.end };
         let mut answer = origin.ask().blob(digest, Some(span)).await?;
+        if self.end.is_none() {
+            answer.body.go_aside()?;
+        }
         // It ignores ranges. Who wants the rest can pass over what came before: should that differ, the digest will tell.
         if answer.offset == 0 && self.end.is_none() {
             answer.body.pass_over(self.at, |_| {}).await?;

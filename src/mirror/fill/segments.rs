@@ -138,6 +138,17 @@ impl Segments {
         }
     }
 
+    /// From now on it comes as slowly as it is read. Segments ahead do so anyway.
+    ///
+    /// # Errors
+    /// See [`Body::go_aside`].
+    pub(super) fn go_aside(&mut self) -> Result<(), Error> {
+        match &mut self.front {
+            Front::Body(body, _) => body.go_aside(),
+            Front::Segment(_) => Ok(()),
+        }
+    }
+
     /// Whether one connection alone would take long for what is missing. Once it would, it is not asked again.
     fn is_worth_it(&self, size: u64) -> bool {
         if self.most < 2 {

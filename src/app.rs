@@ -125,8 +125,7 @@ impl App {
         let (audit_file, audit) = AuditFile::open(&config.log.audit_file, &metrics).map_err(StartError::Audit)?;
         let (exporter, tracer) = Exporter::start(&config.traces, &metrics).map_err(StartError::Traces)?;
         let (store, mirror) = open(config.cache, config.mirror, registries, &clock, metrics).await?;
-        running::warn_of_credentials_for_all(&told, &Config::default());
-        config.server.doubts().iter().for_each(|doubt| tracing::warn!("{doubt}"));
+        running::tell_doubts(&told, &Config::default());
         let listening = clients
             .iter()
             .flat_map(|(terms, bound)| bound.iter().map(|bound| Listening { place: bound.place.clone(), tls: terms.has_tls() }));

@@ -8,7 +8,7 @@ use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 
 use crate::clock::Timestamp;
-use crate::network::{SIZES, SMALLEST, network};
+use crate::network::{SIZES, network, sizes};
 
 /// Until when each network pays for what was tried from it.
 pub(crate) struct Brake(Cache<Network, Timestamp>);
@@ -81,10 +81,8 @@ impl Default for Brake {
 
 /// All that an address is in, and what a try costs each.
 fn networks(address: IpAddr) -> impl Iterator<Item = (Network, Duration)> {
-    let canonical = address.to_canonical();
-    // An address of IPv4 is in no larger ones.
-    let sizes = SIZES.into_iter().zip(LARGER).filter(move |(size, _)| canonical.is_ipv6() || *size == SMALLEST);
-    sizes.map(move |(size, times)| ((network(canonical, size), size), PRICE / times))
+    let all = SIZES.into_iter().zip(LARGER).filter(move |(size, _)| sizes(address).contains(size));
+    all.map(move |(size, times)| ((network(address, size), size), PRICE / times))
 }
 
 #[cfg(test)]

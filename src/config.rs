@@ -99,6 +99,13 @@ impl Config {
         found
     }
 
+    /// What an operator may not have meant, in a sentence each that says what to do. larder does it all the same.
+    #[must_use]
+    pub fn doubts(&self) -> Vec<String> {
+        let of_upstreams = self.upstream.iter().flat_map(|(name, options)| options.doubts(name));
+        self.server.doubts().into_iter().chain(of_upstreams).collect()
+    }
+
     /// The options that bound what may be had, or how much, and of which nothing is left in `after`.
     #[must_use]
     pub fn lifted_by(&self, after: &Self) -> Vec<String> {
@@ -266,7 +273,7 @@ mod tests {
             include_str!("../config/company.toml"),
             include_str!("../config/container.toml"),
         ] {
-            let doubts = Config::from_toml(text).unwrap().server.doubts();
+            let doubts = Config::from_toml(text).unwrap().doubts();
             assert!(doubts.is_empty(), "{doubts:?}");
         }
     }

@@ -12,7 +12,7 @@
 //!           mirror                   the pull-through policy: who answers, how fresh, one fill for all
 //! floor 1   store      upstream      mechanisms, which never use each other
 //! floor 0   oci  clock  flight       words and small tools: no I/O
-//!           metrics  traces  sync  allowance  brake  network  current  lines  setup  heavy  background
+//!           metrics  traces  sync  allowance  brake  network  room  current  lines  setup  heavy  background
 //! ```
 //!
 //! # A hit
@@ -56,6 +56,7 @@ pub mod mirror;
 mod network;
 pub mod oci;
 pub mod orders;
+mod room;
 pub mod server;
 pub mod setup;
 pub mod store;

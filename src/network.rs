@@ -7,6 +7,9 @@ use std::net::{IpAddr, Ipv6Addr};
 pub(crate) const SIZES: [u8; 3] = [48, 56, SMALLEST];
 pub(crate) const SMALLEST: u8 = 64;
 
+/// All who are in one network, of one of the [`SIZES`], by the first of its addresses. `None`: who has none.
+pub(crate) type Crowd = (Option<IpAddr>, u8);
+
 /// The first address of the network that an address is in. Of IPv4 each is by itself.
 #[must_use]
 pub(crate) fn network(address: IpAddr, bits: u8) -> IpAddr {
@@ -23,4 +26,16 @@ pub(crate) fn network(address: IpAddr, bits: u8) -> IpAddr {
 #[must_use]
 pub(crate) fn block(address: IpAddr) -> IpAddr {
     network(address, SMALLEST)
+}
+
+/// Those of the [`SIZES`] that make a difference for an address, the largest first.
+#[must_use]
+pub(crate) fn sizes(address: IpAddr) -> &'static [u8] {
+    if address.to_canonical().is_ipv6() { &SIZES } else { &[SMALLEST] }
+}
+
+/// The crowd of this size that one is of.
+#[must_use]
+pub(crate) fn crowd(who: Option<IpAddr>, size: u8) -> Crowd {
+    (who.map(|address| network(address, size)), size)
 }

@@ -183,6 +183,18 @@ def workloads(bench):
         figures = {"value": fast["last_ms"][2], "manifest_p99_ms": manifests["last_ms"][1], "anonymous_mib": peak.mib}
         return Turn(figures, notes)
 
+    def beside_hits(connections):
+        def turn(peer, _):
+            bench.warm(peer, bench.large, bench.manifest)
+            readers = bench.begin_blast(peer, "-c", connections, "-d", bench.seconds, bench.large)
+            meanwhile = bench.blast(peer, "-c", 4, "-d", bench.seconds, bench.manifest)
+            result = readers()
+            p50, p99, _ = meanwhile["last_ms"]
+            a_second = meanwhile["requests"] / meanwhile["seconds"]
+            return Turn({"value": p99, "p50_ms": p50, "manifests_s": a_second, "gib_s": result["bytes"] / GIB / result["seconds"]})
+
+        return turn
+
     def not_in_memory(peer, _):
         bench.settled(peer, [*bench.shelf, bench.manifest])
         forget(peer)
@@ -229,6 +241,9 @@ def workloads(bench):
         Workload("herd-500", "cold, 64 MiB, 500 clients: the last is done", "ms", cold(bench.herd[COLD_TURNS:], 500), True),
         Workload("slow-1000", "1,000 slow readers: anonymous memory", "MiB", slow_readers, True),
         Workload("growing-200", "cold, 256 MiB, 1 client beside 200 slow readers", "ms", growing, True),
+        *[
+            Workload(f"beside-{n}", f"manifest beside {n} hits of 256 MiB: p99", "ms", beside_hits(n), True) for n in (8, 64)
+        ],
         Workload("uncached", "32 hits from the disk: p99 of manifests", "ms", not_in_memory, True),
         Workload("idle-10000", "an idle connection of 10,000: anonymous memory", "KiB", idle, True),
     ]

@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::mirror::{Freshness, Mirror, Registry};
 use crate::server::{Shares, Terms};
-use crate::upstream::{self, Accounts, Hop};
+use crate::upstream::{Accounts, Hop};
 
 use super::LogLevel;
 use super::audit_file::AuditFile;
@@ -67,7 +67,7 @@ impl Running {
         for (registry, accounts) in accounts {
             registry.upstream.set_accounts(accounts);
         }
-        warn_of_credentials_for_all(&config, &before);
+        tell_doubts(&config, &before);
         for (name, options) in &config.upstream {
             let Some(registry) = self.mirror.registries().configured(name) else { continue };
             registry.access.set(access(options));
@@ -85,16 +85,10 @@ impl Running {
     }
 }
 
-/// `before`: the configuration of which that was said.
-pub(super) fn warn_of_credentials_for_all(config: &Config, before: &Config) {
-    let for_all = |options: &upstream::Options| options.has_credentials() && options.allow.is_empty();
-    for (name, _) in config.upstream.iter().filter(|(name, now)| for_all(now) && !before.upstream.get(*name).is_some_and(for_all))
-    {
-        tracing::warn!(
-            "upstream.{name:?} has credentials and no allow-list: whoever reaches larder can read all that they can; \
-             say in upstream.{name:?}.allow what may be read"
-        );
-    }
+/// Says what may not have been meant. `before`: the configuration of which that was said.
+pub(super) fn tell_doubts(config: &Config, before: &Config) {
+    let told = before.doubts();
+    config.doubts().iter().filter(|doubt| !told.contains(doubt)).for_each(|doubt| tracing::warn!("{doubt}"));
 }
 
 /// Whether larder would start so, as far as that can be told beside one that runs.

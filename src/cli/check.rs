@@ -23,7 +23,7 @@ impl Check {
     pub(super) fn run(self) -> Result<ExitCode, String> {
         let config = self.configured.load()?;
         say("ok    configuration: it can be read");
-        config.server.doubts().iter().for_each(|doubt| say(&format!("doubt {doubt}")));
+        config.doubts().iter().for_each(|doubt| say(&format!("doubt {doubt}")));
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| error.to_string())?;
         let findings = runtime.block_on(app::check(&config));
         // A resolver that does not answer must not hold the process.

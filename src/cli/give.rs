@@ -209,12 +209,15 @@ async fn ask<F: FnMut(Report) -> Result<(), String>>(
         }
         return Err(failed(format!("does not take this order; is it of another version? It says: {why}")));
     }
-    let mut lines = Vec::new();
+    let (mut lines, mut told) = (Vec::new(), false);
     loop {
         match answer.chunk().await {
             Ok(Some(bytes)) => lines.extend_from_slice(&bytes),
-            Ok(None) => break,
-            Err(_) => return Err(failed("has stopped in the middle of it; what is done is done, give the order again".into())),
+            // What it has told nothing of, and done nothing of, can be done here.
+            Ok(None) | Err(_) if !told && order.only_tells() => return Err(Unheard::Nobody),
+            Ok(None) | Err(_) => {
+                return Err(failed("has stopped in the middle of it; what is done is done, give the order again".into()));
+            }
         }
         while let Some(end) = lines.iter().position(|byte| *byte == b'\n') {
             let mut report: Report = serde_json::from_slice(&lines[..end])
@@ -231,13 +234,13 @@ async fn ask<F: FnMut(Report) -> Result<(), String>>(
                 // What the larder makes of it is not what is wrong.
                 return Err(failed("hears no more of it".into()));
             }
+            told = true;
             reader.take(report).map_err(Unheard::Why)?;
             if reader.ended {
                 return Ok(());
             }
         }
     }
-    Err(failed("has stopped in the middle of it; what is done is done, give the order again".into()))
 }
 
 // === impl Watched ===

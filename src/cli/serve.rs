@@ -69,7 +69,8 @@ async fn serve(
     let mut hangup = signal(SignalKind::hangup()).map_err(failed)?;
     // Of itself, it ends a process that writes beyond its largest file. Where it is received, the write fails.
     let _too_large = signal(SignalKind::from_raw(Signal::XFSZ.as_raw())).map_err(failed)?;
-    let (greeting, max_connections) = (Greeting::of(&config), config.server.max_connections);
+    let greeting = Greeting::of(&config);
+    let (max_connections, max_files) = (config.server.max_connections, config.server.max_files);
     let app = tokio::select! {
         app = App::start(config, Clock::system()) => app.map_err(|error| error.to_string())?,
         // A disk that hangs would let wait for ever.
@@ -84,6 +85,7 @@ async fn serve(
         tracing::info!(
             max_connections,
             wanted_connections,
+            max_files,
             "of max_connections, as many as the limit of open files has room for"
         );
     }
@@ -219,14 +221,17 @@ fn tell_of_panics() {
 }
 
 /// Every connection and every open blob is a descriptor; the usual limit of 1,024 is a heritage of `select`. Connections take
-/// no more than half of what there are: files and upstreams need some as well.
+/// no more than half of what there are, and files that are read beside others over the same connection a quarter: upstreams and what is
+/// read alone need some as well.
 fn allow_many_files(config: &mut Config) {
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
         tracing::warn!(%error, "the limit of open files cannot be raised");
     }
     let Some(files) = getrlimit(Resource::Nofile).current else { return };
-    let possible = usize::try_from(files.saturating_sub(FILES_OF_OUR_OWN) / 2).unwrap_or(usize::MAX).max(1);
+    let files = files.saturating_sub(FILES_OF_OUR_OWN);
+    config.server.max_files = (files / 4).max(1);
+    let possible = usize::try_from(files / 2).unwrap_or(usize::MAX).max(1);
     if possible < config.server.max_connections {
         config.server.max_connections = possible;
     }

@@ -131,7 +131,7 @@ impl Metrics {
             answers: answers(&mut register),
             errors: register.add("errors", "Errors that clients were answered, by the distribution specification's code, and status"),
             connections: register.add("connections", "Connections of clients that are open"),
-            body_buffers: register.add("body_buffer_bytes", "Bytes of blobs, and of large manifests and lists, that are in memory on their way to clients"),
+            body_buffers: register.add("body_buffer_bytes", "Bytes of blobs, manifests and lists that are in memory on their way to clients, and of what is asked over one connection at once"),
             client_aborts: register.words(
                 "client_aborts",
                 "Requests that clients have left before their end, by phase",
@@ -140,10 +140,10 @@ impl Metrics {
             slow_clients: register.add("slow_clients", "Answers given up as their clients took too little for too long"),
             shed: register.words(
                 "shed",
-                "What was not served for want of something: connections, memory, descriptors, sockets (to ask upstreams with), transfers (in line \
+                "What was not served for want of something: connections, memory, descriptors, files, sockets (to ask upstreams with), transfers (in line \
                  for an upstream), or as one \
                  client had all that it may have: client_connections, client_requests",
-                ("reason", &["connections", "memory", "descriptors", "sockets", "transfers", "client_connections", "client_requests"]),
+                ("reason", &["connections", "memory", "descriptors", "files", "sockets", "transfers", "client_connections", "client_requests"]),
             ),
             handshakes: register.words(
                 "tls_handshakes",

@@ -2,6 +2,7 @@
 //! not in time.
 
 mod fetch;
+mod paced;
 
 use std::io;
 use std::pin::Pin;
@@ -13,7 +14,7 @@ use futures_util::{Stream, stream};
 
 use crate::oci::{Algorithm, Digest, Hasher};
 use crate::store::{BlobReader, Cut, Damage, Held, OpenFile, Piece, Pieces, ReadError, TAIL};
-use crate::upstream::{self, Aside};
+use crate::upstream;
 
 use super::blob::{Blob, Detours, Source};
 use super::fill::For;
@@ -85,7 +86,6 @@ enum State {
     /// From the upstream ahead of a fill, up to the blob's tail, which is let go when what was sent turns out right.
     Ahead {
         fetch: Box<Fetch>,
-        _aside: Aside,
         /// A fill does not go on for nobody.
         _rest: BlobReader,
     },
@@ -191,14 +191,13 @@ impl Reading {
             let comparable = end <= tail || !growth.is_in_memory();
             if far
                 && comparable
-                && let Some(aside) = self.origin.upstream().aside(&self.origin.behalf)
+                && let Some(aside) = self.origin.upstream().spare_aside(&self.origin.behalf)
                 && self.detours.take()
             {
                 let until = end.min(tail);
                 self.sent = Some(Sent { from: at, hasher: Hasher::new(self.digest.algorithm()) });
                 self.state = State::Ahead {
-                    fetch: Box::new(Fetch::new(at, Some(until))),
-                    _aside: aside,
+                    fetch: Box::new(Fetch::ahead(at, until, aside)),
                     _rest: source.read(until, Some(end), &self.pieces),
                 };
                 return;

@@ -7,12 +7,13 @@ mod schedules;
 mod segments;
 mod tries;
 
+use std::future::pending;
 use std::sync::Arc;
 
 use crate::oci::{Digest, Hasher};
 use crate::store::{BlobWriter, Finished, Kind};
 use crate::sync::start_task;
-use crate::upstream::{self, BlobAnswer, Body, Found, Source, Span, pause};
+use crate::upstream::{self, Aside, BlobAnswer, Body, Found, Source, Span, pause};
 
 use super::{Mirror, Origin, Refusal, Thing};
 
@@ -23,6 +24,14 @@ pub(super) use interest::{For, Interest};
 pub use running::Underway;
 pub(super) use running::{Fills, Joined};
 pub(super) use tries::Tries;
+
+/// What a fill begins with.
+struct Start {
+    writer: BlobWriter,
+    /// `None`: there turned out to be less than it goes on from.
+    body: Option<Body>,
+    aside: Option<Aside>,
+}
 
 /// How a stretch of transfer ended.
 enum Stretch {
@@ -81,7 +90,7 @@ impl Mirror {
 
     /// Returns true if the bytes were wrong and are to be fetched anew, which those who wait have been told.
     async fn fill_once(&self, fill: &Arc<Fill>, last: bool) -> bool {
-        let (mut writer, mut goes_on) = match self.begin_fill(fill).await {
+        let Start { mut writer, body: mut goes_on, mut aside } = match self.begin_fill(fill).await {
             Ok(Some(begun)) => begun,
             Err(error) if !self.0.stopping.is_cancelled() => {
                 self.note_failure(&fill.origin, Thing::Blob(fill.digest.clone()), &error);
@@ -99,7 +108,7 @@ impl Mirror {
         loop {
             let body = match goes_on.take() {
                 Some(body) => body,
-                None => match self.unless_stopping(self.resume(fill, &mut writer, tries.in_vain())).await.flatten() {
+                None => match self.unless_stopping(self.resume(fill, &mut writer, &mut aside, tries.in_vain())).await.flatten() {
                     Ok(Resumed::GoesOn(body)) => {
                         self.0.metrics.fill_resumed();
                         *body
@@ -117,7 +126,7 @@ impl Mirror {
                         continue;
                     }
                     Err(error) => {
-                        if error.is_definitive() || self.0.stopping.is_cancelled() || !tries.failed() {
+                        if error.is_final() || self.0.stopping.is_cancelled() || !tries.failed() {
                             self.give_up(fill, writer, &error).await;
                             return false;
                         }
@@ -126,7 +135,7 @@ impl Mirror {
                 },
             };
             let mut segments = Segments::new(fill, body, writer.accepted(), self.0.options.blob_connections);
-            let stretch = self.transfer(fill, &mut writer, &mut segments).await;
+            let stretch = self.transfer(fill, &mut writer, &mut segments, &mut aside).await;
             senders.now.extend(segments.into_sources());
             match stretch {
                 Stretch::Complete => return self.finish_fill(fill, writer, &senders, last).await,
@@ -148,17 +157,17 @@ impl Mirror {
     /// Nobody wants it any more, or larder stops.
     async fn stop_fill(&self, fill: &Fill, writer: Option<BlobWriter>) {
         tracing::info!(digest = %fill.digest, at = writer.as_ref().map_or(0, BlobWriter::accepted), "a fill stops");
-        self.fill_ended(fill, "stopped");
         if let Some(writer) = writer {
             writer.suspend().await;
         }
+        self.fill_ended(fill, "stopped");
     }
 
     async fn give_up(&self, fill: &Fill, writer: BlobWriter, error: &upstream::Error) {
         tracing::error!(digest = %fill.digest, at = writer.accepted(), %error, "a fill is given up");
-        self.fill_ended(fill, "given_up");
         self.note_broken_off(&fill.origin, error);
         writer.suspend().await;
+        self.fill_ended(fill, "given_up");
     }
 
     fn fill_ended(&self, fill: &Fill, how: &'static str) {
@@ -169,9 +178,8 @@ impl Mirror {
     /// Asks for the blob, from where an earlier fill stopped, and tells those who wait how large it is. Nothing is opened before the
     /// upstream has said yes: what clients make up, and what waits in line, costs no file; and what takes as long as reading again what is
     /// left of a blob tells nobody who may not have it that some is here. What it answers is noted whoever has left meanwhile: what is said
-    /// to who comes next does not tell whether the bytes are here. `None`: it was not asked, as nobody wants the blob any more. The body is
-    /// `None` where there turned out to be less than it goes on from.
-    async fn begin_fill(&self, fill: &Arc<Fill>) -> Result<Option<(BlobWriter, Option<Body>)>, upstream::Error> {
+    /// to who comes next does not tell whether the bytes are here. `None`: it was not asked, as nobody wants the blob any more.
+    async fn begin_fill(&self, fill: &Arc<Fill>) -> Result<Option<Start>, upstream::Error> {
         let sender = &fill.origin.repository.upstream;
         let start = self.0.store.left_from(sender, &fill.digest).saturating_sub(1);
         let answer = loop {
@@ -182,20 +190,19 @@ impl Mirror {
                 answer => break answer?,
             }
         };
-        let BlobAnswer { offset, found: Found { size, cache_status, .. }, mut body } = answer;
+        let BlobAnswer { offset, found: Found { size, cache_status, .. }, body } = answer;
         let mut writer = self.0.store.begin_from(sender, fill.digest.clone(), offset).await;
         if let Some(size) = size {
             self.note_begun(&fill.origin, &fill.digest, size);
             writer.expect(size).await;
         }
-        if writer.bypassed().is_some() {
-            // While there is still time for a status.
-            body.go_aside()?;
-        }
+        // While there is still time for a status.
+        let mut aside = None;
+        go_aside(fill, &writer, &mut aside)?;
         let bypass = writer.bypassed().map(ToString::to_string);
         fill.head.send_replace(Head::Begun(Begun { growth: writer.growth(), bypass, cache_status }));
-        let goes_on = writer.accepted() == offset;
-        Ok(Some((writer, goes_on.then_some(body))))
+        let body = (writer.accepted() == offset).then_some(body);
+        Ok(Some(Start { writer, body, aside }))
     }
 
     /// Asks once more where that is worth it: a client waits, and has other registries to ask.
@@ -227,7 +234,13 @@ impl Mirror {
     }
 
     /// Moves bytes to `writer` until one of them ends.
-    async fn transfer(&self, fill: &Arc<Fill>, writer: &mut BlobWriter, body: &mut Segments) -> Stretch {
+    async fn transfer(
+        &self,
+        fill: &Arc<Fill>,
+        writer: &mut BlobWriter,
+        body: &mut Segments,
+        aside: &mut Option<Aside>,
+    ) -> Stretch {
         let (mut permit, mut company) = (None, fill.company.watch());
         // Nobody tells it but the first answer.
         let size = writer.size();
@@ -235,9 +248,7 @@ impl Mirror {
             if writer.is_too_long() {
                 return Stretch::Complete;
             }
-            if writer.bypassed().is_some()
-                && let Err(error) = body.go_aside()
-            {
+            if let Err(error) = go_aside(fill, writer, aside) {
                 return Stretch::Broken(error);
             }
             // Nobody goes far for nobody, nor for what is not kept.
@@ -249,6 +260,7 @@ impl Mirror {
             tokio::select! {
                 () = self.0.stopping.cancelled() => return Stretch::Stopped,
                 () = company.changed() => {}
+                () = lost(aside) => *aside = None,
                 () = writer.progress(), if writer.is_busy() => {}
                 chunk = body.chunk(size), if !writer.is_full() => match chunk {
                     Ok(Some(bytes)) => writer.push(bytes),
@@ -263,10 +275,17 @@ impl Mirror {
     }
 
     /// Asks for the rest; and where only the whole is to be had, or a wrong part, makes sure that it begins with what has come.
-    async fn resume(&self, fill: &Fill, writer: &mut BlobWriter, in_vain: u32) -> Result<Resumed, upstream::Error> {
+    async fn resume(
+        &self,
+        fill: &Fill,
+        writer: &mut BlobWriter,
+        aside: &mut Option<Aside>,
+        in_vain: u32,
+    ) -> Result<Resumed, upstream::Error> {
         if in_vain > 0 {
             pause(in_vain).await;
         }
+        go_aside(fill, writer, aside)?;
         let (at, size) = (writer.accepted(), writer.size());
         let other_size = |told: Option<u64>| told.is_some() && size.is_some() && told != size;
         let mut whole = match fill.ask(Some(Span { start: at, end: None })).await {
@@ -350,5 +369,25 @@ impl Fill {
 
     async fn ask(&self, span: Option<Span>) -> Result<BlobAnswer, upstream::Error> {
         self.origin.ask().blob(&self.digest, span).await
+    }
+}
+
+/// What is not kept comes as slowly as it is read: others are left room beside such fills.
+fn go_aside(fill: &Fill, writer: &BlobWriter, aside: &mut Option<Aside>) -> Result<(), upstream::Error> {
+    if writer.bypassed().is_some() && aside.is_none() {
+        *aside = match fill.origin.upstream().aside(&fill.origin.behalf) {
+            // Nobody is there to read it slowly.
+            Err(upstream::Error::Left) => None,
+            aside => Some(aside?),
+        };
+    }
+    Ok(())
+}
+
+/// Waits until the right to go on so is another's.
+async fn lost(aside: &mut Option<Aside>) {
+    match aside {
+        Some(aside) => drop(aside.lost().await),
+        None => pending().await,
     }
 }

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use bytes::Bytes;
 use hashbrown::HashMap;
 use http::HeaderMap;
+use tokio::sync::OnceCell;
 
 use crate::oci::Digest;
 
@@ -12,11 +13,17 @@ use crate::oci::Digest;
 #[derive(Clone)]
 pub(super) struct Hot {
     pub(super) bytes: Bytes,
-    pub(super) told: Told,
+    pub(super) told: Arc<Told>,
 }
 
-/// What is told with the same bytes in every answer, made by whoever answers first.
-pub type Told = Arc<OnceLock<HeaderMap>>;
+/// What follows from the same bytes each time, found by whoever needs it first.
+#[derive(Debug, Default)]
+pub struct Told {
+    /// What is told with them in every answer.
+    pub headers: OnceLock<HeaderMap>,
+    /// What is served in the place of a list to who knows no lists.
+    pub(super) default_child: OnceCell<Option<Digest>>,
+}
 
 /// What is hot, up to a number of bytes.
 pub(super) struct HotManifests {
@@ -108,7 +115,7 @@ impl Hot {
 
 impl From<Bytes> for Hot {
     fn from(bytes: Bytes) -> Self {
-        Self { bytes, told: Told::default() }
+        Self { bytes, told: Arc::default() }
     }
 }
 

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use crate::clock::Timestamp;
 use crate::heavy;
 use crate::oci::{Accept, BadManifest, Digest, INDEX_TYPE, Page, Reference, ReferrersByType, Tag};
+use crate::room::Askers;
 use crate::upstream::{self, CacheStatus};
 
 use super::{Manifest, Mirror, Origin, Refusal, Served, Thing};
@@ -76,8 +77,9 @@ impl Mirror {
             let asked = page.clone();
             async move {
                 let answer = origin.ask().tags(&asked).await?;
-                let (tags, next) =
-                    heavy::work(weight_of_tags(&answer.tags), move || cut(answer.tags, answer.next, &asked)).await?;
+                let weight = weight_of_tags(&answer.tags);
+                let cut = move || cut(answer.tags, answer.next, &asked);
+                let (tags, next) = heavy::work(&origin.behalf.askers, weight, cut).await?;
                 let at = mirror.0.clock.now();
                 Ok(Cached { at, list: List::Tags(tags.into(), next), cache_status: answer.cache_status })
             }
@@ -103,7 +105,7 @@ impl Mirror {
                         (mirror.referrers_by_tag(&origin, &asked).await?.map_or_else(no_referrers, |index| index.bytes), None)
                     }
                 };
-                Ok(Cached { at: mirror.0.clock.now(), list: parse(index).await?, cache_status })
+                Ok(Cached { at: mirror.0.clock.now(), list: parse(&origin.behalf.askers, index).await?, cache_status })
             }
         });
         let (served, list) = match list.await {
@@ -115,7 +117,7 @@ impl Mirror {
             (List::Referrers(_, by_type), Some(artifact_type)) => {
                 let by_type = by_type.map_err(|bad| Refusal::WrongContent(bad.to_string()))?;
                 let (length, artifact_type) = (by_type.filtered_length(artifact_type), artifact_type.to_owned());
-                let index = heavy::work(length, move || by_type.filter(&artifact_type)).await?.into();
+                let index = heavy::work(&origin.behalf.askers, length, move || by_type.filter(&artifact_type)).await?.into();
                 Ok(Referrers { served, index, filtered: true })
             }
             (List::Tags(..), _) => Err(Refusal::Interrupted),
@@ -124,10 +126,14 @@ impl Mirror {
 
     /// Those that the tag here names. They too are parsed once for many, as long as it names the same.
     async fn offline_referrers(&self, origin: &Origin, digest: &Digest) -> Result<List, Refusal> {
-        let Some(index) = self.referrers_by_tag(origin, digest).await? else { return parse(no_referrers()).await };
-        let list = self.list(origin, format!("referrers in {}", index.digest), true, |mirror, _| {
+        let Some(index) = self.referrers_by_tag(origin, digest).await? else {
+            return parse(&origin.behalf.askers, no_referrers()).await;
+        };
+        let list = self.list(origin, format!("referrers in {}", index.digest), true, |mirror, origin| {
             let bytes = index.bytes.clone();
-            async move { Ok(Cached { at: mirror.0.clock.now(), list: parse(bytes).await?, cache_status: None }) }
+            async move {
+                Ok(Cached { at: mirror.0.clock.now(), list: parse(&origin.behalf.askers, bytes).await?, cache_status: None })
+            }
         });
         Ok(list.await?.1)
     }
@@ -210,9 +216,9 @@ fn cut(mut tags: Vec<String>, next: Option<Page>, asked: &Page) -> (Vec<String>,
     (tags, next)
 }
 
-async fn parse(index: Bytes) -> Result<List, Refusal> {
+async fn parse(askers: &Askers, index: Bytes) -> Result<List, Refusal> {
     let bytes = index.clone();
-    let by_type = heavy::work(index.len(), move || ReferrersByType::read(&bytes)).await?;
+    let by_type = heavy::work(askers, index.len(), move || ReferrersByType::read(&bytes)).await?;
     Ok(List::Referrers(index, by_type.map(Arc::new)))
 }
 

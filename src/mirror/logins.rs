@@ -60,6 +60,9 @@ pub struct Token {
 /// What is known of logins.
 pub(super) struct Logins {
     said: Cache<Login, Said>,
+    /// Upstreams that cannot be asked about any, as they limit the rate, or would have them shown where they may not be; until when
+    /// that is believed.
+    closed: Cache<Arc<str>, (Timestamp, Error)>,
     checking: Flights<Login, Result<Token, Refusal>>,
     /// By the digest of the token.
     sessions: Cache<[u8; 32], Session>,
@@ -72,8 +75,16 @@ type Login = (Arc<str>, CredentialKey);
 /// What the upstream has said of it. That it was right once is remembered also when it has to be asked again.
 #[derive(Clone)]
 enum Said {
-    Right { until: Timestamp, token: Token },
-    Wrong { until: Timestamp, why: Refusal },
+    Right {
+        until: Timestamp,
+        token: Token,
+    },
+    /// `known`: it is right as far as is known, and there was no answer.
+    No {
+        until: Timestamp,
+        why: Refusal,
+        known: bool,
+    },
 }
 
 #[derive(Clone)]
@@ -85,7 +96,7 @@ struct Session {
 
 /// The life of a token.
 const LIFE: Duration = Duration::from_mins(5);
-/// For how long it is believed that a login is right, and that it is not.
+/// For how long it is believed that a login is right, and that it is not, or cannot be asked about.
 const RIGHT: Duration = Duration::from_mins(1);
 const WRONG: Duration = Duration::from_secs(5);
 /// How many logins are remembered, and how much memory the sessions may take.
@@ -158,11 +169,17 @@ impl Mirror {
         let (said, now) = (self.0.logins.said.get(&login), self.0.clock.now());
         match &said {
             Some(Said::Right { until, token }) if now < *until => return Ok(token.clone()),
-            Some(Said::Wrong { until, why }) if now < *until => return Err(why.clone()),
+            Some(Said::No { until, why, .. }) if now < *until => return Err(why.clone()),
             _ => {}
         }
+        // Who asks so costs the upstream a question, and pays nothing for it. Nobody has nothing to show where it may not be.
+        let closed = self.0.logins.closed.get(gate.upstream()).filter(|(until, _)| now < *until);
+        if let Some((_, error)) = closed.filter(|(_, error)| !client.is_nobody() || !matches!(error, Error::UnlistedTokenHost(_)))
+        {
+            return Err(error.into());
+        }
         // Who was known a while ago does not try out passwords, and nobody has none.
-        let known = matches!(said, Some(Said::Right { .. })) || client.is_nobody();
+        let known = matches!(said, Some(Said::Right { .. } | Said::No { known: true, .. })) || client.is_nobody();
         let (mirror, gate, client) = (self.clone(), gate.clone(), client.clone());
         let checked = self.0.logins.checking.join(login.clone(), || async move {
             let brake = &mirror.0.logins.brake;
@@ -174,21 +191,30 @@ impl Mirror {
                     brake.refund(from);
                 }
             };
-            let checked = gate.registry.upstream.check_login(&client).await;
-            let why = match checked {
-                Ok(()) => {
+            let (checked, logins) = (gate.registry.upstream.check_login(&client, from).await, &mirror.0.logins);
+            let asked_again = mirror.0.clock.now() + WRONG;
+            let (until, why, known) = match checked {
+                Ok(Ok(())) => {
                     refund();
-                    return mirror.0.logins.open(login, client, now, mirror.0.clock.now());
+                    return logins.open(login, client, now, mirror.0.clock.now());
                 }
-                Err(Error::Credentials(why)) => why,
-                Err(error @ Error::Denied) => error.to_string(),
-                Err(error) => {
+                Ok(Err(Error::Credentials(why))) => (asked_again, Refusal::WrongLogin(why), false),
+                Ok(Err(error @ (Error::Denied | Error::Unsupported(_)))) => {
+                    (asked_again, Refusal::WrongLogin(error.to_string()), false)
+                }
+                // Said of this login, and maybe of no other: who makes up others pays for each.
+                Ok(Err(error @ Error::RateLimited { until })) => (until, error.into(), known),
+                Ok(Err(error)) | Err(error) => {
                     refund();
+                    match error {
+                        Error::RateLimited { until } => logins.closed.insert(login.0, (until, error.clone())),
+                        Error::UnlistedTokenHost(_) => logins.closed.insert(login.0, (asked_again, error.clone())),
+                        _ => {}
+                    }
                     return Err(error.into());
                 }
             };
-            let why = Refusal::WrongLogin(why);
-            mirror.0.logins.said.insert(login, Said::Wrong { until: mirror.0.clock.now() + WRONG, why: why.clone() });
+            logins.said.insert(login, Said::No { until, why: why.clone(), known });
             Err(why)
         });
         checked.await?
@@ -218,6 +244,7 @@ impl Default for Logins {
         let sessions = Cache::builder().eviction_policy(EvictionPolicy::lru()).max_capacity(SESSION_BYTES);
         Self {
             said: Cache::builder().eviction_policy(EvictionPolicy::lru()).max_capacity(REMEMBERED).build(),
+            closed: Cache::new(REMEMBERED),
             checking: Flights::default(),
             sessions: sessions.weigher(weight).time_to_live(LIFE).build(),
             brake: Brake::default(),

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use crate::flight::Lost;
 use crate::heavy;
 use crate::oci::{self, Accept, Digest, Reference};
+use crate::room::Askers;
 use crate::store::{Bypass, Damage, Finished, Kind, Proof, ReadError};
 use crate::upstream::{self, CacheStatus, ManifestAnswer};
 
@@ -20,7 +21,7 @@ pub struct Manifest {
     pub digest: Digest,
     pub media_type: Arc<str>,
     pub bytes: Bytes,
-    pub told: Told,
+    pub told: Arc<Told>,
 }
 
 /// A manifest whose bytes hash to its digest.
@@ -65,10 +66,9 @@ impl Mirror {
         if accept.takes(&manifest.media_type) {
             return Ok(manifest);
         }
-        // Docker's lists were always served as their linux/amd64 child to those who know no lists.
-        let list = parse(Some(&manifest.media_type), &manifest.bytes).await?.ok();
-        let child = list.filter(oci::Manifest::is_docker_list).and_then(|list| list.default_child());
-        let Some(child) = child else { return Err(Refusal::NotAccepted(manifest.media_type.to_string())) };
+        let Some(child) = default_child(&origin.behalf.askers, &manifest).await? else {
+            return Err(Refusal::NotAccepted(manifest.media_type.to_string()));
+        };
         let child = self.manifest_by_digest(origin, &child).await?;
         if accept.takes(&child.media_type) { Ok(child) } else { Err(Refusal::NotAccepted(manifest.media_type.to_string())) }
     }
@@ -114,17 +114,17 @@ impl Mirror {
                 self.0.store.touch(digest);
                 hot
             }
-            None => Box::pin(self.read_manifest(digest)).await?,
+            None => Box::pin(self.read_manifest(&origin.behalf.askers, digest)).await?,
         };
         let served = if origin.is_offline() { Served::Offline } else { Served::Hit };
         Some(Manifest { served, digest: digest.clone(), media_type, bytes, told })
     }
 
-    async fn read_manifest(&self, digest: &Digest) -> Option<Hot> {
+    async fn read_manifest(&self, askers: &Askers, digest: &Digest) -> Option<Hot> {
         let blob = self.0.store.get_unverified(digest).await.ok()??;
         let size = usize::try_from(blob.size()).ok().filter(|size| *size <= oci::MAX_MANIFEST)?;
         // So many clients may ask for so many of them that their bytes would fill the memory before one of them is there.
-        let _turn = if size > heavy::LITTLE { Some(self.0.large.acquire().await.ok()?) } else { None };
+        let _turn = if size > heavy::LITTLE { Some(self.0.large.take_all_the_same(askers).await.ok()?) } else { None };
         let mut bytes = Vec::with_capacity(size);
         let mut reader = blob.read(0..blob.size());
         let damage = loop {
@@ -135,7 +135,8 @@ impl Mirror {
                 // To hash it costs microseconds here, and a damaged manifest would spoil a whole image.
                 None => {
                     let (bytes, promised) = (Bytes::from(bytes), digest.clone());
-                    let (is_right, bytes) = heavy::work(bytes.len(), move || (promised.matches(&bytes), bytes)).await.ok()?;
+                    let (is_right, bytes) =
+                        heavy::work(askers, bytes.len(), move || (promised.matches(&bytes), bytes)).await.ok()?;
                     if is_right {
                         self.0.store.verified(digest);
                         let hot = Hot::from(bytes);
@@ -159,7 +160,7 @@ impl Mirror {
                 // It may have come in between the caller's look and this.
                 let proof = mirror.proof(&origin, &digest, Kind::Manifest);
                 if let Some(held) = mirror.held_manifest(&origin, &digest, proof).await
-                    && let Ok(manifest) = parse(Some(&held.media_type), &held.bytes).await?
+                    && let Ok(manifest) = parse(&origin.behalf.askers, Some(&held.media_type), &held.bytes).await?
                 {
                     return Ok(Arc::new(Verified { digest, bytes: held.bytes, manifest, cache_status: None }));
                 }
@@ -188,12 +189,12 @@ impl Mirror {
             Some(asked) => Err((asked, Digest::sha256(&of))),
             None => Ok(Digest::sha256(&of)),
         };
-        let digest = heavy::work(bytes.len(), hash).await?.map_err(|(asked, found)| {
+        let digest = heavy::work(&origin.behalf.askers, bytes.len(), hash).await?.map_err(|(asked, found)| {
             tracing::error!(repository = %origin.repository, digest = %asked, %found, "the upstream sent another manifest");
             origin.upstream().note_mismatch();
             Refusal::WrongContent(format!("{found} instead of {asked}"))
         })?;
-        let manifest = parse(content_type.as_deref(), &bytes).await?.map_err(|bad| {
+        let manifest = parse(&origin.behalf.askers, content_type.as_deref(), &bytes).await?.map_err(|bad| {
             tracing::error!(repository = %origin.repository, %digest, %bad, "the upstream sent no usable manifest");
             Refusal::WrongContent(format!("{digest}: {bad}"))
         })?;
@@ -213,9 +214,27 @@ impl Mirror {
     }
 }
 
-async fn parse(content_type: Option<&str>, bytes: &Bytes) -> Result<Result<oci::Manifest, oci::BadManifest>, Lost> {
+/// What is served in place of this by tag to who knows no lists. It is looked for once: a list may be long, and so may be the line of
+/// those who ask.
+async fn default_child(askers: &Askers, manifest: &Manifest) -> Result<Option<Digest>, Lost> {
+    let media_type = &*manifest.media_type;
+    if !oci::is_docker_list(media_type) {
+        return Ok(None);
+    }
+    let find = async || {
+        let list = parse(askers, Some(media_type), &manifest.bytes).await?;
+        Ok(list.ok().and_then(|list| list.default_child()))
+    };
+    manifest.told.default_child.get_or_try_init(find).await.cloned()
+}
+
+pub(super) async fn parse(
+    askers: &Askers,
+    content_type: Option<&str>,
+    bytes: &Bytes,
+) -> Result<Result<oci::Manifest, oci::BadManifest>, Lost> {
     let (content_type, of) = (content_type.map(str::to_owned), bytes.clone());
-    heavy::work(bytes.len(), move || oci::Manifest::parse(content_type.as_deref(), &of)).await
+    heavy::work(askers, bytes.len(), move || oci::Manifest::parse(content_type.as_deref(), &of)).await
 }
 
 // === impl Verified ===
@@ -225,6 +244,6 @@ impl Verified {
     pub(super) fn served(&self) -> Manifest {
         let served = Served::Miss(self.cache_status.clone());
         let (digest, media_type) = (self.digest.clone(), (*self.manifest.media_type).into());
-        Manifest { served, digest, media_type, bytes: self.bytes.clone(), told: Told::default() }
+        Manifest { served, digest, media_type, bytes: self.bytes.clone(), told: Arc::default() }
     }
 }

@@ -36,6 +36,7 @@ use tokio_util::task::TaskTracker;
 use crate::clock::{Clock, Timestamp};
 use crate::metrics::Metrics;
 use crate::oci::{Digest, InvalidName, Repository, Tag};
+use crate::room::Room;
 use crate::store::{Kept, Kind, Store};
 use crate::upstream::{self, CacheStatus};
 
@@ -84,7 +85,7 @@ struct Inner {
     rights: Rights,
     hot: HotManifests,
     /// The right to read a large one.
-    large: tokio::sync::Semaphore,
+    large: Room,
     manifests: Shared<Digest, Arc<manifest::Verified>>,
     proofs: Shared<(Digest, Kind), proofs::Said>,
     /// Repositories whose upstream could not be asked for a proof.
@@ -195,6 +196,9 @@ impl Refusal {
     pub fn told(&self) -> String {
         match self {
             Self::Upstream(upstream::Error::Credentials(_)) => "larder's credentials cannot be used; its log says why".into(),
+            Self::Upstream(upstream::Error::UnlistedTokenHost(_)) => {
+                "larder's configuration does not list the token service of the upstream; its log says which".into()
+            }
             other => other.to_string(),
         }
     }
@@ -222,7 +226,7 @@ impl Mirror {
             clock,
             metrics,
             hot: HotManifests::new(HOT_BYTES),
-            large: tokio::sync::Semaphore::new(LARGE_AT_ONCE),
+            large: Room::new(LARGE_AT_ONCE, usize::MAX),
             manifests: Shared::default(),
             proofs: Shared::default(),
             unasked: moka::sync::Cache::new(REMEMBERED),

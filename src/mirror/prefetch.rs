@@ -12,9 +12,11 @@ use futures_util::{StreamExt as _, stream};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::oci::{self, Digest};
+use crate::oci::Digest;
+use crate::room::Room;
 use crate::store::Kind;
 
+use super::manifest::parse;
 use super::rights::View;
 use super::{Mirror, Origin};
 
@@ -22,9 +24,11 @@ use super::{Mirror, Origin};
 #[derive(Clone, Default)]
 pub(super) struct Prefetches(Arc<Inner>);
 
-#[derive(Default)]
 struct Inner {
     underway: Mutex<HashSet<Image>>,
+    /// Nobody is ever seated here: an image is fetched ahead as long as it stands in line. If that is full, the client who has most in it
+    /// makes room for another.
+    places: Room,
     /// The blobs that clients read now, and how many of each.
     read: watch::Sender<HashMap<Digest, usize>>,
 }
@@ -78,11 +82,21 @@ impl Mirror {
         let Some(manifest) = self.image_with(&layer).await else { return };
         let Some(underway) = self.0.prefetches.begin((origin.view(), manifest)) else { return };
         let (_, digest) = &underway.image;
+        tokio::select! {
+            biased;
+            // At once if there is no place for it.
+            _ = self.0.prefetches.0.places.take(&origin.behalf.askers) => tracing::debug!(%digest, "the image has no place, or no longer"),
+            () = self.fetch_rest(origin, digest, &layer) => {}
+        }
+    }
+
+    /// Fetches the other layers of an image, as long as someone reads it.
+    async fn fetch_rest(&self, origin: &Origin, digest: &Digest, layer: &Digest) {
         let held = self.held_manifest(origin, digest, self.proof(origin, digest, Kind::Manifest)).await;
         let Some(held) = held else { return };
-        let Ok(manifest) = oci::Manifest::parse(Some(&held.media_type), &held.bytes) else { return };
+        let Ok(Ok(manifest)) = parse(&origin.behalf.askers, Some(&held.media_type), &held.bytes).await else { return };
         // A config is fetched also by who only looks; and nobody fetches all of an index.
-        if !manifest.children.is_empty() || manifest.config.as_ref() == Some(&layer) {
+        if !manifest.children.is_empty() || manifest.config.as_ref() == Some(layer) {
             return;
         }
         let mut fetched = stream::iter(manifest.names.clone())
@@ -118,10 +132,9 @@ impl Prefetches {
         Client { _one: Arc::new(One { blob: blob.clone(), of: self.clone() }) }
     }
 
-    /// `None` if this image is under way, or as many as there may be.
+    /// `None` if this image is under way.
     fn begin(&self, image: Image) -> Option<Underway> {
-        let mut underway = self.underway();
-        let begins = underway.len() < MOST && underway.insert(image.clone());
+        let begins = self.underway().insert(image.clone());
         begins.then(|| Underway { image, of: self.clone() })
     }
 
@@ -141,6 +154,12 @@ impl Prefetches {
 
     fn underway(&self) -> MutexGuard<'_, HashSet<Image>> {
         self.0.underway.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for Inner {
+    fn default() -> Self {
+        Self { underway: Mutex::default(), places: Room::new(0, MOST), read: watch::Sender::default() }
     }
 }
 

@@ -138,13 +138,7 @@ impl Manifest {
         Ok(Self { media_type, names, children, config, strange })
     }
 
-    /// Docker's lists were once served by tag to clients that know only images: they get the image for linux/amd64.
-    #[must_use]
-    pub fn is_docker_list(&self) -> bool {
-        self.media_type == DOCKER_LIST_TYPE
-    }
-
-    /// The child that a client gets that does not know lists.
+    /// The child that a client gets that does not know lists: see [`is_docker_list`].
     #[must_use]
     pub fn default_child(&self) -> Option<Digest> {
         self.children
@@ -152,6 +146,12 @@ impl Manifest {
             .find(|child| child.platform.as_ref().is_some_and(|p| p.os == "linux" && p.architecture == "amd64"))
             .and_then(|child| child.digest.parse().ok())
     }
+}
+
+/// Docker's lists were once served by tag to clients that know only images: they get the image for linux/amd64.
+#[must_use]
+pub fn is_docker_list(media_type: &str) -> bool {
+    media_type == DOCKER_LIST_TYPE
 }
 
 impl Document {

@@ -21,7 +21,7 @@ pub use by_type::ReferrersByType;
 pub use digest::{Algorithm, Digest, Hasher, InvalidDigest};
 pub use error::ErrorCode;
 pub use image::{ImageName, InvalidImage};
-pub use manifest::{ACCEPT, BadManifest, Descriptor, INDEX_TYPE, MAX_MANIFEST, Manifest, is_manifest_type};
+pub use manifest::{ACCEPT, BadManifest, Descriptor, INDEX_TYPE, MAX_MANIFEST, Manifest, is_docker_list, is_manifest_type};
 pub use name::{InvalidName, Reference, Repository, RepositoryName, Tag};
 pub use pattern::{InvalidPattern, Pattern};
 pub use platform::{InvalidPlatform, Platform, Platforms};

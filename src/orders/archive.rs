@@ -162,7 +162,13 @@ impl<'a> Archive<'a> {
                     let path = clean(&path).ok_or_else(|| format!("{:?} is a path that leads out of it", shown(&path)))?;
                     match kind {
                         b'0' | 0 | b'7' => {
-                            let size = longer.take().unwrap_or(said);
+                            // Whoever has two of them writes none in the header: it has no room for the true one.
+                            let size = match longer {
+                                Some(longer) if said != 0 && said != longer => {
+                                    return Err(format!("{:?} has two sizes", shown(&path)));
+                                }
+                                longer => longer.unwrap_or(said),
+                            };
                             (self.missing, self.padding) = (size, padding(size) as u64);
                             return Ok(Some(Entry { path, size, link: None }));
                         }
@@ -311,4 +317,61 @@ fn led_to(from: &str, target: &str) -> Option<String> {
 /// A name in an archive is a stranger's.
 pub(super) fn shown(path: &str) -> String {
     path.chars().take(100).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An entry of this kind with these bytes.
+    fn entry(kind: u8, path: &str, bytes: &str) -> Vec<u8> {
+        let mut entry = ustar(path, bytes.len() as u64, kind).to_vec();
+        entry.extend_from_slice(bytes.as_bytes());
+        entry.resize(entry.len() + padding(bytes.len() as u64), 0);
+        entry
+    }
+
+    async fn read(parts: &[Vec<u8>]) -> Result<Vec<(String, String)>, String> {
+        let bytes = Bytes::from([parts.concat(), vec![0; 2 * BLOCK]].concat());
+        let mut input: Input = Box::pin(futures_util::stream::iter([Ok(bytes)]));
+        let (mut archive, mut found) = (Archive::new(&mut input), Vec::new());
+        while let Some(entry) = archive.next().await? {
+            let bytes = archive.whole(&entry, 1 << 20).await?;
+            found.push((entry.path, entry.link.unwrap_or_else(|| String::from_utf8(bytes).unwrap())));
+        }
+        Ok(found)
+    }
+
+    /// Readers that disagree about the end of a file take its bytes for headers (CVE-2025-62518).
+    #[tokio::test]
+    async fn what_is_said_of_one_entry_holds_for_the_next_one_alone() {
+        let size = entry(b'x', "pax", "10 size=9\n");
+        let target = entry(b'K', "long", "elsewhere");
+        let path = entry(b'L', "long", "renamed");
+        let (file, directory) = (entry(b'0', "file", "hello"), entry(b'5', "directory", ""));
+        let mut link = ustar("link", 0, b'1');
+        link[157..161].copy_from_slice(b"file");
+        link[148..156].fill(b' ');
+        let sum = checksum(&link);
+        link[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        let link = link.to_vec();
+        // Nine bytes, of which the header says nothing.
+        let mut long = entry(b'0', "file", "nine byte");
+        long.splice(..BLOCK, ustar("file", 0, b'0'));
+        let is = |path: &str, bytes: &str| (path.to_owned(), bytes.to_owned());
+        for (parts, found) in [
+            (&[&size, &long, &file][..], vec![is("file", "nine byte"), is("file", "hello")]),
+            (&[&size, &link, &file], vec![is("link", "file"), is("file", "hello")]),
+            (&[&size, &directory, &file], vec![is("file", "hello")]),
+            (&[&target, &file, &link], vec![is("file", "hello"), is("link", "file")]),
+            (&[&target, &directory, &link], vec![is("link", "file")]),
+            (&[&target, &link, &link], vec![is("link", "elsewhere"), is("link", "file")]),
+            (&[&path, &directory, &file], vec![is("file", "hello")]),
+            (&[&path, &link, &file], vec![is("renamed", "file"), is("file", "hello")]),
+        ] {
+            let parts: Vec<Vec<u8>> = parts.iter().map(|part| (*part).clone()).collect();
+            assert_eq!(read(&parts).await, Ok(found));
+        }
+        assert_eq!(read(&[size, file]).await, Err("\"file\" has two sizes".into()));
+    }
 }

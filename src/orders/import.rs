@@ -28,8 +28,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::mirror::Origin;
-use crate::oci::{Digest, ImageName, MAX_MANIFEST, Reference};
-use crate::store::Holds;
+use crate::oci::{Digest, ImageName, MAX_MANIFEST, Reference, Repository};
+use crate::store::{Holds, Kind};
 
 use super::archive::{Archive, Input, shown};
 use super::parts::{Lack, Parts};
@@ -73,7 +73,7 @@ pub struct ImportReport {
 struct Read {
     /// Of the files by which images are found.
     small: HashMap<String, Vec<u8>>,
-    /// The blobs, with their sizes.
+    /// The blobs, with their sizes; and what was made of them.
     files: HashMap<Digest, u64>,
     /// By the IDs that an older Docker has for layers: what they are, and what it says of them.
     layers: HashMap<String, Role>,
@@ -264,6 +264,21 @@ impl Orders {
         indexes
     }
 
+    /// What an image is made of, as far as the archive has it, or its repository: the bytes that others have had brought here are not for
+    /// an archive to give away.
+    async fn parts_for(
+        &self,
+        repository: &Repository,
+        (image, media_type): (&Digest, Option<String>),
+        brought: &HashMap<Digest, u64>,
+        holds: &Holds,
+    ) -> Result<Parts, String> {
+        let proven = |digest: &Digest, kind| self.store.proof(repository, digest, kind).is_some();
+        let is_its =
+            |digest: &Digest| brought.contains_key(digest) || proven(digest, Kind::Blob) || proven(digest, Kind::Manifest);
+        self.parts_among(image, media_type, Some(holds), is_its).await
+    }
+
     /// Gives an image its name, if all of it is here.
     async fn admit(&self, image: &Named, read: &mut Read, pin: bool, holds: &Holds) -> Result<ImportReport, String> {
         if image.name.is_empty() {
@@ -277,9 +292,9 @@ impl Orders {
         }
         read.reached.insert(image.key());
         let origin = self.mirror.registries().resolve(&name).map_err(|refusal| refusal.to_string())?;
-        let parts = self.parts(&image.digest, image.media_type.clone(), Some(holds)).await?;
+        let parts = self.parts_for(&origin.repository, (&image.digest, image.media_type.clone()), &read.files, holds).await?;
         read.reached.extend(parts.manifests.iter().map(|(digest, _)| image.key_of(digest)));
-        check_whole(&parts)?;
+        check_whole(&parts, &origin.repository)?;
         self.name(&origin, &name.reference, &image.digest, &parts);
         parts.blobs.keys().for_each(|digest| holds.named(digest));
         if pin {
@@ -321,14 +336,14 @@ impl Orders {
 }
 
 /// Says in one line what is lacking.
-fn check_whole(parts: &Parts) -> Result<(), String> {
+fn check_whole(parts: &Parts, repository: &Repository) -> Result<(), String> {
     match parts.missing.first_key_value() {
         None => Ok(()),
         Some((digest, Lack::Broken(why))) => Err(format!("{digest}: {why}")),
         Some((_, Lack::Absent)) if parts.is_index() => {
-            Err("none of the manifests that it names is in the archive whole, or here".into())
+            Err(format!("none of the manifests that it names is in the archive whole, or here for {repository}"))
         }
-        Some((digest, Lack::Absent)) => Err(format!("{digest} is not in the archive, and not here")),
+        Some((digest, Lack::Absent)) => Err(format!("{digest} is not in the archive, and not here for {repository}")),
     }
 }
 

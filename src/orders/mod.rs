@@ -190,6 +190,12 @@ impl Order {
         matches!(self, Self::Watch { .. })
     }
 
+    /// Whether it does no more than tell of what there is.
+    #[must_use]
+    pub fn only_tells(&self) -> bool {
+        matches!(self, Self::List { .. } | Self::Usage | Self::Missing | Self::Explain { .. })
+    }
+
     /// What it is about, as it was named; none: all there is.
     #[must_use]
     pub fn about(&self) -> Vec<String> {

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::heavy;
 use crate::oci::{self, Descriptor, Digest, MAX_MANIFEST, Manifest};
+use crate::room::Askers;
 use crate::store::Holds;
 
 use super::Orders;
@@ -59,6 +60,20 @@ impl Orders {
     /// # Errors
     /// When it names more than any image does.
     pub(super) async fn parts(&self, image: &Digest, media_type: Option<String>, holds: Option<&Holds>) -> Result<Parts, String> {
+        self.parts_among(image, media_type, holds, |_| true).await
+    }
+
+    /// The same where only what is `among` some counts as here.
+    ///
+    /// # Errors
+    /// As for [`Orders::parts`].
+    pub(super) async fn parts_among(
+        &self,
+        image: &Digest,
+        media_type: Option<String>,
+        holds: Option<&Holds>,
+        among: impl Fn(&Digest) -> bool,
+    ) -> Result<Parts, String> {
         let mut nodes = HashMap::<Digest, Node>::new();
         let (mut found, mut named) = (Vec::new(), 0);
         let mut wanted = vec![(image.clone(), Wanted::Manifest(media_type))];
@@ -68,7 +83,7 @@ impl Orders {
                 _ => continue,
             }
             holds.iter().for_each(|holds| holds.hold(&digest));
-            let node = match (self.store.size(&digest), what) {
+            let node = match (self.store.size(&digest).filter(|_| among(&digest)), what) {
                 (None, _) => Node::Lacks(Lack::Absent),
                 (Some(size), Wanted::Blob) => Node::Blob(size),
                 (Some(size), Wanted::Manifest(media_type)) => match self.read_manifest(&digest, media_type.as_deref()).await {
@@ -101,7 +116,8 @@ impl Orders {
         let bytes = self.store.peek(digest, MAX_MANIFEST).await.map_err(|error| error.to_string())?;
         let bytes = bytes.ok_or("it is too large for a manifest, or has just left the cache")?;
         let (digest, media_type) = (digest.clone(), media_type.map(str::to_owned));
-        let read = heavy::work(bytes.len(), move || {
+        let larder = Askers::default();
+        let read = heavy::work(&larder, bytes.len(), move || {
             if !digest.matches(&bytes) {
                 return Err("it is damaged; `larder verify --repair` fetches it anew".into());
             }

@@ -10,9 +10,11 @@ use hyper::body::{Frame, SizeHint};
 
 use crate::mirror::{Broken, ByteStream, Piece, Pieces};
 
+use super::buffers::Count;
 use super::data::Data;
+use super::files::OpenFile;
 use super::log::{AccessLine, End};
-use super::passage::{Appetite, Buffers, Passage};
+use super::passage::{Appetite, LEAST, Passage};
 use super::shares::Share;
 
 /// The body of a response. Apart, as an answer is handed on from one to the next a dozen times.
@@ -35,6 +37,10 @@ struct Inner {
     client: Option<IpAddr>,
     /// What its client may take of it.
     share: Option<Share>,
+    /// What its request takes as long as it is answered.
+    count: Option<Count>,
+    /// The file that it is read from, where that counts.
+    file: Option<OpenFile>,
     line: Option<Box<AccessLine>>,
 }
 
@@ -46,8 +52,6 @@ enum Content {
     End,
 }
 
-/// A connection of HTTP/2 may have a hundred streams that nobody reads; hyper takes the first piece of each all the same.
-const FIRST_OF_STREAM: usize = 4 << 10;
 /// Of an answer no larger than this, all may be left in memory for a stream of HTTP/2 that nobody reads.
 const SMALL: u64 = 16 << 10;
 
@@ -85,6 +89,8 @@ impl Body {
             passage: None,
             client: None,
             share: None,
+            count: None,
+            file: None,
             line: None,
         }))
     }
@@ -99,28 +105,33 @@ impl Body {
     }
 
     /// Is for this client, and goes no faster than that may take it.
-    pub(super) fn taken_by(mut self, client: IpAddr, share: Option<Share>) -> Self {
-        (self.0.client, self.0.share) = (Some(client), share);
+    pub(super) fn taken_by(mut self, client: IpAddr, share: Option<Share>, count: Option<Count>) -> Self {
+        (self.0.client, self.0.share, self.0.count) = (Some(client), share, count);
         self
     }
 
-    /// Whether it has so much at hand that it counts.
-    pub(super) fn is_large(&self) -> bool {
-        matches!(&self.0.content, Content::Bytes(bytes) if Buffers::counts(bytes))
+    /// Is read from this file.
+    pub(super) fn reading(mut self, file: Option<OpenFile>) -> Self {
+        self.0.file = file;
+        self
+    }
+
+    /// How much of it is at hand, all of it.
+    pub(super) fn at_hand(&self) -> usize {
+        if let Content::Bytes(bytes) = &self.0.content { bytes.len() } else { 0 }
     }
 
     /// Sends it over this way. `length`: how much it is, where that is known.
     pub(super) fn over(mut self, passage: Passage, length: Option<u64>) -> Self {
         let this = &mut *self.0;
         this.left = this.left.or(length);
-        if let Content::Bytes(bytes) = &mut this.content
-            && Buffers::counts(bytes)
-        {
-            *bytes = passage.buffers.hold_whole(std::mem::take(bytes));
+        if let Content::Bytes(bytes) = &mut this.content {
+            *bytes = passage.buffers.hold_whole(std::mem::take(bytes), this.client);
         }
         this.last_apart = passage.stream.is_some() && this.left.is_some_and(|left| left > SMALL);
         if passage.stream.is_some() {
-            this.appetite.pieces.set(FIRST_OF_STREAM);
+            // There may be a hundred that nobody reads; hyper takes the first piece of each all the same.
+            this.appetite.pieces.set(LEAST);
         } else if this.left.is_some()
             && let Some(outlet) = passage.line.outlet()
         {
@@ -159,7 +170,7 @@ impl Inner {
                         ready!(passage.poll_written(cx));
                         self.held_back = false;
                     }
-                    self.appetite.asks(passage.most());
+                    self.appetite.asks(passage.most(self.client));
                 }
                 // A panic in there is this answer's alone.
                 let polled = catch_unwind(AssertUnwindSafe(|| stream.as_mut().poll_next(cx)));
@@ -174,7 +185,7 @@ impl Inner {
                     None => self.content = Content::End,
                 }
                 let counted = |piece| match (piece, &self.passage) {
-                    (Piece::Bytes(bytes), Some(passage)) => passage.buffers.hold(bytes, self.client).into(),
+                    (Piece::Bytes(bytes), Some(passage)) => passage.hold(bytes, self.client).into(),
                     (piece, _) => piece,
                 };
                 Poll::Ready(next.map(|next| next.map(counted)))

@@ -22,11 +22,11 @@ use crate::background;
 use crate::metrics::Metrics;
 
 use super::body::Body;
+use super::buffers::Buffers;
 use super::conversation::HEAD_TIMEOUT;
 use super::door::{Client, Door, Peer, Terms};
 use super::fresh;
 use super::pace::Least;
-use super::passage::Buffers;
 use super::respond;
 use super::shares::{Connected, Shares};
 use super::streams::Streams;
@@ -80,6 +80,10 @@ pub(super) struct Connection {
 
 /// A request is under way until this is dropped.
 pub(super) struct Underway(Arc<Connection>);
+
+/// Other requests of the same connection were under way when this one came.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Beside;
 
 /// A connection is among the open ones until this is dropped.
 pub(super) struct Open<H> {
@@ -330,10 +334,10 @@ impl Connection {
 // === impl Underway ===
 
 impl Underway {
-    pub(super) fn new(connection: &Arc<Connection>) -> Self {
-        connection.busy.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn new(connection: &Arc<Connection>) -> (Self, Option<Beside>) {
+        let beside = (connection.busy.fetch_add(1, Ordering::Relaxed) > 0).then_some(Beside);
         connection.asked.store(true, Ordering::Relaxed);
-        Self(Arc::clone(connection))
+        (Self(Arc::clone(connection)), beside)
     }
 }
 

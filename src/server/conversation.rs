@@ -242,8 +242,9 @@ where
         let client = Arc::new(Client::new(peer, name.flatten(), Arc::clone(terms)));
         let (handle, connection, buffers) = (all.handle.clone(), Arc::clone(&self.connection), all.limits.buffers.clone());
         let on_line = Arc::clone(line);
-        let service = service_fn(move |request| {
-            let underway = Underway::new(&connection);
+        let service = service_fn(move |mut request| {
+            let (underway, beside) = Underway::new(&connection);
+            beside.into_iter().for_each(|beside| _ = request.extensions_mut().insert(beside));
             // On its own, as hyper moves what it is given several times, and keeps room for one as long as the connection lives.
             let answer = Box::pin(handle(request, Arc::clone(&client)));
             let (line, buffers) = (Arc::clone(&on_line), buffers.clone());

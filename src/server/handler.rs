@@ -10,16 +10,18 @@ use crate::clock::Clock;
 use crate::heavy;
 use crate::mirror::{Mirror, Origin, Refusal, Served, Wanted};
 use crate::network::block;
-use crate::oci::{Accept, Digest, Page, Reference, Route, Target, namespace};
+use crate::oci::{Accept, Digest, ErrorCode, Page, Reference, Route, Target, namespace};
 use crate::traces::Tracer;
 use crate::upstream::Hop;
 
 use super::audit::Audit;
 use super::body::Body;
+use super::buffers::Buffers;
+use super::connections::Beside;
 use super::door::{Client, Peer};
+use super::files::Files;
 use super::log::AccessLine;
 use super::login::shown;
-use super::passage::Buffers;
 use super::respond::{self, Kind};
 use super::rules::Identity;
 use super::shares::Shares;
@@ -30,6 +32,7 @@ pub(super) struct Handler {
     pub(super) hop: Hop,
     pub(super) clock: Clock,
     pub(super) buffers: Buffers,
+    pub(super) files: Files,
     pub(super) shares: Shares,
     pub(super) audit: Audit,
     pub(super) tracer: Tracer,
@@ -49,6 +52,12 @@ pub(super) struct Asked<'a> {
     pub(super) host: Option<&'a str>,
 }
 
+/// What there may be too little of for a request: its name in metrics, and what the log says.
+struct Lack(&'static str, &'static str);
+
+const MEMORY: Lack = Lack("memory", "max_buffers are in memory for clients");
+const FILES: Lack = Lack("files", "its client has as many files open as are left, or none is");
+
 /// As many as hyper takes over HTTP/1.1. In HTTP/2 a byte may stand for one, which takes a hundred here.
 const MOST_HEADERS: usize = 100;
 
@@ -64,11 +73,16 @@ impl Handler {
         let mut line =
             Box::new(AccessLine::new(client.tells_of(from), &head.method, self.mirror.metrics().clone(), self.audit.clone()));
         line.span = self.tracer.request(|| Some(head.headers.get("traceparent")?.to_str().ok()?.to_owned()));
+        let is_beside = is_beside(&head);
+        let is_too_much = is_beside && self.buffers.are_full_for(from.ip());
+        let count = (is_beside && !is_too_much).then(|| self.buffers.count(weight(&head), Some(from.ip())));
         let mut response = match self.shares.ask(from.ip()) {
             _ if head.headers.len() > MOST_HEADERS => {
                 line.why = Some("it has more headers than any client sends".into());
                 respond::too_many_headers()
             }
+            // The first of each connection is heard, or nobody could begin a pull.
+            _ if is_too_much => self.overloaded(&MEMORY, &mut line),
             Ok(()) => self.hear(&head, &client, from, &mut line).await,
             Err(wait) => {
                 self.mirror.metrics().shed("client_requests");
@@ -84,7 +98,7 @@ impl Handler {
         response = respond::finish(response, &head.method, ns.as_deref());
         (line.status, line.code) = (Some(response.status()), respond::code_of(&response));
         line.digest = self.audit.is_kept().then(|| respond::digest_of(&response)).flatten();
-        response.map(|body| body.taken_by(from.ip(), self.shares.of(from.ip())).logged(line))
+        response.map(|body| body.taken_by(from.ip(), self.shares.of(from.ip()), count).logged(line))
     }
 
     /// A request that its client may make.
@@ -96,7 +110,13 @@ impl Handler {
                 line.why = Some(astray.to_string());
                 respond::astray(astray)
             }
-            Ok(via) if reads => match client.terms.identify(client, from, &head.headers, &self.clock).await {
+            // Nothing that changes something gets further.
+            Ok(_) if !reads => respond::read_only(),
+            Ok(_) if is_of_two_hosts(head) => {
+                line.why = Some("it names two hosts".into());
+                respond::invalid(ErrorCode::Unsupported, "the request names two hosts")
+            }
+            Ok(via) => match client.terms.identify(client, from, &head.headers, &self.clock).await {
                 Ok(identity) => {
                     line.user = identity.user.clone().or_else(|| identity.certificate.clone());
                     line.certificate.clone_from(&identity.certificate);
@@ -104,8 +124,6 @@ impl Handler {
                 }
                 Err(refusal) => self.refuse(&refusal, Kind::Login, line),
             },
-            // Nothing that changes something gets further.
-            Ok(_) => respond::read_only(),
         }
     }
 
@@ -135,9 +153,10 @@ impl Handler {
             Route::Invalid(code, message) => respond::invalid(code, &message),
             Route::NotFound => respond::not_found(),
         };
-        // Only now it is known how much it is. What is small is answered, or nobody could begin a pull.
-        if response.body().is_large() && asked.head.method == Method::GET && self.buffers.are_full_for(asked.from.ip()) {
-            response = self.overloaded(line);
+        // Only now it is known how much it is.
+        let at_hand = response.body().at_hand();
+        if asked.head.method == Method::GET && self.buffers.are_full_for_whole(at_hand, asked.from.ip()) {
+            response = self.overloaded(&MEMORY, line);
         }
         if self.mirror.registries().gate(asked.host).is_some() || asked.client.terms.are_for_some() {
             respond::keep_private(&mut response);
@@ -185,13 +204,17 @@ impl Handler {
             };
         }
         if self.buffers.are_full_for(asked.from.ip()) {
-            return self.overloaded(line);
+            return self.overloaded(&MEMORY, line);
         }
+        // What is first on a connection is bounded as connections are.
+        let Ok(file) = is_beside(head).then(|| self.files.open(digest, asked.from.ip())).transpose() else {
+            return self.overloaded(&FILES, line);
+        };
         match self.mirror.blob(&origin, digest).await {
             Ok(blob) => {
                 self.mirror.note_served(&blob.served, line.repository.as_ref());
                 line.served = Some(blob.served.clone());
-                respond::blob(&blob, digest, &head.headers, head.version).await
+                respond::blob(&blob, digest, &head.headers, head.version).await.map(|body| body.reading(file))
             }
             Err(refusal) => self.refuse(&refusal, kind(), line),
         }
@@ -207,7 +230,8 @@ impl Handler {
                 line.served = Some(list.served.clone());
                 let link = list.next.as_ref().map(|next| next_link(target, next));
                 let (path, length) = (target.path.clone(), list.tags.iter().map(String::len).sum());
-                let listed = heavy::work(length, move || respond::tag_list(&path, &list, link.as_deref())).await;
+                let askers = block(asked.from.ip()).into();
+                let listed = heavy::work(&askers, length, move || respond::tag_list(&path, &list, link.as_deref())).await;
                 listed.unwrap_or_else(|_| respond::panicked())
             }
             Err(refusal) => self.refuse(&refusal, Kind::Tags, line),
@@ -260,9 +284,9 @@ impl Handler {
         Ok(origin)
     }
 
-    fn overloaded(&self, line: &mut AccessLine) -> Response<Body> {
-        self.mirror.metrics().shed("memory");
-        (line.served, line.why) = (None, Some("max_buffers are in memory for clients".into()));
+    fn overloaded(&self, &Lack(what, why): &Lack, line: &mut AccessLine) -> Response<Body> {
+        self.mirror.metrics().shed(what);
+        (line.served, line.why) = (None, Some(why.into()));
         respond::overloaded()
     }
 
@@ -273,10 +297,29 @@ impl Handler {
     }
 }
 
+/// Whether it was asked while its connection had something else under way.
+fn is_beside(head: &Parts) -> bool {
+    head.extensions.get::<Beside>().is_some()
+}
+
+/// About how much of the memory a request takes as long as it is answered, in bytes: its stream, its task, and its head twice.
+fn weight(head: &Parts) -> usize {
+    const ITSELF: usize = 8 << 10;
+    ITSELF + 2 * head.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>()
+}
+
 /// The host that a client speaks to.
 fn host(head: &Parts) -> Option<&str> {
     let Parts { uri, headers, .. } = head;
     uri.authority().map(http::uri::Authority::as_str).or_else(|| headers.get(header::HOST)?.to_str().ok())
+}
+
+/// Whether someone on the way may have let it pass as meant for another host than the one that larder takes it to be for (RFC 9112,
+/// section 3.2; RFC 9113, section 8.3.1).
+fn is_of_two_hosts(head: &Parts) -> bool {
+    let headers = head.headers.get_all(header::HOST).iter().map(HeaderValue::as_bytes);
+    let mut hosts = head.uri.authority().map(|authority| authority.as_str().as_bytes()).into_iter().chain(headers);
+    hosts.next().is_some_and(|first| hosts.any(|other| !other.eq_ignore_ascii_case(first)))
 }
 
 /// Where a list goes on: relative, and with all that the client needs to come back to the same upstream.

@@ -44,7 +44,10 @@ impl Handler {
     }
 }
 
-/// What `Authorization` shows (RFC 7617, RFC 6750).
+/// As much as a head of 8 KiB has room for, in base64, which is what registries take.
+const LONGEST: usize = 6000;
+
+/// What `Authorization` shows (RFC 7617, RFC 6750). What is longer than any registry takes is not shown to one.
 pub(super) fn shown(headers: &HeaderMap) -> Shown {
     let Some(value) = headers.get(header::AUTHORIZATION) else { return Shown::Nothing };
     let Some((scheme, value)) = value.to_str().ok().and_then(|value| value.split_once(' ')) else { return Shown::Other };
@@ -52,7 +55,7 @@ pub(super) fn shown(headers: &HeaderMap) -> Shown {
         return Shown::Token(value.trim().into());
     }
     let basic = scheme.eq_ignore_ascii_case("basic").then(|| STANDARD.decode(value.trim()).ok()).flatten();
-    let basic = basic.and_then(|bytes| String::from_utf8(bytes).ok());
+    let basic = basic.filter(|bytes| bytes.len() <= LONGEST).and_then(|bytes| String::from_utf8(bytes).ok());
     match basic.as_deref().and_then(|text| text.split_once(':')) {
         Some((username, password)) => Shown::Login(ClientCredential::new(username.into(), password.into())),
         None => Shown::Other,

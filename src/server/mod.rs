@@ -7,15 +7,18 @@
 mod admin;
 mod audit;
 mod body;
+mod buffers;
 mod certificate;
 mod connections;
 mod conversation;
 mod data;
 mod door;
+mod files;
 mod forwarded;
 mod fresh;
 mod gathered;
 mod handler;
+mod holders;
 mod log;
 mod login;
 mod metrics;
@@ -42,10 +45,11 @@ use crate::mirror::Mirror;
 use crate::traces::Tracer;
 use crate::upstream::Hop;
 
+use buffers::Buffers;
 use connections::{Limits, accept_all};
+use files::Files;
 use handler::Handler;
 use pace::Least;
-use passage::Buffers;
 
 pub use admin::{AdminOptions, Guide, Office, serve_admin};
 pub use audit::Audit;
@@ -80,8 +84,8 @@ pub async fn serve(doors: Vec<Door>, options: &Options, service: Service, stop: 
         shares: shares.clone(),
         metrics: mirror.metrics().clone(),
     };
-    let buffers = limits.buffers.clone();
-    let handler = Arc::new(Handler { mirror, hop, clock, buffers, shares, audit, tracer });
+    let (buffers, files) = (limits.buffers.clone(), Files::new(options.max_files));
+    let handler = Arc::new(Handler { mirror, hop, clock, buffers, files, shares, audit, tracer });
     let handle = move |request, client| {
         let handler = Arc::clone(&handler);
         async move { handler.handle(request, client).await }

@@ -22,9 +22,14 @@ pub struct Options {
     pub listener: Vec<ListenerOptions>,
     /// How many connections are held at once. For one more an idle one is closed; where none is idle, it is answered 503.
     pub max_connections: usize,
-    /// How much of answers may be in memory on its way to clients, of which none has more than it leaves to others. Beyond it blobs, large
-    /// manifests and lists are answered 503.
+    /// How much of answers may be in memory on its way to clients, with what a connection asks beside something else; no client has more
+    /// of it than it leaves to others. Beyond it blobs, and manifests and lists that are not small, are answered 503, and all that is asked
+    /// beside something else.
     pub max_buffers: ByteSize,
+    /// How many files may be open for what is asked beside something else on its connection; no client has more of them than it leaves to
+    /// others. No option in the file: it follows from how many a process may open.
+    #[serde(skip)]
+    pub max_files: u64,
     /// For how long a client may take nothing of its answer.
     #[serde(with = "humantime_serde")]
     pub write_idle: Duration,
@@ -157,6 +162,7 @@ impl Default for Options {
             listener: Vec::new(),
             max_connections: 10_000,
             max_buffers: ByteSize::mib(256),
+            max_files: u64::MAX,
             write_idle: Duration::from_mins(1),
             min_rate: ByteSize::kib(1),
             client_connections: 0,

@@ -107,7 +107,7 @@ fn told(manifest: &mirror::Manifest) -> HeaderMap {
         standard(&mut told);
         told
     };
-    let told = manifest.told.get_or_init(tell);
+    let told = manifest.told.headers.get_or_init(tell);
     let is_so = told.get(header::CONTENT_TYPE).is_some_and(|told| told.as_bytes() == manifest.media_type.as_bytes());
     if is_so { told.clone() } else { tell() }
 }

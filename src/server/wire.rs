@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
@@ -16,6 +17,7 @@ use tokio::time::timeout;
 
 use crate::mirror::Outlet;
 
+use super::buffers::Count;
 use super::data;
 use super::pace::{Least, Pace};
 
@@ -27,8 +29,8 @@ pub(super) struct Line {
     pub(super) pace: Pace,
     /// There until it is closed.
     stream: Mutex<Option<TcpStream>>,
-    /// What goes over it is encrypted, above here.
-    encrypted: bool,
+    /// Of what is encrypted, above here, what may not be written yet.
+    encrypted: Option<Mutex<Vec<Count>>>,
     written: Mutex<Written>,
     cut: AtomicBool,
 }
@@ -43,6 +45,8 @@ enum Written {
 
 /// How long a client may take to close its side after we have closed ours.
 const LINGER: Duration = Duration::from_secs(2);
+/// So much of what is encrypted waits to be written at most: rustls takes no more, nor does what gathers frames.
+const ENCRYPTED: usize = 64 << 10;
 /// How much it may still send.
 const LAST_WORDS: usize = 256 << 10;
 
@@ -53,7 +57,7 @@ impl Wire {
         let line = Line {
             pace: Pace::new(least),
             stream: Mutex::new(Some(stream)),
-            encrypted,
+            encrypted: encrypted.then(Mutex::default),
             written: Mutex::new(Written::NotAll),
             cut: AtomicBool::new(false),
         };
@@ -86,7 +90,7 @@ impl AsyncWrite for Wire {
         true
     }
 
-    /// hyper calls this when all that it had to write has been written.
+    /// hyper calls this when all that it had to write has been written, and TLS when it has nothing left that is encrypted.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.0.all_is_written();
         self.0.with(|stream| Pin::new(stream).poll_flush(cx))
@@ -115,7 +119,22 @@ impl Line {
 
     /// The way for bytes that need not be seen on their way, if there is one.
     pub(super) fn outlet(self: &Arc<Self>) -> Option<Arc<dyn Outlet>> {
-        if self.encrypted { None } else { Some(Arc::clone(self) as _) }
+        if self.is_encrypted() { None } else { Some(Arc::clone(self) as _) }
+    }
+
+    pub(super) fn is_encrypted(&self) -> bool {
+        self.encrypted.is_some()
+    }
+
+    /// Counts what is encrypted now until it is written.
+    pub(super) fn keep(&self, count: Count) {
+        let Some(encrypted) = &self.encrypted else { return };
+        let mut encrypted = lock(encrypted);
+        encrypted.push(count);
+        // What came before the last of it is written.
+        let mut room = ENCRYPTED;
+        encrypted.iter_mut().rev().for_each(|count| room -= count.at_most(room));
+        encrypted.retain_mut(|count| count.at_most(ENCRYPTED) > 0);
     }
 
     /// Says that hyper has something to write.
@@ -137,6 +156,7 @@ impl Line {
         if let Written::Awaited(waker) = std::mem::replace(&mut *lock(&self.written), Written::All) {
             waker.wake();
         }
+        self.encrypted.iter().for_each(|encrypted| lock(encrypted).clear());
     }
 
     /// Whether all that hyper was given has gone to the kernel.
@@ -199,6 +219,13 @@ impl Outlet for Line {
             }
         }))
     }
+
+    fn cork(&self, corked: bool) {
+        if let Some(stream) = lock(&self.stream).as_ref() {
+            // What is no TCP has no packets.
+            let _ = SockRef::from(stream).set_tcp_cork(corked);
+        }
+    }
 }
 
 /// The same stream, of which the tasks of `runtime` are told when there is something to read or room to write.
@@ -215,7 +242,7 @@ pub(super) fn moved_to(stream: TcpStream, runtime: &Handle) -> io::Result<TcpStr
 /// client what it has not read yet.
 pub(super) async fn close(stream: &TcpStream) {
     // It may be closed already.
-    let _ = socket2::SockRef::from(stream).shutdown(Shutdown::Write);
+    let _ = SockRef::from(stream).shutdown(Shutdown::Write);
     let _ = timeout(LINGER, read_out(stream)).await;
 }
 

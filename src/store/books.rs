@@ -15,6 +15,7 @@ use super::lock;
 use super::lru::{Lru, charge};
 use super::quarantine::Kept;
 use super::records::Hold;
+use super::room::Sake;
 
 /// What lies on the disk or may come to lie there. One lock guards it; no I/O happens under it.
 ///
@@ -53,7 +54,6 @@ pub(super) struct Books {
     partials: HashMap<Digest, Partial>,
     /// What was found damaged, oldest first.
     pub(super) quarantine: VecDeque<Kept>,
-    /// Digests that a writer is at work on.
     /// What is being written, by the name of its partial file.
     writing: HashMap<Digest, Digest>,
     open: HashMap<Digest, Weak<Handle>>,
@@ -94,7 +94,9 @@ const RECENT: usize = 256;
 
 impl Books {
     pub(super) fn new(budget: u64) -> Self {
-        Self { budget, ..Self::default() }
+        let mut lru = Lru::default();
+        lru.set_room(budget);
+        Self { lru, budget, ..Self::default() }
     }
 
     pub(super) fn budget(&self) -> u64 {
@@ -246,12 +248,17 @@ impl Books {
 
     // --- eviction ---
 
-    /// Takes the blobs that go first, until `bytes` are on their way out or none is left that nobody reads.
-    pub(super) fn leave(&mut self, bytes: u64) -> Vec<(Digest, u64)> {
-        let mut victims = Vec::new();
-        let mut sum = 0;
+    /// How many bytes are going, or may go for this if nobody reads any of them.
+    pub(super) fn could_leave(&self, sake: Sake) -> u64 {
+        self.leaving + self.partial_bytes() + self.lru.could_leave(sake.stays(self.lru.room()))
+    }
+
+    /// Takes the blobs that go first, until `bytes` are on their way out or none is left that nobody reads and that may go for this.
+    pub(super) fn leave(&mut self, bytes: u64, sake: Sake) -> Vec<(Digest, u64)> {
+        let stays = sake.stays(self.lru.room());
+        let (mut victims, mut sum) = (Vec::new(), 0);
         while sum < bytes {
-            let Some((digest, size)) = self.lru.pop(|digest| is_in_use(&self.open, &self.opening, digest)) else { break };
+            let Some((digest, size)) = self.lru.pop(stays, |digest| is_in_use(&self.open, &self.opening, digest)) else { break };
             self.open.remove(&digest);
             let charge = charge(size);
             sum += charge;

@@ -25,6 +25,7 @@ mod gate;
 mod paths;
 mod residence;
 mod socket;
+mod within;
 
 use std::collections::HashSet;
 use std::fs;
@@ -106,9 +107,9 @@ impl Disk {
     pub(super) fn open(options: &Options, metrics: Metrics) -> Result<Opened, OpenError> {
         let root = options.dir.as_path();
         #[cfg(debug_assertions)]
-        let gate = Arc::new(Gate::new(metrics, options.faults.clone()));
+        let gate = Arc::new(Gate::new(root, metrics, options.faults.clone()));
         #[cfg(not(debug_assertions))]
-        let gate = Arc::new(Gate::new(metrics));
+        let gate = Arc::new(Gate::new(root, metrics));
         let unusable = |error| OpenError::Unusable { dir: root.into(), error };
         gate.create_dirs(root).map_err(unusable)?;
         check_owner(root, &fs::metadata(root).map_err(unusable)?).map_err(unusable)?;
@@ -204,8 +205,7 @@ impl Disk {
     /// The file in which the bytes of `digest` gather, with what is in it already.
     pub(super) fn open_partial(&self, digest: &Digest) -> io::Result<(File, u64)> {
         let path = self.partial(digest);
-        let options = || plain().read(true).write(true).create(true).truncate(false).open(&path);
-        let open = || self.gate.pass(Operation::Create, &path, options);
+        let open = || self.gate.pass(Operation::Create, &path, || self.gate.create_within(&path));
         let file = match open() {
             // The directory was removed under our feet.
             Err(error) if error.kind() == ErrorKind::NotFound => {

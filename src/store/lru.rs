@@ -26,6 +26,8 @@ pub use pins::Entry;
 #[derive(Default)]
 pub(super) struct Lru {
     entries: Entries,
+    /// How many bytes there may be, as far as is known.
+    room: u64,
     /// Names in all manifests that are in the cache.
     links: usize,
     /// What has come or gone, is named or not named any more.
@@ -35,7 +37,8 @@ pub(super) struct Lru {
 /// How much later a second use must be to count as one: the requests of one pull are one use.
 const AGAIN: Duration = Duration::from_mins(10);
 
-/// At most this part of the bytes that are not pinned is protected, or nothing new could ever stay.
+/// At most this part of the room that nothing pinned takes is protected, or nothing new could ever stay. Not of what is there: that
+/// becomes less whenever room is made for something that then does not come.
 const PROTECTED_SHARE: (u64, u64) = (4, 5);
 
 /// However much an image names, a use of it uses no more than this, as it must not take long; more is not remembered of one
@@ -101,6 +104,15 @@ impl Lru {
         self.entries.once.bytes + self.entries.again.bytes
     }
 
+    /// How many bytes there may be of what is not pinned.
+    pub(super) fn room(&self) -> u64 {
+        self.room.max(self.bytes()) - self.entries.pinned.bytes
+    }
+
+    pub(super) fn set_room(&mut self, bytes: u64) {
+        self.room = bytes;
+    }
+
     pub(super) fn len(&self) -> usize {
         self.entries.once.len + self.entries.again.len + self.entries.pinned.len
     }
@@ -139,16 +151,13 @@ impl Lru {
         if self.entries.at(slot).place != Place::Absent {
             return;
         }
-        // A new layer of a hot image is as hot as the image.
-        let hot = self.entries.at(slot).named_by.iter().any(|by| self.entries.at(*by).place == Place::Again);
         let entry = self.entries.at_mut(slot);
         entry.size = size;
         entry.set_first_used(now);
         entry.set_used(now);
         entry.set_verified(now);
-        self.entries.push_newest(slot, if hot { Place::Again } else { Place::Once });
+        self.entries.push_newest(slot, Place::Once);
         self.note(slot);
-        self.bound_protected();
     }
 
     /// It is here or not, unlike before; and what it names, is named by what is here or not.
@@ -203,20 +212,20 @@ impl Lru {
             return Some(before);
         }
         let mut left = MOST_NAMES;
-        self.touch_slot(slot, now, false, DEPTH, &mut left);
+        self.touch_slot(slot, now, DEPTH, &mut left);
         self.bound_protected();
         Some(before)
     }
 
-    fn touch_slot(&mut self, slot: u32, now: Timestamp, hot: bool, depth: u8, left: &mut usize) {
+    fn touch_slot(&mut self, slot: u32, now: Timestamp, depth: u8, left: &mut usize) {
         if *left == 0 {
             return;
         }
         *left -= 1;
         let entry = self.entries.at_mut(slot);
-        let mut hot = hot;
         if entry.place != Place::Absent {
-            hot |= entry.place == Place::Again || now.since(entry.first_used()) >= AGAIN;
+            // Each by its own time: one request for a manifest would protect whatever it names, and so push out what has proven itself.
+            let hot = entry.place == Place::Again || now.since(entry.first_used()) >= AGAIN;
             entry.set_used(now);
             self.entries.unlink(slot);
             self.entries.push_newest(slot, if hot { Place::Again } else { Place::Once });
@@ -224,7 +233,7 @@ impl Lru {
         if depth > 0 {
             for i in 0..self.entries.at(slot).names().len() {
                 let name = self.entries.at(slot).names()[i];
-                self.touch_slot(name, now, hot, depth - 1, left);
+                self.touch_slot(name, now, depth - 1, left);
             }
         }
     }
@@ -235,13 +244,23 @@ impl Lru {
         oldest.into_iter().filter(|slot| *slot != NONE).map(|slot| self.entries.at(slot).used()).min()
     }
 
-    /// Takes out the entry that goes first, passing over those that `keep` wants kept.
-    pub(super) fn pop(&mut self, keep: impl Fn(&Digest) -> bool) -> Option<(Digest, u64)> {
-        for oldest in [self.entries.once.oldest, self.entries.again.oldest] {
+    /// How many bytes go before no more than `stays` are left of what was used again.
+    pub(super) fn could_leave(&self, stays: u64) -> u64 {
+        self.entries.once.bytes + self.entries.again.bytes.saturating_sub(stays)
+    }
+
+    /// Takes out the entry that goes first, passing over those that `keep` wants kept. Of what was used again, `stays` bytes stay.
+    pub(super) fn pop(&mut self, stays: u64, keep: impl Fn(&Digest) -> bool) -> Option<(Digest, u64)> {
+        for (oldest, may_go) in
+            [(self.entries.once.oldest, u64::MAX), (self.entries.again.oldest, self.entries.again.bytes.saturating_sub(stays))]
+        {
             let mut slot = oldest;
             while slot != NONE {
                 if !keep(&self.entries.at(slot).digest) {
                     let (digest, size) = (self.entries.at(slot).digest.clone(), self.entries.at(slot).size);
+                    if charge(size) > may_go {
+                        break;
+                    }
                     self.remove(&digest);
                     return Some((digest, size));
                 }
@@ -327,7 +346,7 @@ impl Lru {
     /// When protected bytes are too many, the oldest of them must prove themselves anew. Their order stays.
     fn bound_protected(&mut self) {
         let (share, of) = PROTECTED_SHARE;
-        while self.entries.again.bytes > self.evictable() / of * share && self.entries.again.oldest != self.entries.again.newest {
+        while self.entries.again.bytes > self.room() / of * share && self.entries.again.oldest != self.entries.again.newest {
             let slot = self.entries.again.oldest;
             self.entries.unlink(slot);
             // Its time begins again, or the next use would bring it straight back.

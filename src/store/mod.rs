@@ -243,32 +243,6 @@ impl Store {
         lock(&self.0.books).lru.size(digest)
     }
 
-    /// How many bytes an earlier writer has left of what `sender` sent of a blob, as the books have it: the file is not looked at.
-    #[must_use]
-    pub fn left_from(&self, sender: &str, digest: &Digest) -> u64 {
-        lock(&self.0.books).left_of(&gathering(sender, digest))
-    }
-
-    /// Begins to bring a blob in, from its first byte.
-    pub async fn begin(&self, digest: Digest) -> BlobWriter {
-        let partial = digest.clone();
-        BlobWriter::begin(Arc::clone(&self.0), digest, partial, 0).await
-    }
-
-    /// Likewise as `sender` sends it, who may send anything: nobody else waits for that, or goes on from what is left of it. `at`: where
-    /// the sender goes on; what is left before that is read again, and may be less than [`left_from`](Self::left_from) has told.
-    pub async fn begin_from(&self, sender: &str, digest: Digest, at: u64) -> BlobWriter {
-        let partial = gathering(sender, &digest);
-        BlobWriter::begin(Arc::clone(&self.0), digest, partial, at).await
-    }
-
-    /// Begins to bring a blob in whose digest is known when all of it is here: see [`BlobWriter::call`]. `name` says which of these
-    /// it is, of which one is brought at a time.
-    pub async fn begin_unnamed(&self, name: &str) -> BlobWriter {
-        // The bytes gather under the digest of something else, which nobody asks for.
-        self.begin(Digest::sha256(format!("a blob of larder's without a digest: {name}").as_bytes())).await
-    }
-
     /// Brings in a blob whose verified bytes are at hand, and links it to what it names.
     pub async fn put(&self, digest: &Digest, bytes: Bytes, names: &[Digest]) -> Finished {
         let mut writer = self.begin(digest.clone()).await;
@@ -367,11 +341,6 @@ impl Store {
             |hangs: Duration| Trouble { why: "read: the disk does not answer".into(), since: self.0.clock.now() - hangs };
         self.0.health.trouble().or_else(|| self.0.reads.hangs_for().map(unread))
     }
-}
-
-/// Under what name the bytes gather that `sender` sends of a blob.
-fn gathering(sender: &str, digest: &Digest) -> Digest {
-    Digest::sha256(format!("what {sender} has sent of {digest}").as_bytes())
 }
 
 // === impl Shared ===

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use tokio::task::yield_now;
 
 use super::handle::Handle;
 
@@ -22,6 +23,9 @@ pub trait Outlet: Send + Sync {
         cx: &mut Context<'_>,
         send: &mut dyn FnMut(BorrowedFd<'_>) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>>;
+
+    /// Whether what does not fill a packet is to wait for more, as the head of an answer for its body. It does not wait long.
+    fn cork(&self, corked: bool);
 }
 
 /// What a reader yields.
@@ -31,36 +35,62 @@ pub enum Piece {
     Sent(usize),
 }
 
-/// The most that goes out at once,
-const MOST: usize = 256 << 10;
-/// unless no more than this is left: with a whole small blob at once its client is woken less often.
-const LAST: usize = 1 << 20;
-/// Less is copied in hardly more time.
-const LEAST: usize = 64 << 10;
+/// What goes out unread, piece after piece. What does not fill a packet waits for the next piece or, at most, until this is dropped.
+pub(super) struct Flow {
+    outlet: Arc<dyn Outlet>,
+    /// How much has gone out since others had their turn.
+    sent: usize,
+}
 
-/// Sends some bytes of `file` from `at` on, at most `limit`, without reading them. `None`: they are too few, or not in memory,
-/// or something is in the way, which whoever reads them meets as well.
-///
-/// Cancel safe.
-///
-/// # Errors
-/// Of the disk.
-pub(super) async fn send(outlet: &dyn Outlet, file: &Arc<Handle>, at: u64, limit: usize) -> io::Result<Option<usize>> {
-    let limit = if limit > LAST { MOST } else { limit };
-    if limit < LEAST {
-        return Ok(None);
+/// The most that goes out at once, and before others have their turn: who wants little waits for that long.
+const MOST: usize = 1 << 20;
+/// Less is copied in hardly more time.
+pub(super) const LEAST: usize = 64 << 10;
+
+// === impl Flow ===
+
+impl Flow {
+    pub(super) fn by(outlet: &Arc<dyn Outlet>) -> Self {
+        outlet.cork(true);
+        Self { outlet: Arc::clone(outlet), sent: 0 }
     }
-    let mut failed = None;
-    let mut send = |socket: BorrowedFd<'_>| match file.is_sendable(at, limit) {
-        Ok(true) => file.file().send(socket, at, limit),
-        Ok(false) => Err(ErrorKind::NotFound.into()),
-        Err(error) => {
-            failed = Some(error);
-            Err(ErrorKind::Other.into())
+
+    /// Sends some bytes of `file` from `at` on, at most `limit`, without reading them. `None`: they are not in memory, or something
+    /// is in the way, which whoever reads them meets as well.
+    ///
+    /// Cancel safe.
+    ///
+    /// # Errors
+    /// Of the disk.
+    pub(super) async fn send(&mut self, file: &Arc<Handle>, at: u64, limit: usize) -> io::Result<Option<usize>> {
+        if self.sent >= MOST {
+            // A client that takes all at once would be the only one that is looked after.
+            yield_now().await;
+            self.sent = 0;
         }
-    };
-    let sent = poll_fn(|cx| outlet.poll_send(cx, &mut send)).await;
-    failed.map_or_else(|| Ok(sent.ok().filter(|sent| *sent > 0)), Err)
+        let (limit, mut failed) = (limit.min(MOST), None);
+        let mut send = |socket: BorrowedFd<'_>| match file.is_sendable(at, limit) {
+            Ok(true) => file.file().send(socket, at, limit),
+            Ok(false) => Err(ErrorKind::NotFound.into()),
+            Err(error) => {
+                failed = Some(error);
+                Err(ErrorKind::Other.into())
+            }
+        };
+        let sent = poll_fn(|cx| self.outlet.poll_send(cx, &mut send)).await;
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        let sent = sent.ok().filter(|sent| *sent > 0);
+        self.sent += sent.unwrap_or_default();
+        Ok(sent)
+    }
+}
+
+impl Drop for Flow {
+    fn drop(&mut self) {
+        self.outlet.cork(false);
+    }
 }
 
 // === impl Piece ===

@@ -11,7 +11,7 @@ use crate::sync::watch;
 
 use super::growing::{Cut, End, Growing, Progress, Registration, Step};
 use super::handle::Handle;
-use super::outlet::{self, Outlet, Piece};
+use super::outlet::{Flow, LEAST, Outlet, Piece};
 use super::quarantine::OpenFile;
 
 /// A verified blob of the cache, held open: eviction does not disturb it.
@@ -48,6 +48,8 @@ pub struct BlobReader {
     pieces: Pieces,
     /// The end of what went out unread.
     sent: u64,
+    /// There while bytes go out unread.
+    flow: Option<Flow>,
 }
 
 /// How a reader takes bytes. Whoever waits for them may change it at any time.
@@ -100,6 +102,7 @@ impl Blob {
             end: Some(range.end),
             pieces: Pieces::default(),
             sent: 0,
+            flow: None,
         }
     }
 }
@@ -180,7 +183,7 @@ impl Growth {
     #[must_use]
     pub fn read(&self, start: u64, end: Option<u64>) -> BlobReader {
         let follower = Follower { registration: self.0.register(start), progress: self.0.subscribe() };
-        BlobReader { source: Source::Growing(follower), at: start, end, pieces: Pieces::default(), sent: 0 }
+        BlobReader { source: Source::Growing(follower), at: start, end, pieces: Pieces::default(), sent: 0, flow: None }
     }
 }
 
@@ -244,7 +247,10 @@ impl BlobReader {
     pub async fn next_piece(&mut self) -> Option<Result<Piece, ReadError>> {
         match self.send().await {
             Ok(Some(sent)) => Some(Ok(Piece::Sent(sent))),
-            Ok(None) => Some(self.next().await?.map(Piece::Bytes)),
+            Ok(None) => {
+                self.flow = None;
+                Some(self.next().await?.map(Piece::Bytes))
+            }
             Err(error) => Some(Err(ReadError::Disk(error))),
         }
     }
@@ -257,7 +263,12 @@ impl BlobReader {
             Source::Growing(follower) => follower.file(self.at, self.end),
         };
         let Some((file, readable)) = file else { return Ok(None) };
-        let sent = outlet::send(&**outlet, &file, self.at, within(self.at, readable.min(end))).await?;
+        let limit = within(self.at, readable.min(end));
+        if limit < LEAST {
+            return Ok(None);
+        }
+        let flow = self.flow.get_or_insert_with(|| Flow::by(outlet));
+        let sent = flow.send(&file, self.at, limit).await?;
         if let Some(sent) = sent {
             self.moved(sent);
             self.sent = self.at;

@@ -22,11 +22,24 @@ pub(super) struct Reservation {
 pub(super) enum NoRoom {
     /// More than the whole cache may hold.
     TooLarge,
-    /// All that could be evicted is being read, or the disk is filled by others.
+    /// All that may be evicted is being read, or the disk is filled by others.
     Full,
+    /// There is room for it, but at the cost of what has been used again, which goes only as the bytes come.
+    NotYet,
     /// There is more in the cache than the command was told that there may be, who is not the one to say what goes.
     Over,
     Disk(io::Error),
+}
+
+/// What room is made for, and so how much may go for it of what has been used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sake {
+    /// What someone says will come: nothing, as saying so costs nothing.
+    Announced,
+    /// What is here: all but a half of the cache, whatever comes.
+    Come,
+    /// What is pinned, or what an order brings: all.
+    Ordered,
 }
 
 /// Parallel writers may take what was just freed; after so many rounds the blob goes past the cache.
@@ -62,21 +75,34 @@ impl Drop for Reservation {
     }
 }
 
+// === impl Sake ===
+
+impl Sake {
+    /// How many bytes stay of what has been used again, in a cache with `room` for so many.
+    pub(super) fn stays(self, room: u64) -> u64 {
+        match self {
+            Self::Announced => u64::MAX,
+            Self::Come => room / 2,
+            Self::Ordered => 0,
+        }
+    }
+}
+
 // === impl Shared ===
 
 impl Shared {
-    /// Sets `bytes` aside, evicting what goes first.
+    /// Sets `bytes` aside, evicting what goes first, as far as it may go for this.
     ///
     /// Cancel safe: a reservation that nobody waits for any more is given back.
-    pub(super) async fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Reservation, NoRoom> {
+    pub(super) async fn reserve(self: &Arc<Self>, bytes: u64, sake: Sake) -> Result<Reservation, NoRoom> {
         if bytes == 0 {
             return Ok(Reservation::of(&self.books, 0));
         }
         let store = Arc::clone(self);
-        self.writes.soon(move || store.reserve_now(bytes)).await.unwrap_or_else(|broken| Err(NoRoom::Disk(broken.into())))
+        self.writes.soon(move || store.reserve_now(bytes, sake)).await.unwrap_or_else(|broken| Err(NoRoom::Disk(broken.into())))
     }
 
-    fn reserve_now(&self, bytes: u64) -> Result<Reservation, NoRoom> {
+    fn reserve_now(&self, bytes: u64, sake: Sake) -> Result<Reservation, NoRoom> {
         if bytes > lock(&self.books).budget() {
             return Err(NoRoom::TooLarge);
         }
@@ -91,7 +117,12 @@ impl Shared {
                 }
                 continue;
             }
-            if self.evict(short) == 0 {
+            // Nothing goes in vain.
+            let enough = |sake| lock(&self.books).could_leave(sake) >= short;
+            if !enough(sake) {
+                return Err(if enough(Sake::Come) { NoRoom::NotYet } else { NoRoom::Full });
+            }
+            if self.evict(short, sake) == 0 {
                 break;
             }
         }
@@ -106,12 +137,15 @@ impl Shared {
         };
         let over_cap = used.saturating_add(bytes).saturating_sub(budget);
         let (free, total) = self.disk.space()?;
-        let below_floor = self.min_free.of(total).saturating_add(bytes).saturating_sub(free);
+        let floor = self.min_free.of(total);
+        lock(&self.books).lru.set_room(budget.min(used.saturating_add(free).saturating_sub(floor)));
+        let below_floor = floor.saturating_add(bytes).saturating_sub(free);
         Ok(over_cap.max(below_floor))
     }
 
-    /// Removes what goes first until `bytes` are free: abandoned partial files, then blobs. Returns how many bytes went.
-    pub(super) fn evict(&self, bytes: u64) -> u64 {
+    /// Removes what goes first until `bytes` are free: abandoned partial files, then blobs, as far as they may go for
+    /// this. Returns how many bytes went.
+    pub(super) fn evict(&self, bytes: u64, sake: Sake) -> u64 {
         // A blob may come back while its old file is about to be removed; so renames in and removals are one at a time.
         let _gate = lock(&self.gate);
         // Two statements, as the last holder of a file locks the books when it goes.
@@ -132,7 +166,8 @@ impl Shared {
         if gone >= bytes {
             return gone;
         }
-        let victims = if self.is_sealed() { self.leave_nameless(bytes - gone) } else { lock(&self.books).leave(bytes - gone) };
+        let more = bytes - gone;
+        let victims = if self.is_sealed() { self.leave_nameless(more) } else { lock(&self.books).leave(more, sake) };
         for (digest, charge) in victims {
             match caught(|| self.disk.remove_blob(&digest)) {
                 Ok(()) => {

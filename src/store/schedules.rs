@@ -90,10 +90,20 @@ pub(crate) fn content(seed: u8, len: u64) -> Bytes {
 
 /// Brings in `chunks`; the writer is left where they end.
 async fn push(writer: &mut BlobWriter, bytes: &Bytes, chunk: usize) {
+    push_until(writer, bytes, chunk, |_| false).await;
+}
+
+/// Likewise, as long as it goes to the disk: what goes past the cache waits for who reads. Returns whether all of it went there.
+async fn push_to_disk(writer: &mut BlobWriter, bytes: &Bytes, chunk: usize) -> bool {
+    push_until(writer, bytes, chunk, |writer| writer.bypassed().is_some()).await;
+    writer.bypassed().is_none()
+}
+
+async fn push_until(writer: &mut BlobWriter, bytes: &Bytes, chunk: usize, ends: impl Fn(&BlobWriter) -> bool) {
     let mut rest = bytes.slice(usize::try_from(writer.accepted()).unwrap()..);
-    while !rest.is_empty() {
+    while !rest.is_empty() && !ends(writer) {
         writer.push(rest.split_to(chunk.min(rest.len())));
-        while writer.is_busy() {
+        while writer.is_busy() && !ends(writer) {
             writer.progress().await;
         }
     }
@@ -310,12 +320,11 @@ fn writers_readers_and_evictions_together_never_exceed_the_budget_and_leave_the_
                             writer = begin().await;
                             writer.expect(blob.len() as u64).await;
                         }
-                        if writer.bypassed().is_some() {
-                            // Without room, or while the file is still written for the one that was cancelled.
+                        // Without room, then or as it comes, or while the file is still written for the one that was cancelled.
+                        if !push_to_disk(&mut writer, &blob, 9000).await {
                             writer.discard().await;
                             return false;
                         }
-                        push(&mut writer, &blob, 9000).await;
                         scratch.check();
                         let kept = writer.finish().await == Finished::Kept;
                         if let Some(cached) = scratch.store.get_unverified(&digest).await.unwrap() {

@@ -10,6 +10,7 @@ use crate::sync::atomic::Ordering;
 
 use super::lru::{Lru, STRETCH};
 use super::pool::caught;
+use super::room::Sake;
 use super::{Shared, Store, index, lock};
 
 /// A partial file that nobody goes on with is kept for this long.
@@ -78,7 +79,7 @@ impl Shared {
         let probed = self.disk.probe().and_then(|()| self.short_of(0));
         match probed {
             Ok(0) => self.health.well(),
-            Ok(short) => _ = self.evict(short),
+            Ok(short) => _ = self.evict(short, Sake::Ordered),
             Err(error) => self.health.failed("probe", &error, self.clock.now()),
         }
     }
@@ -103,7 +104,7 @@ impl Shared {
         match self.short_of(0) {
             Ok(0) => {}
             Ok(short) => {
-                self.evict(short);
+                self.evict(short, Sake::Ordered);
             }
             Err(error) => tracing::error!(%error, "the free space cannot be told"),
         }

@@ -1,8 +1,10 @@
 //! Bringing a blob in: hash, write, verify, commit.
 
+mod begin;
 mod end;
 mod jobs;
 mod partial;
+mod space;
 
 use std::io;
 use std::sync::Arc;
@@ -11,12 +13,10 @@ use bytes::Bytes;
 
 use crate::oci::{Digest, Hasher};
 
+use super::Shared;
 use super::books::Claim;
 use super::growing::{FEW_BYTES, Growing};
-use super::lru::charge;
 use super::reader::Growth;
-use super::room::{NoRoom, Reservation};
-use super::{Shared, lock};
 
 use jobs::Jobs;
 use partial::PartialFile;
@@ -36,6 +36,8 @@ pub struct BlobWriter {
     growing: Arc<Growing>,
     target: Target,
     hasher: Hasher,
+    /// It comes from an upstream, which may say and send anything.
+    sent: bool,
     /// Bytes accepted, written or not.
     accepted: u64,
     size: Option<u64>,
@@ -60,7 +62,7 @@ pub enum Bypass {
     Starting,
     #[error("the blob is larger than the cache")]
     TooLarge,
-    #[error("there is no room: the disk is full, or all that could be evicted is in use")]
+    #[error("there is no room: the disk is full, or what takes it is in use, or has been used more than once")]
     Full,
     #[error("the cache takes more than cache.max_size already; give the --config of the larder that serves it")]
     Over,
@@ -82,94 +84,9 @@ const NEXT: usize = if FEW_BYTES { 1 } else { 256 << 10 };
 const FIRST: usize = 64 << 10;
 const LARGE: u64 = 4 << 20;
 
-/// How much of a partial file is read again at a time.
-const STRETCH: u64 = 32 << 20;
-
-/// How much more is reserved when a blob of unknown size has filled what was.
-const STRIDE: u64 = 64 << 20;
-
 // === impl BlobWriter ===
 
 impl BlobWriter {
-    /// Begins, or goes on with the first `most` bytes of what an earlier writer left in this partial file: those are hashed again and can
-    /// be followed at once.
-    pub(super) async fn begin(store: Arc<Shared>, digest: Digest, partial: Digest, most: u64) -> Self {
-        let (claim, reserved) = {
-            let mut books = lock(&store.books);
-            let claim = if books.known {
-                books.claim(&store.books, &partial, &digest).ok_or(Bypass::Busy)
-            } else {
-                Err(Bypass::Starting)
-            };
-            let reserved = if claim.is_ok() { books.take_partial(&partial) } else { 0 };
-            (claim, reserved)
-        };
-        let reservation = Reservation::of(&store.books, reserved);
-        let opened = match claim {
-            Ok(claim) => open(&store, &partial, reservation, claim).await,
-            Err(why) => Err(why),
-        };
-        let (target, length) = match opened {
-            Ok((partial, length)) => (Target::File(partial), length),
-            Err(why) => (Target::Memory(why), 0),
-        };
-        let mut writer = Self {
-            growing: Growing::new(),
-            hasher: Hasher::new(digest.algorithm()),
-            target,
-            accepted: 0,
-            size: None,
-            to_allocate: None,
-            too_long: false,
-            batch: Vec::new(),
-            batch_bytes: 0,
-            jobs: Jobs::new(&store, &Hasher::new(digest.algorithm())),
-            store,
-            digest,
-            claim: None,
-        };
-        match &writer.target {
-            Target::File(partial) => {
-                let partial = Arc::clone(partial);
-                writer.read_again(&partial, length, most).await;
-                writer.growing.set_file(Arc::clone(partial.handle()));
-                writer.growing.advance(writer.accepted, writer.hasher.clone());
-            }
-            Target::Memory(why) => writer.go_on_in_memory(why.clone()),
-        }
-        writer
-    }
-
-    /// Hashes what an earlier writer left, `most` bytes of it, a stretch at a time, as a disk that is slow does not hang. What is more
-    /// or cannot be read is cut off; what cannot be cut off is forgotten with all that is before it.
-    async fn read_again(&mut self, partial: &Arc<PartialFile>, length: u64, most: u64) {
-        while self.accepted < length.min(most) {
-            let (at, end) = (self.accepted, length.min(most).min(self.accepted + STRETCH));
-            let (reading, mut hasher) = (Arc::clone(partial), self.hasher.clone());
-            let read = self.store.writes.soon(move || {
-                let to = reading.hash(&mut hasher, at, end)?;
-                io::Result::Ok((hasher, to))
-            });
-            match read.await.map_err(io::Error::from).flatten() {
-                Ok((hasher, to)) => (self.hasher, self.accepted) = (hasher, to),
-                Err(error) => {
-                    tracing::warn!(digest = %self.digest, %error, at, "a partial file can be read up to here");
-                    break;
-                }
-            }
-        }
-        if self.accepted < length {
-            let (cut, at) = (Arc::clone(partial), self.accepted);
-            let cut = self.store.writes.soon(move || cut.truncate(at));
-            if let Err(error) = cut.await.map_err(io::Error::from).flatten() {
-                // Nobody has been told of these bytes, and the upstream need not go on with them.
-                (self.accepted, self.hasher) = (0, Hasher::new(self.digest.algorithm()));
-                let why = self.store.disk_failed("truncate", &error);
-                self.bypass(why);
-            }
-        }
-    }
-
     /// What lets others follow.
     #[must_use]
     pub fn growth(&self) -> Growth {
@@ -195,19 +112,6 @@ impl BlobWriter {
             Target::File(_) => None,
             Target::Memory(why) => Some(why),
         }
-    }
-
-    /// Says how large the blob will be, as soon as the upstream has said so, and sets space aside for it.
-    pub async fn expect(&mut self, size: u64) {
-        self.size = Some(size);
-        self.growing.set_size(size);
-        let Target::File(partial) = &self.target else { return };
-        let partial = Arc::clone(partial);
-        if let Err(why) = reserve(&self.store, &partial, charge(size)).await {
-            self.bypass(why);
-            return;
-        }
-        self.to_allocate = Some(size);
     }
 
     /// Accepts bytes. They move on while [`BlobWriter::progress`] is awaited. More than was announced are not accepted, and
@@ -287,14 +191,11 @@ impl BlobWriter {
         self.batch_bytes -= chunks.iter().map(Bytes::len).sum::<usize>();
         let end = self.accepted - self.batch_bytes as u64;
         let to_allocate = if is_first { None } else { self.to_allocate.take() };
-        let to_reserve = Some(end).filter(|_| self.size.is_none());
+        let to_reserve = (end > partial.reserved()).then(|| self.next_strides(end));
         let (store, file, growing) = (Arc::clone(&self.store), Arc::clone(&partial), Arc::clone(&self.growing));
-        let room = async move {
-            if let Some(end) = to_reserve.filter(|end| *end > file.reserved()) {
-                let enough = charge(end);
-                if reserve(&store, &file, enough + STRIDE).await.is_err() {
-                    reserve(&store, &file, enough).await?;
-                }
+        let room = (to_reserve.is_some() || to_allocate.is_some()).then_some(async move {
+            if let Some(strides) = to_reserve {
+                space::reserve_first(&store, &file, strides).await?;
             }
             if let Some(size) = to_allocate {
                 let allocating = Arc::clone(&file);
@@ -302,8 +203,7 @@ impl BlobWriter {
                 allocated.await.map_err(io::Error::from).flatten().map_err(|error| store.disk_failed("allocate", &error))?;
             }
             Ok(())
-        };
-        let room = (to_reserve.is_some() || to_allocate.is_some()).then_some(room);
+        });
         self.jobs.begin(&self.hasher, partial, offset, chunks, room, move |hasher| growing.advance(end, hasher));
     }
 
@@ -330,32 +230,6 @@ impl BlobWriter {
         self.growing.go_on_in_memory(self.accepted - self.batch_bytes as u64, self.hasher.clone());
         self.target = Target::Memory(why);
     }
-}
-
-/// Sets aside what is lacking of `total` bytes.
-async fn reserve(store: &Arc<Shared>, partial: &PartialFile, total: u64) -> Result<(), Bypass> {
-    match store.reserve(total.saturating_sub(partial.reserved())).await {
-        Ok(more) => {
-            partial.add(more);
-            Ok(())
-        }
-        Err(NoRoom::TooLarge) => Err(Bypass::TooLarge),
-        Err(NoRoom::Full) => Err(Bypass::Full),
-        Err(NoRoom::Over) => Err(Bypass::Over),
-        Err(NoRoom::Disk(error)) => Err(store.disk_failed("space", &error)),
-    }
-}
-
-/// Opens the file and tells how much there is of it.
-async fn open(
-    store: &Arc<Shared>,
-    name: &Digest,
-    reservation: Reservation,
-    claim: Claim,
-) -> Result<(Arc<PartialFile>, u64), Bypass> {
-    let (shared, name) = (Arc::clone(store), name.clone());
-    let opened = store.writes.soon(move || PartialFile::open(&shared, &name, reservation, claim));
-    opened.await.map_err(io::Error::from).flatten().map_err(|error| store.disk_failed("open", &error))
 }
 
 // === impl Bypass ===

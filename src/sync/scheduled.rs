@@ -72,11 +72,6 @@ impl Notify {
         self.0.notified()
     }
 
-    pub(crate) fn notify_one(&self) {
-        choice();
-        self.0.notify_one();
-    }
-
     pub(crate) fn notify_waiters(&self) {
         choice();
         self.0.notify_waiters();

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderValue};
+use reqwest::Response;
 
 use crate::clock::{Clock, Timestamp};
 use crate::flight::Flights;
@@ -31,6 +32,8 @@ pub(super) struct Auth {
     fetching: Flights<(LoginKey, TokenKey), Result<Token, Error>>,
     /// How token services fare, by realm: one that is down is not waited for by everyone.
     services: moka::sync::Cache<String, Arc<Breaker>>,
+    /// How it fares to ask about logins, of which clients make up any number.
+    checks: Breaker,
     clock: Clock,
 }
 
@@ -76,8 +79,8 @@ impl Auth {
         let of_token = |(_, key): &(LoginKey, TokenKey), token: &Token| weight(key.weight() + token.header.len());
         let challenges = moka::sync::Cache::builder().max_capacity(BYTES).weigher(of_challenge).build();
         let tokens = moka::sync::Cache::builder().max_capacity(BYTES).weigher(of_token).build();
-        let services = moka::sync::Cache::new(SERVICES);
-        Self { client, trust, challenges, tokens, fetching: Flights::default(), services, clock }
+        let (services, checks) = (moka::sync::Cache::new(SERVICES), Breaker::new(LEFT_ALONE));
+        Self { client, trust, challenges, tokens, fetching: Flights::default(), services, checks, clock }
     }
 
     /// What to show with a request for `repository`, as far as it is known what is wanted.
@@ -160,32 +163,55 @@ impl Auth {
         }
     }
 
-    /// Whether `login` is known to the registry, whatever it may read there.
+    /// Whether `login` is known to the registry, whatever it may read there: what is said of it.
     ///
     /// # Errors
-    /// `Credentials` if it is not.
-    pub(super) async fn check(&self, login: &Login) -> Result<(), Error> {
+    /// It was not shown to anyone.
+    pub(super) async fn check(&self, login: &Login) -> Result<Result<(), Error>, Error> {
+        self.checks.admit(self.clock.now())?;
+        let said = self.ask_about(login).await;
+        match said.clone().flatten() {
+            Err(why @ Error::Unavailable { .. }) => _ = self.checks.failed(self.clock.now(), &why, Failure::Any),
+            Err(Error::NoSocket(_)) => {}
+            _ => self.checks.succeeded(),
+        }
+        said
+    }
+
+    async fn ask_about(&self, login: &Login) -> Result<Result<(), Error>, Error> {
         match self.ask_base().await? {
             (_, Some(Challenge::Bearer(key))) => {
                 // That there was a token for it a while ago does not say that it is right today.
                 self.tokens.invalidate(&(login.key, key.clone()));
-                self.token(login, &key).await.map(|_| ())
-            }
-            (_, Some(Challenge::Basic)) => {
-                let Some(credential) = &login.credential else { return Err(refused()) };
-                let mut headers = HeaderMap::new();
-                headers.insert(http::header::AUTHORIZATION, credential.basic());
-                let answer = self.client.get(self.client.base(), headers).await?;
-                match answer.status().as_u16() {
-                    401 | 403 => Err(refused()),
-                    200..=299 => Ok(()),
-                    status => Err(Error::unavailable(format!("it answers {status}"))),
+                match self.token(login, &key).await {
+                    Err(error @ Error::UnlistedTokenHost(_)) => Err(error),
+                    said => Ok(said.map(|_| ())),
                 }
             }
+            (_, Some(Challenge::Basic)) => {
+                let Some(credential) = &login.credential else { return Ok(Err(refused())) };
+                Ok(self.ask_base_as(credential).await)
+            }
             // It is open to everyone, so no login is wrong.
-            (200..=299, None) => Ok(()),
+            (200..=299, None) => Ok(Ok(())),
             (status, None) => Err(Error::unavailable(format!("it answers {status} and does not say what it wants"))),
         }
+    }
+
+    async fn ask_base_as(&self, credential: &Credential) -> Result<(), Error> {
+        let mut headers = HeaderMap::new();
+        headers.insert(http::header::AUTHORIZATION, credential.basic());
+        let answer = self.client.get(self.client.base(), headers).await?;
+        match answer.status().as_u16() {
+            401 | 403 => Err(refused()),
+            200..=299 => Ok(()),
+            429 => Err(self.limited(&answer)),
+            status => Err(Error::of_login("it", status)),
+        }
+    }
+
+    fn limited(&self, answer: &Response) -> Error {
+        Error::RateLimited { until: self.clock.now() + cool_down(answer.headers()) }
     }
 
     /// The status of `/v2/`, and what it asks for.
@@ -193,7 +219,7 @@ impl Auth {
         let answer = self.client.get(self.client.base(), HeaderMap::new()).await?;
         match answer.status().as_u16() {
             401 => Ok((401, Challenge::parse(answer.headers()))),
-            429 => Err(Error::RateLimited { until: self.clock.now() + cool_down(answer.headers()) }),
+            429 => Err(self.limited(&answer)),
             status @ 500.. => Err(Error::unavailable(format!("it answers {status}"))),
             status => Ok((status, None)),
         }
@@ -204,7 +230,11 @@ impl Auth {
         if let Some(token) = held.as_ref().filter(|token| self.clock.now() < token.renew_at) {
             return Ok(Proof::of(token));
         }
-        let request = token::Request::new(key, login.credential.as_ref(), &self.trust)?;
+        let request =
+            token::Request::new(key, login.credential.as_ref(), &self.trust).map_err(|error| match (login.key, &error) {
+                (LoginKey::Account(_), Error::UnlistedTokenHost(_)) => Error::Credentials(error.to_string()),
+                _ => error,
+            })?;
         let (client, clock, tokens) = (Arc::clone(&self.client), self.clock.clone(), self.tokens.clone());
         let for_key = (login.key, key.clone());
         let service = self.services.get_with(key.realm.clone(), || Arc::new(Breaker::new(LEFT_ALONE)));

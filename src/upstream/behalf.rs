@@ -6,9 +6,9 @@ use std::sync::{Arc, LazyLock};
 use http::HeaderValue;
 use sha2::{Digest as _, Sha256};
 
+use crate::room::Askers;
 use crate::traces::Trace;
 
-use super::askers::Askers;
 use super::credentials::Credential;
 
 /// What a request takes along of the client that caused it. By default nothing: it is made for larder itself.

@@ -71,15 +71,6 @@ impl Body {
         drop(self.place.take());
     }
 
-    /// From now on it comes as slowly as it is read: others are left room beside such ones.
-    ///
-    /// # Errors
-    /// [`Error::Busy`] if enough come so already.
-    pub fn go_aside(&mut self) -> Result<(), Error> {
-        let room = self.place.as_mut().is_none_or(Place::go_aside);
-        if room { Ok(()) } else { Err(Error::Busy) }
-    }
-
     /// Passes over so many bytes, showing them.
     ///
     /// # Errors

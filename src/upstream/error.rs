@@ -7,6 +7,7 @@ use rustix::io::Errno;
 
 use crate::clock::Timestamp;
 use crate::flight::Lost;
+use crate::room::NoSeat;
 
 /// Why an upstream gave no answer that could be used. Cheap to clone: everyone who waited is told.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -23,6 +24,9 @@ pub enum Error {
     /// The upstream refuses larder's own credentials, or they cannot be had. That says nothing about what was asked for.
     #[error("larder's credentials cannot be used: {0}")]
     Credentials(String),
+    /// It names a token service, at this host, to which the operator lets nobody's credentials be shown. That says nothing about them.
+    #[error("the upstream names {0} as its token service; if that is right, add it to token_hosts")]
+    UnlistedTokenHost(String),
     /// It wants to be left alone until then.
     #[error("the upstream limits the rate of requests")]
     RateLimited { until: Timestamp },
@@ -32,6 +36,9 @@ pub enum Error {
     /// It could not be reached, or failed, or made no sense.
     #[error("the upstream is unavailable: {why}")]
     Unavailable { why: String, timed_out: bool },
+    /// Where it sends on who asks has refused with this status, also by a way that it had just told anew: to ask once more is in vain.
+    #[error("the upstream sends on to a place that answers {0}")]
+    RefusedElsewhere(u16),
     /// larder has no socket to ask it with, for want of descriptors or ports. That says nothing about the upstream.
     #[error("larder has no socket left to ask the upstream with: {0}")]
     NoSocket(String),
@@ -70,6 +77,22 @@ impl Error {
         Self::Unavailable { why: why.into(), timed_out: true }
     }
 
+    /// Who was shown a login answers with a status that says neither yes nor no.
+    pub(super) fn of_login(who: &str, status: u16) -> Self {
+        match status {
+            // So it says, or what stands in front of it, of what is asked or shown, and not of itself: of a scope that it cannot read, or a
+            // password that makes too long a head. Who asks so keeps nobody else from asking.
+            400 | 413 | 414 | 431 => Self::Unsupported(status),
+            _ => Self::unavailable(format!("{who} answers {status}")),
+        }
+    }
+
+    /// Whether it is the same however often the upstream is asked.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        self.is_definitive() || matches!(self, Self::RefusedElsewhere(_))
+    }
+
     /// True if the upstream has answered what was asked: the answer is no.
     #[must_use]
     pub fn is_definitive(&self) -> bool {
@@ -80,6 +103,15 @@ impl Error {
 impl From<Lost> for Error {
     fn from(lost: Lost) -> Self {
         Self::unavailable(lost.to_string())
+    }
+}
+
+impl From<NoSeat> for Error {
+    fn from(why: NoSeat) -> Self {
+        match why {
+            NoSeat::Full => Self::Busy,
+            NoSeat::Left => Self::Left,
+        }
     }
 }
 

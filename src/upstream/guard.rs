@@ -113,6 +113,14 @@ fn proxy_host(value: &str) -> Option<String> {
     url?.host_str().map(str::to_ascii_lowercase)
 }
 
+/// Whether no registry can be where this leads, as far as its spelling tells: it is a metadata service, or an address of this link or of
+/// many.
+pub(super) fn is_never(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    matches!(address.map_or_else(|_| Reach::of_name(host), Reach::of), Reach::Never)
+}
+
 /// From where an address can be reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reach {
@@ -312,6 +320,27 @@ mod tests {
             ("[ff02::1]", false),
         ] {
             assert_eq!(guard.check(&upstream, &url(&format!("https://{host}/x")), false).is_ok(), passes, "{host}");
+        }
+    }
+
+    #[test]
+    fn where_no_registry_can_be_an_operators_url_tells_as_well() {
+        for (host, never) in [
+            ("169.254.169.254", true),
+            ("2852039166", true),
+            ("[fe80::1]:5000", true),
+            ("[fd00:ec2::254]", true),
+            ("100.100.100.200", true),
+            ("0.0.0.0:5000", true),
+            ("metadata.google.internal", true),
+            ("METADATA", true),
+            ("127.0.0.1:5000", false),
+            ("10.0.0.1", false),
+            ("[fd00::1]", false),
+            ("registry.corp", false),
+            ("registry.example", false),
+        ] {
+            assert_eq!(is_never(&url(&format!("http://{host}/v2/"))), never, "{host}");
         }
     }
 

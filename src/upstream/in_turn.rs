@@ -11,6 +11,7 @@ use reqwest::Response;
 use tokio::time::Instant;
 
 use crate::oci::Digest;
+use crate::room::Askers;
 
 use super::budget::Purpose;
 use super::client::read_limited;
@@ -70,11 +71,20 @@ impl Upstream {
     /// See [`Error`].
     pub(super) async fn send(&self, question: Question<'_>) -> Result<Answered, Error> {
         self.endpoints()?;
-        let place = self.places.take(&question.behalf.askers, question.blob.is_some(), || self.is_held_back()).await;
+        let place = self.place(&question.behalf.askers, question.blob.is_some()).await?;
+        self.send_from(place, question).await
+    }
+
+    /// Waits for room to ask.
+    ///
+    /// # Errors
+    /// As [`Places::take`](super::places::Places::take).
+    pub(super) async fn place(&self, askers: &Askers, for_body: bool) -> Result<Place, Error> {
+        let place = self.places.take(askers, for_body, || self.is_held_back()).await;
         if matches!(place, Err(Error::Busy)) {
             self.counts.no_place();
         }
-        self.send_from(place?, question).await
+        place
     }
 
     /// Asks, in the room that an earlier question has left.
@@ -137,8 +147,10 @@ impl Upstream {
                     }
                     Err(
                         error @ (Error::Unavailable { .. }
+                        | Error::RefusedElsewhere(_)
                         | Error::RateLimited { .. }
                         | Error::Credentials(_)
+                        | Error::UnlistedTokenHost(_)
                         | Error::NoSocket(_)),
                     ) => {
                         // What the first one says counts: the others are asked for its sake.
@@ -237,7 +249,6 @@ impl Drop for Hedge {
 
 #[cfg(test)]
 mod tests {
-    use super::super::askers::Askers;
     use super::super::places::Places;
     use super::*;
     use std::time::Duration;

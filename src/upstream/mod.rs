@@ -4,7 +4,6 @@
 //! address (`endpoint`), `send` the account (`accounts`), `auth` gets the `token`, `client` carries it where the `guard` lets it.
 
 mod accounts;
-mod askers;
 mod auth;
 mod behalf;
 mod body;
@@ -35,12 +34,12 @@ mod public_url;
 mod quota;
 mod request;
 mod resolver;
-mod room;
 mod send;
 mod tls;
 mod token;
 mod trust;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -63,8 +62,8 @@ use resolver::Resolver;
 use trust::Trust;
 
 pub use crate::allowance::Rate;
+pub use crate::room::{Askers, Company, Presence, Who};
 pub use accounts::Accounts;
-pub use askers::{Askers, Company, Presence, Who};
 pub use behalf::{Behalf, ClientCredential, CredentialKey};
 pub use body::{Body, Source};
 pub use budget::BudgetReport;
@@ -257,20 +256,26 @@ impl Upstream {
         self.accounts.set(accounts);
     }
 
-    /// Whether a client's credential is known there, whatever it may read.
+    /// Whether a client's credential is known there, whatever it may read. `from`: the address that the client comes from.
     ///
     /// # Errors
-    /// [`Error::Credentials`] if it is not; see [`Error`] for the others.
-    pub async fn check_login(&self, client: &ClientCredential) -> Result<(), Error> {
+    /// See [`Error`]: the credential was shown to nobody, so that nothing was said of it. What is said of it is an error as well, unless
+    /// it is known: [`Error::Credentials`] if it is not.
+    pub async fn check_login(&self, client: &ClientCredential, from: IpAddr) -> Result<Result<(), Error>, Error> {
+        let endpoints = self.endpoints()?;
+        let place = self.place(&Askers::from(from), false).await?;
         let login = Login::of(client);
-        let mut outcome = Err(Error::Offline);
-        for endpoint in self.endpoints()?.iter().filter(|endpoint| endpoint.trusted) {
-            outcome = endpoint.auth.check(&login).await;
-            if !matches!(outcome, Err(Error::Unavailable { .. })) {
-                return outcome;
+        let mut said = Err(Error::Offline);
+        for endpoint in endpoints.iter().filter(|endpoint| endpoint.trusted) {
+            said = endpoint.auth.check(&login).await;
+            if !matches!(said.clone().flatten(), Err(Error::Unavailable { .. })) {
+                break;
             }
         }
-        outcome
+        if !matches!(said, Ok(Ok(()))) {
+            place.rest();
+        }
+        said
     }
 
     /// Lets the next question for `repository` on behalf of this client be asked with a new token, so that the answer is of
@@ -328,11 +333,19 @@ impl Upstream {
         self.quota.resume(spent);
     }
 
-    /// The right to fetch a part of a blob for one client alone, at its pace. `None`: enough are fetched so at the moment, and
-    /// the place of one more would be wanted by others.
-    #[must_use]
-    pub fn aside(&self, behalf: &Behalf) -> Option<Aside> {
+    /// The right to fetch a blob at the pace of those who read it. Who has many such gives up one for who has fewer.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] if enough are fetched so by others who have no more of them, [`Error::Left`] if no asker is there any more.
+    pub fn aside(&self, behalf: &Behalf) -> Result<Aside, Error> {
         self.places.take_aside(&behalf.askers)
+    }
+
+    /// The right to fetch a part of a blob besides. `None`: enough are fetched so at the moment, and the place of one more would be
+    /// wanted by others.
+    #[must_use]
+    pub fn spare_aside(&self, behalf: &Behalf) -> Option<Aside> {
+        self.places.take_spare_aside(&behalf.askers)
     }
 
     /// Where it can be asked, unless we are offline.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::oci::{Pattern, TagTtl};
 
 use super::credentials::AccountOptions;
+use super::guard;
 use super::public_url::PublicUrl;
 
 /// One registry that larder stands before. The table's name is how clients name it: `docker.io`, `registry.corp:5000`.
@@ -216,6 +217,27 @@ impl Options {
             }
             AuthMode::Passthrough => PublicUrl::parse(&self.public_url).map(Some),
         }
+    }
+
+    /// What an operator may not have meant of the upstream `name`, in a sentence each that says what to do. larder does it all the same.
+    #[must_use]
+    pub fn doubts(&self, name: &str) -> Vec<String> {
+        let mut doubts = Vec::new();
+        if self.has_credentials() && self.allow.is_empty() {
+            doubts.push(format!(
+                "upstream.{name:?} has credentials and no allow-list: whoever reaches larder can read all that they can; \
+                 say in upstream.{name:?}.allow what may be read"
+            ));
+        }
+        let urls = [("url", &self.url)].into_iter().chain(self.fallbacks.iter().map(|url| ("fallbacks", url)));
+        let nowhere = urls.filter(|(_, url)| url.parse().is_ok_and(|url| guard::is_never(&url)));
+        doubts.extend(nowhere.map(|(option, url)| {
+            format!(
+                "upstream.{name:?}.{option} is {url}, where no registry can be: it is of this link alone, or it is where clouds tell \
+                 a machine its secrets, which whoever reaches larder could then ask for; name the registry's own address"
+            )
+        }));
+        doubts
     }
 
     /// Takes from `new` what can change while larder serves: nothing, if what may be had there changes with who asks.

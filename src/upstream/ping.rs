@@ -36,14 +36,14 @@ impl Upstream {
             for account in accounts.iter().filter(|_| endpoint.trusted) {
                 let begun = Instant::now();
                 let outcome = match account.login().await {
-                    Ok(login) => endpoint.auth.check(&login).await,
+                    Ok(login) => endpoint.auth.check(&login).await.flatten(),
                     Err(error) => Err(error),
                 };
                 pings.push(Ping { what: format!("{host} as {}", account.label()), outcome, took: begun.elapsed(), date });
             }
             if !endpoint.trusted {
                 let begun = Instant::now();
-                let outcome = endpoint.auth.check(&Login::of(&ClientCredential::nobody())).await;
+                let outcome = endpoint.auth.check(&Login::of(&ClientCredential::nobody())).await.flatten();
                 pings.push(Ping { what: format!("{host} as anonymous"), outcome, took: begun.elapsed(), date });
             }
         }

@@ -1,5 +1,6 @@
 //! How much is asked of an upstream at one time, and by whom.
 
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,10 +9,9 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::allowance::Allowance;
+use crate::room::{Askers, Manner, Room, Seat, Standing};
 
-use super::askers::Askers;
 use super::error::Error;
-use super::room::{Room, Seat};
 
 /// Room for so many requests and transfers; who comes when it is full waits in line, as long as the line is not too long: who waits
 /// costs memory, and what it waits for may be whatever a client makes up. Some of it is never given to the bodies of blobs, which
@@ -21,7 +21,8 @@ pub(super) struct Places {
     bodies: Room,
     /// Bodies that come as slowly as one client reads: half of all bodies at most, so that who reads slowly, as often as he
     /// likes, leaves the others room. A client of an image that is pulled lazily has a few of them, for as long as its range
-    /// takes. `None`: there is one body at a time, however slow.
+    /// takes. Nobody is ever seated here: each stands in line as long as it lasts, and where that is full, the client who has most
+    /// in it makes room for who has fewer. `None`: there is one body at a time, however slow.
     asides: Option<Room>,
     /// The right to go on with a list beyond its first page: all of it is in memory until it ends.
     pub(super) long_lists: Semaphore,
@@ -31,17 +32,14 @@ pub(super) struct Places {
 
 /// Room for one, as long as it is held.
 pub(super) struct Place {
-    all: Seat,
+    _all: Seat,
     _body: Option<Seat>,
-    aside: Option<Aside>,
-    asides: Option<Room>,
     vain: Arc<Allowance>,
 }
 
-/// The right to one body apart from what all share, as long as it is held.
-pub struct Aside {
-    _right: Seat,
-}
+/// The right to one body apart from what all share, as long as it is held and no other client has a better one. `None`: it is the
+/// only body that there is.
+pub struct Aside(Option<Standing>);
 
 /// So long after each other: five hundred questions a second may be in vain.
 const VAIN: Duration = Duration::from_millis(if cfg!(fuzzing) { 0 } else { 2 });
@@ -60,7 +58,7 @@ impl Places {
             // Those who wait for the body of a blob have a line of their own, so that the rest does not find this one full of them.
             all: with_line(most),
             bodies: with_line(bodies),
-            asides: (bodies > 1).then(|| Room::new(bodies / 2, 0)),
+            asides: (bodies > 1).then(|| Room::new(0, bodies / 2)),
             long_lists: Semaphore::new(LONG_LISTS),
             patience,
             vain: Arc::default(),
@@ -85,7 +83,7 @@ impl Places {
             } else {
                 (None, self.all.take(askers).await?)
             };
-            Ok(self.place(all, body))
+            Ok::<_, Error>(self.place(all, body))
         };
         tokio::pin!(place);
         loop {
@@ -97,9 +95,21 @@ impl Places {
         }
     }
 
-    /// The right to one more body for one client alone, if not too many have it.
-    pub(super) fn take_aside(&self, askers: &Askers) -> Option<Aside> {
-        Some(Aside { _right: self.asides.as_ref()?.take_spare(askers)? })
+    /// The right to one more body that comes as slowly as these read it.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] if too many have it, and none of them more than these, [`Error::Left`] if no asker is there any more.
+    pub(super) fn take_aside(&self, askers: &Askers) -> Result<Aside, Error> {
+        let right = self.asides.as_ref().map(|asides| asides.stand(askers, Manner::InTurn)).transpose()?;
+        Ok(Aside(right))
+    }
+
+    /// The right to one beside another that they have, if nobody has to give up his for that.
+    pub(super) fn take_spare_aside(&self, askers: &Askers) -> Option<Aside> {
+        // It is soon over, whoever comes and goes meanwhile.
+        let who = *askers.answerable().first()?;
+        let right = self.asides.as_ref()?.stand(&Askers::One(who), Manner::IfSpare);
+        Some(Aside(Some(right.ok()?)))
     }
 
     /// Room for one more, if nobody has to wait for that.
@@ -109,22 +119,13 @@ impl Places {
     }
 
     fn place(&self, all: Seat, body: Option<Seat>) -> Place {
-        Place { all, _body: body, aside: None, asides: self.asides.clone(), vain: Arc::clone(&self.vain) }
+        Place { _all: all, _body: body, vain: Arc::clone(&self.vain) }
     }
 }
 
 // === impl Place ===
 
 impl Place {
-    /// From now on what it is for goes at the pace of one who reads; false if enough does already.
-    pub(super) fn go_aside(&mut self) -> bool {
-        let Some(asides) = &self.asides else { return true };
-        if self.aside.is_none() {
-            self.aside = asides.take_spare(&self.all.taker()).map(|right| Aside { _right: right });
-        }
-        self.aside.is_some()
-    }
-
     /// Nothing was had of it: clients make up questions, and leave, faster than any upstream should have to answer. Such places are free
     /// again one after the other; who has asked need not wait for that.
     pub(super) fn rest(self) {
@@ -135,6 +136,20 @@ impl Place {
                 sleep_until(free).await;
                 drop(self);
             });
+        }
+    }
+}
+
+// === impl Aside ===
+
+impl Aside {
+    /// Waits until the right is another client's, or no asker is there any more. To be asked once.
+    ///
+    /// Cancel safe.
+    pub async fn lost(&mut self) -> Error {
+        match &mut self.0 {
+            Some(standing) => standing.ended().await.into(),
+            None => pending().await,
         }
     }
 }

@@ -101,7 +101,7 @@ impl Asking<'_> {
         let bytes = match encoding(&response) {
             None => bytes,
             // Of how much, it does not say.
-            Some("gzip" | "x-gzip") => heavy::work(MAX_MANIFEST, move || unzip(&bytes)).await??,
+            Some("gzip" | "x-gzip") => heavy::work(&self.behalf.askers, MAX_MANIFEST, move || unzip(&bytes)).await??,
             Some(_) => return Err(encoded()),
         };
         Ok(ManifestAnswer { bytes, content_type, cache_status })
@@ -143,7 +143,7 @@ impl Asking<'_> {
             Reference::Digest(digest) => digest.matches(&bytes),
             Reference::Tag(_) => Manifest::parse(content_type.as_deref(), &bytes).is_ok(),
         };
-        if heavy::work(length, is_it).await? { Ok(None) } else { Err(Error::something_else()) }
+        if heavy::work(&self.behalf.askers, length, is_it).await? { Ok(None) } else { Err(Error::something_else()) }
     }
 
     /// Asks whether there is a blob: by HEAD, and as some registries refuse that or tell no size, by its first byte.
@@ -267,7 +267,7 @@ impl Asking<'_> {
         let Answered { response, bytes, place: _place, .. } =
             self.read(Purpose::List, &path, HeaderMap::new(), LARGEST_TAG_PAGE).await?;
         let next = link(&response).map_or(Ok(None), next_page)?;
-        let list = heavy::work(bytes.len(), move || serde_json::from_slice::<List>(&bytes)).await?;
+        let list = heavy::work(&self.behalf.askers, bytes.len(), move || serde_json::from_slice::<List>(&bytes)).await?;
         let list = list.map_err(|_| Error::unavailable("its list of tags is no JSON"))?;
         // An error may be sent as if it were none.
         if list.name.is_none() && list.tags.is_none() {
@@ -317,7 +317,7 @@ impl Asking<'_> {
         let index = if let [page] = &pages[..] {
             page.clone()
         } else {
-            let merged = heavy::work(size, move || merge_indexes(&pages)).await?;
+            let merged = heavy::work(&self.behalf.askers, size, move || merge_indexes(&pages)).await?;
             merged.map_err(|bad| Error::unavailable(bad.to_string()))?.into()
         };
         Ok(Some(ReferrersAnswer { index, cache_status }))

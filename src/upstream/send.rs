@@ -198,6 +198,7 @@ impl Upstream {
             // Docker Hub says so of repositories that are not there, whoever asks. A client is told what Docker Hub tells it.
             401 if own && *self.name == *DOCKER_HUB && matches!(login, LoginKey::Account(_)) => Err(Error::NotFound),
             401 | 403 if own => Err(Error::Denied),
+            status @ (401 | 403) => Err(Error::RefusedElsewhere(status)),
             429 => Err(Error::RateLimited { until: self.clock.now() + cool_down(response.headers()) }),
             508 => Err(Error::Loop),
             status => Err(Error::unavailable(format!("it answers {status}"))),

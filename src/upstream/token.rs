@@ -65,9 +65,7 @@ impl Request {
     pub(super) fn new(key: &TokenKey, credential: Option<&Credential>, trust: &Trust) -> Result<Self, Error> {
         let realm: Url = key.realm.parse().map_err(|_| Error::unavailable("the token service has no valid URL"))?;
         if credential.is_some() && !trust.permits(&realm) {
-            let host = authority(&realm);
-            let why = format!("it names {host} as its token service; if that is right, add it to token_hosts");
-            return Err(Error::Credentials(why));
+            return Err(Error::UnlistedTokenHost(authority(&realm)));
         }
         // One parameter for each scope, as the reference client sends them.
         let scopes = key.scope.iter().flat_map(|scope| scope.split(' ')).map(String::from).collect();
@@ -113,7 +111,7 @@ impl Request {
             // So says OAuth of a refresh token that has expired.
             400 if identity_token.is_some() => return Ok(Said::No(400)),
             429 => return Err(Error::RateLimited { until: clock.now() + cool_down(response.headers()) }),
-            status => return Err(Error::unavailable(format!("the token service answers {status}"))),
+            status => return Err(Error::of_login("the token service", status)),
         }
         let body = read_limited(&mut response, LARGEST_ANSWER, client.limits, &client.counts.fetched(None)).await?;
         let answer: Answer =

@@ -5,7 +5,7 @@
 host=192.0.2.1
 tls=$host:5443
 certified=$host:5444
-alices=open-sesame
+alices=open-canary
 
 doors() {
     local image=library/hello client
@@ -43,7 +43,7 @@ doors() {
     check "a transfer goes on while the certificate is changed" changed_under_way "$image"
     check "new connections see the new one" test "$before" != "$(shown_certificate)"
     check "larder ends when it is told to" stop larder
-    check "no password is in larder's log or cache" fails grep -rlaF -e "$alices" "$work/log/larder" "$work/cache"
+    check "no password is in larder's log or cache" keeps_secrets
     for client in docker containerd; do stop "$client" || true; done
 }
 

@@ -96,9 +96,22 @@ start_larder() {
 # start_larder_empty [COMMAND]: what starts it is start_larder, if nothing else
 start_larder_empty() {
     stop larder || true
+    keeps_secrets || return
     rm -rf "$work/cache"
     : >"$work/log/larder"
     "${1:-start_larder}"
+}
+
+# === Secrets ===
+
+# Every password of these cases holds the word canary, whose base64 begins in one of three ways.
+with_secrets() { grep -rlaF -e canary -e Y2FuYXJ5 -e NhbmFye -e jYW5hcn "$@"; }
+
+# Of all that larder writes: its log, its cache.
+keeps_secrets() {
+    local told
+    told=$(with_secrets "$work"/log/larder* "$work/cache" 2>/dev/null) || return 0
+    echo "a secret is in $told" && return 1
 }
 
 # === Checks ===
@@ -135,6 +148,7 @@ fail() {
 }
 
 summary() {
+    keeps_secrets >"$work/log/check" || fail "no secret is in larder's log or cache"
     echo "$passed passed, $failed failed"
     exit $((failed > 0 || passed == 0))
 }

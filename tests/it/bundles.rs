@@ -121,7 +121,7 @@ async fn it_goes_to_a_pipe_to_a_directory_and_to_several_files_all_the_same() {
     let image = Image::new(4).layers(&[300_000]).put(&upstream, "library/app", "v1");
     let mirror = TestMirror::of(&upstream).await;
     assert_eq!(mirror.warm("app:v1", &[]).await.failed, []);
-    let dir = mirror.cache_dir().parent().unwrap().to_path_buf();
+    let dir = mirror.dir().to_path_buf();
     told(&dir, &["export", "app:v1", "-o", "bundle.tar"]).await;
     let archive = fs::read(dir.join("bundle.tar")).unwrap();
     let said = told(&dir, &["export", "app:v1", "-o", "split.tar", "--split", "100KiB"]).await;
@@ -152,7 +152,7 @@ async fn what_is_damaged_or_not_here_is_told_of_and_no_file_appears() {
     assert_eq!(mirror.warm("app:v1", &[]).await.failed, []);
     mirror.get(&other.tag_path("v1")).await.expect(200);
     mirror.kept(&other.digest).await;
-    let dir = mirror.cache_dir().parent().unwrap().to_path_buf();
+    let dir = mirror.dir().to_path_buf();
     damage(&mirror.cache_dir(), &image.layers[0].digest);
     let said = refused(&dir, &["export", "app:v1", "-o", "bundle.tar"]).await;
     assert!(said.starts_with(&format!("{}: it is damaged; ", image.layers[0].digest)), "{said}");
@@ -203,6 +203,34 @@ async fn what_was_exported_is_served_where_nobody_can_be_asked() {
     }
 }
 
+/// What an archive only names was taken as there, so that one from elsewhere gave a repository what another had brought.
+#[tokio::test]
+async fn an_archive_gives_a_repository_nothing_that_it_does_not_bring() {
+    let upstream = Registry::start().await;
+    let image = Image::new(17).layers(&[5_000]).put(&upstream, "corp/secret", "v1");
+    let mirror = TestMirror::of(&upstream).await;
+    assert_eq!(mirror.warm("corp/secret:v1", &[]).await.failed, []);
+    let dir = mirror.dir().to_path_buf();
+    let index = json!({ "manifests": [{ "digest": image.digest, "mediaType": image.media_type }] }).to_string();
+    let [manifest, config, layer] =
+        [&image.digest, &image.config.digest, &image.layers[0].digest].map(|digest| blob_path(digest));
+    let rest = [("index.json", index.as_bytes()), (&manifest, &image.manifest), (&config, &image.config.bytes)];
+    fs::write(dir.join("rest.tar"), archive(&rest)).unwrap();
+    fs::write(dir.join("whole.tar"), archive(&[&rest[..], &[(&layer, &image.layers[0].bytes)]].concat())).unwrap();
+    let of_others = format!("/v2/pub/x/blobs/{}", image.layers[0].digest);
+
+    let said = refused(&dir, &["import", "rest.tar", "--as", "pub/x:v1"]).await;
+    let why = format!("{} is not in the archive, and not here for docker.io/pub/x", image.layers[0].digest);
+    assert!(said.ends_with(&why), "{said}");
+    mirror.get(&of_others).await.expect(404);
+    // Its own need not be brought again.
+    told(&dir, &["import", "rest.tar", "--as", "corp/secret:v2"]).await;
+    mirror.get("/v2/corp/secret/manifests/v2").await.expect(200);
+    told(&dir, &["import", "whole.tar", "--as", "pub/x:v1"]).await;
+    assert_eq!(mirror.get(&of_others).await.expect(200).body, image.layers[0].bytes);
+    assert_booked(&mirror).await;
+}
+
 #[tokio::test]
 async fn beside_a_running_larder_that_one_takes_it_in() {
     let upstream = Registry::start().await;
@@ -211,7 +239,7 @@ async fn beside_a_running_larder_that_one_takes_it_in() {
     pulled(outside.path(), &upstream, &["app:v1"]).await;
     told(outside.path(), &["export", "app:v1", "-o", "bundle.tar"]).await;
     let mirror = TestMirror::builder().set("mirror.offline = true").start().await;
-    let dir = mirror.cache_dir().parent().unwrap().to_path_buf();
+    let dir = mirror.dir().to_path_buf();
     let bundle = outside.path().join("bundle.tar");
     let said = told(&dir, &["import", bundle.to_str().unwrap(), "--json"]).await;
     let bytes = image.manifest.len() + image.blobs().map(|blob| blob.bytes.len()).sum::<usize>();
@@ -286,12 +314,13 @@ async fn an_archive_that_would_do_harm_is_refused_in_a_line_and_leaves_nothing()
             header[157..157 + to.len()].copy_from_slice(to.as_bytes());
         }))
     };
-    let pax = |text: &str| {
+    let pax_before = |text: &str, next: Vec<u8>| {
         let mut entry = changed("pax", text.len() as u64, |header| header[156] = b'x');
         entry.extend_from_slice(text.as_bytes());
         entry.resize(entry.len() + padding(text.len() as u64), 0);
-        after([entry, header("x", 0)].concat())
+        after([entry, next].concat())
     };
+    let pax = |text: &str| pax_before(text, header("x", 0));
     let other = blob_path(&digest_of(b"other"));
     let index =
         |digest: &str| json!({ "manifests": [{ "digest": digest, "annotations": { "io.containerd.image.name": "a:1" } }] });
@@ -315,6 +344,11 @@ async fn an_archive_that_would_do_harm_is_refused_in_a_line_and_leaves_nothing()
         (of_kind(b'S'), "\"x\" is a sparse file"),
         (pax("22 GNU.sparse.major=1\n"), "it has a sparse file"),
         (pax("99 path=x\n"), "what it says of a file cannot be read"),
+        (pax("11 size=-9\n"), "a file in it has no size"),
+        (pax("29 size=18446744073709551616\n"), "a file in it has no size"),
+        (pax("13 size=9999\n"), "it ends in the middle"),
+        (pax_before("12 size=512\n", header("x", 1024)), "\"x\" has two sizes"),
+        (pax_before("13 size=1024\n", header("x", 512)), "\"x\" has two sizes"),
         (after(changed("x", 1 << 30, |header| header[156] = b'x')), "what it says of a file is larger than 65536 bytes"),
         (after(header("zeros", 1 << 40)), "\"zeros\" is of no use and large"),
         (after(header(&other, 1 << 40)), "the blob is larger than the cache"),
@@ -345,7 +379,7 @@ async fn an_archive_that_would_do_harm_is_refused_in_a_line_and_leaves_nothing()
     // Beside a running larder: it takes back its own, and nothing that was there.
     let mirror = TestMirror::of(&upstream).await;
     assert_eq!(mirror.warm("app:v1", &[]).await.failed, []);
-    let dir = mirror.cache_dir().parent().unwrap().to_path_buf();
+    let dir = mirror.dir().to_path_buf();
     let more = blob_path(&digest_of(b"more"));
     let large = noise(9, 4 << 20);
     fs::write(dir.join("bad.tar"), archive(&[blob, (&more, b"more"), (&other, b"wrong"), (&other, &large)])).unwrap();

@@ -32,7 +32,8 @@ async fn where_all_is_well_each_line_says_so_also_beside_a_larder_that_runs() {
     let settings = settings(&upstream);
     fs::write(dir.path().join("password"), BOBS).unwrap();
     let password = format!("upstream.\"docker.io\".password_file={}", dir.path().join("password").display());
-    let settings = with(&settings, &["upstream.\"docker.io\".username=bob", &password]);
+    let bob = ["upstream.\"docker.io\".username=bob", &password, "upstream.\"docker.io\".allow=library/**"];
+    let settings = with(&settings, &bob);
     let larder = Process::start(dir.path(), &settings, &[]);
     let checked = Process::order(dir.path(), &["check"], &settings).await;
     assert!(checked.status.success(), "{}{}", checked.stdout, checked.log);
@@ -94,17 +95,33 @@ async fn what_an_operator_may_not_have_meant_is_said_and_is_no_fault() {
     fs::write(&users, format!("alice:{}\n", bcrypt::hash(BOBS, 4).unwrap())).unwrap();
     let listener = |options: &str| format!("server.listener=[{{ listen = \"0.0.0.0:0\", {options} }}]");
     let with_users = format!("users_file = {users:?}");
-    for (open, options, doubts) in [
-        ("server.listen=0.0.0.0:0", with_users.clone(), &["whoever reaches it is asked nothing", "in cleartext"][..]),
-        ("server.listen=", with_users.clone(), &["in cleartext"]),
-        ("server.listen=127.0.0.1:0", format!("{with_users}, proxies = [\"10.0.0.5\"]"), &[]),
-        ("server.listen=127.0.0.1:0", "proxies = [\"10.0.0.0/8\"]".into(), &["whoever is in 10.0.0.0/8 of proxies"]),
-        ("server.listen=0.0.0.0:0", "proxies = [\"127.0.0.0/8\", \"unix\", \"10.0.0.0/24\"]".into(), &[]),
+    let open = |place: &str, options: &str| vec![format!("server.listen={place}"), listener(options)];
+    let at = |url: &str| vec![format!("upstream.\"docker.io\".url={url}"), "upstream.\"docker.io\".connect_timeout=1ms".into()];
+    let account = "upstream.\"docker.io\".username=bob";
+    let allow = "upstream.\"docker.io\".allow=library/**";
+    let nowhere = "where no registry can be";
+    for (set, doubts) in [
+        (open("0.0.0.0:0", &with_users), &["whoever reaches it is asked nothing", "in cleartext"][..]),
+        (open("", &with_users), &["in cleartext"]),
+        (open("127.0.0.1:0", &format!("{with_users}, proxies = [\"10.0.0.5\"]")), &[]),
+        (open("127.0.0.1:0", "proxies = [\"10.0.0.0/8\"]"), &["whoever is in 10.0.0.0/8 of proxies"]),
+        (open("0.0.0.0:0", "proxies = [\"127.0.0.0/8\", \"unix\", \"10.0.0.0/24\"]"), &[]),
+        (vec![account.into()], &["can read all that they can; say in upstream.\"docker.io\".allow what may be read"]),
+        (vec![account.into(), allow.into()], &[]),
+        (at("http://169.254.169.254/latest"), &[nowhere]),
+        (at("http://[fe80::1]"), &[nowhere]),
+        (at("http://2852039166"), &[nowhere]),
+        (at("http://metadata.google.internal"), &[nowhere]),
+        (at("http://127.0.0.1:1"), &[]),
+        (
+            vec!["upstream.\"docker.io\".fallbacks=http://100.100.100.200".into()],
+            &["fallbacks is http://100.100.100.200, where no"],
+        ),
     ] {
-        let settings = with(&settings, &[open, &listener(&options)]).iter().map(ToString::to_string).collect::<Vec<_>>();
-        let checked = Process::order(dir.path(), &["check"], &with(&settings, &["upstream.\"docker.io\".username=bob"])).await;
+        let set: Vec<&str> = set.iter().map(String::as_str).collect();
+        let checked = Process::order(dir.path(), &["check"], &with(&settings, &set)).await;
         let told: Vec<&str> = checked.stdout.lines().filter(|line| line.starts_with("doubt ")).collect();
-        assert_eq!(told.len(), doubts.len(), "{open} {options}: {}{}", checked.stdout, checked.log);
+        assert_eq!(told.len(), doubts.len(), "{set:?}: {}{}", checked.stdout, checked.log);
         assert!(told.iter().zip(doubts).all(|(told, doubt)| told.contains(doubt)), "{told:?}");
     }
     let larder = Process::start(dir.path(), &with(&settings, &[&listener(&with_users)]), &[]);

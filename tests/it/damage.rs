@@ -18,7 +18,7 @@ use crate::support::{Client, Log, Registry, TestMirror, noise, until};
 pub(super) const REPOSITORY: &str = "library/app";
 
 /// Larger than what is withheld of a blob, and read in many pieces.
-pub(super) const SIZE: usize = 1_500_000;
+pub(super) const SIZE: usize = 3_500_000;
 
 pub(super) fn path(digest: &str) -> String {
     format!("/v2/{REPOSITORY}/blobs/{digest}")

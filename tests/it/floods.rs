@@ -1,13 +1,19 @@
 //! Heads that do not end and frames that ask for work and never for an answer. Each costs its own connection, little memory and no
 //! question upstream.
 
+use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::runtime::Builder;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsConnector;
 
-use crate::support::{Client, Image, PATIENCE, Process, Registry, TestMirror, noise, raw};
+use crate::support::{Authority, Client, Image, PATIENCE, Process, Registry, TestMirror, noise, raw};
 
 const MIB: u64 = 1 << 20;
 
@@ -80,25 +86,25 @@ async fn names_that_no_registry_has_cost_no_question() {
 
 // === Frames of HTTP/2 ===
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
+pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(crate) const DATA: u8 = 0;
+pub(crate) const HEADERS: u8 = 1;
 const PRIORITY: u8 = 2;
-const RESET: u8 = 3;
-const SETTINGS: u8 = 4;
+pub(crate) const RESET: u8 = 3;
+pub(crate) const SETTINGS: u8 = 4;
 const PING: u8 = 6;
-const WINDOW: u8 = 8;
+pub(crate) const WINDOW: u8 = 8;
 const CONTINUATION: u8 = 9;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
+pub(crate) const END_STREAM: u8 = 1;
+pub(crate) const END_HEADERS: u8 = 4;
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
 /// A literal header that is never put into the table.
-fn header(name: &str, value: &str) -> Vec<u8> {
+pub(crate) fn header(name: &str, value: &str) -> Vec<u8> {
     let text = |text: &str| [&[u8::try_from(text.len()).expect("short")], text.as_bytes()].concat();
     [vec![0x10], text(name), text(value)].concat()
 }
@@ -109,7 +115,7 @@ fn get_of(path: &str) -> Vec<u8> {
 }
 
 /// The number of the n-th stream of a client.
-fn stream(n: u32) -> u32 {
+pub(crate) fn stream(n: u32) -> u32 {
     2 * n + 1
 }
 
@@ -126,10 +132,14 @@ struct Flood {
 }
 
 /// Sends what `next` makes, up to so many bytes.
-async fn flood(larder: &Process, most: usize, reads: bool, mut next: impl FnMut(u32) -> Vec<u8>) -> Flood {
-    let mut connection = TcpStream::connect(larder.address()).await.unwrap();
+async fn flood<C: AsyncRead + AsyncWrite + Unpin>(
+    mut connection: C,
+    most: usize,
+    reads: bool,
+    mut next: impl FnMut(u32) -> Vec<u8>,
+) -> Flood {
     connection.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()).await.unwrap();
-    let (mut from, mut to) = connection.split();
+    let (mut from, mut to) = tokio::io::split(connection);
     let mut heard = Vec::new();
     let (mut taken, mut n) = (0, 0);
     let sends = async {
@@ -162,13 +172,56 @@ async fn flood(larder: &Process, most: usize, reads: bool, mut next: impl FnMut(
     Flood { taken, closed, heard }
 }
 
+/// Another client, which asks for the same again and again in a thread of its own: in that of the test it would wait for the flood.
+struct Beside {
+    until: oneshot::Sender<()>,
+    waited: thread::JoinHandle<Vec<Duration>>,
+}
+
+// === impl Beside ===
+
+impl Beside {
+    fn start(url: &str) -> Self {
+        let ((until, mut ends), url) = (oneshot::channel(), url.to_owned());
+        let waited = thread::spawn(move || {
+            Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+                let (client, mut waited) = (Client::h2(), Vec::new());
+                while ends.try_recv() == Err(oneshot::error::TryRecvError::Empty) {
+                    let begun = Instant::now();
+                    let answer = timeout(PATIENCE, client.get(&url)).await.expect("in time").expect(200);
+                    assert_eq!(answer.body.len(), 100_000);
+                    waited.push(begun.elapsed());
+                }
+                waited
+            })
+        });
+        Self { until, waited }
+    }
+
+    /// How long it has waited, 99 times of a hundred; and how often it has asked.
+    fn end(self) -> (Duration, usize) {
+        let _ = self.until.send(());
+        let mut waited = self.waited.join().expect("it is served");
+        waited.sort();
+        (waited.get(waited.len() * 99 / 100).copied().unwrap_or_default(), waited.len())
+    }
+}
+
 #[tokio::test]
 async fn floods_of_frames_are_cut_off_or_cost_nothing() {
     let upstream = Registry::start().await;
     let digest = upstream.put_blob("library/alpine", noise(1, 100_000));
     let dir = tempfile::tempdir().unwrap();
-    let settings = [&*format!("upstream.\"docker.io\".url={}", upstream.url()), "log.level=error"];
+    let authority = Authority::new();
+    let (certificate, key) = authority.server(dir.path(), "127.0.0.1");
+    let (certificate, key) = (certificate.display(), key.display());
+    let settings = [
+        &*format!("upstream.\"docker.io\".url={}", upstream.url()),
+        &format!("server.listener=[{{listen='127.0.0.1:0', cert_file='{certificate}', key_file='{key}'}}]"),
+        "log.level=error",
+    ];
     let larder = Process::start(dir.path(), &settings, &[]);
+    let by_tls = TlsConnector::from(Arc::new(authority.believed(rustls::ALL_VERSIONS, &["h2"])));
     let other = Client::h2();
     let url = larder.url(&format!("/v2/library/alpine/blobs/{digest}"));
     other.get(&url).await.expect(200);
@@ -228,12 +281,32 @@ async fn floods_of_frames_are_cut_off_or_cost_nothing() {
         ("frames of no kind", false, 0, Box::new(|_| frame(0x42, 0, 0, &[0; 64]))),
     ];
     for (what, must_close, most_asked, mut frames) in floods {
-        for reads in [true, false] {
+        for (reads, tls) in [(true, false), (false, false), (false, true)] {
+            let most = match what {
+                _ if tls => 2 << 20,
+                // Of answers that nobody reads, more than kernels take.
+                "pings" | "settings" if !reads => 64 << 20,
+                _ => 8 << 20,
+            };
             round.set(round.get() + 1);
-            let before = larder.memory();
-            let flood = flood(&larder, 8 << 20, reads, &mut frames).await;
-            let grown = larder.memory().saturating_sub(before);
-            eprintln!("{what}: {} KiB taken, closed: {}, {} KiB more", flood.taken >> 10, flood.closed, grown >> 10);
+            larder.forget_peak();
+            let (before, beside) = (larder.memory(), Beside::start(&url));
+            let flood = if tls {
+                let (address, name) = (larder.tls_address(), ServerName::try_from("127.0.0.1").unwrap());
+                let stream = TcpStream::connect(address).await.unwrap();
+                flood(by_tls.connect(name, stream).await.unwrap(), most, reads, &mut frames).await
+            } else {
+                flood(TcpStream::connect(larder.address()).await.unwrap(), most, reads, &mut frames).await
+            };
+            let (grown, (waits, times)) = (larder.peak().saturating_sub(before), beside.end());
+            eprintln!(
+                "{what}{}{}: {} KiB taken, closed: {}, {} KiB more at the most; another waits {waits:?} at p99 of {times}",
+                if reads { "" } else { ", unread" },
+                if tls { ", by TLS" } else { "" },
+                flood.taken >> 10,
+                flood.closed,
+                grown >> 10,
+            );
             assert!(flood.closed || !must_close, "{what}: {} bytes were taken and all is well", flood.taken);
             assert!(grown < 24 * MIB, "{what}: {grown}");
             assert!(flood.heard.len() <= flood.taken + (64 << 10), "{what}: {} bytes for {}", flood.heard.len(), flood.taken);

@@ -3,7 +3,7 @@
 use futures_util::future::join_all;
 use http::{Method, Version};
 
-use crate::support::{Client, Fault, Image, Match, MultiArch, Registry, Streaming, TestMirror, noise};
+use crate::support::{Client, Fault, Image, Match, MultiArch, Raw, Registry, Streaming, TestMirror, noise};
 
 #[tokio::test]
 async fn a_pull_over_one_connection_brings_what_one_over_http1_brings() {
@@ -32,6 +32,36 @@ async fn a_pull_over_one_connection_brings_what_one_over_http1_brings() {
         }
     }
     assert_eq!(upstream.requests().len(), 1 + 2 + 2 * 3);
+}
+
+/// Ten thousand connections may have 128 requests each under way, and each takes as much memory as an answer in small pieces.
+#[tokio::test]
+async fn what_one_connection_asks_at_once_counts_and_leaves_room_for_others() {
+    let upstream = Registry::start().await;
+    // No blob: those are refused on their own.
+    let image = Image::new(1).put(&upstream, "library/alpine", "latest");
+    upstream.on(Match::get("/manifests/"), Fault::Gate { after: 0 });
+    let mirror = TestMirror::builder().upstream("docker.io", &upstream).set("server.max_buffers = \"1MiB\"").start().await;
+    let url = mirror.url(&image.tag_path("latest"));
+    let greedy = Client::h2();
+    let ask = || {
+        let (client, url) = (greedy.clone(), url.clone());
+        tokio::spawn(async move { client.get(url).await.status })
+    };
+    // The first takes nothing of it.
+    let first = ask();
+    upstream.held(1).await;
+    let second = ask();
+    let weight = mirror.metric_once("larder_body_buffer_bytes", |bytes| bytes > 0).await;
+    let asked: Vec<_> = (2..128).map(|_| ask()).collect();
+    // Who has no more than is left is heard.
+    let heard = (1 << 20) / 2 / weight + 1;
+    mirror.metric_is("larder_shed_total{reason=\"memory\"}", 128 - 1 - heard).await;
+    Client::h2().get(mirror.url("/v2/")).await.expect(200);
+    upstream.release();
+    let answered = join_all([first, second].into_iter().chain(asked)).await.into_iter().map(Result::unwrap);
+    assert_eq!(answered.filter(|status| *status == 200).count() as u64, 1 + heard);
+    mirror.metric_is("larder_body_buffer_bytes", 0).await;
 }
 
 #[tokio::test]
@@ -140,4 +170,42 @@ async fn a_head_of_twenty_kilobytes_is_read() {
     for client in [Client::h1(), Client::h2()] {
         client.get_with(&url, &[("range", &range)]).await.expect(206);
     }
+}
+
+const PING: u8 = 6;
+const ACK: u8 = 1;
+
+/// Reads frames until larder asks, and returns what it asks with.
+async fn asked(client: &mut Raw) -> Vec<u8> {
+    loop {
+        let head = client.take(9).await;
+        let body = client.take(usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2])).await;
+        if head[3] == PING && head[4] & ACK == 0 {
+            return body;
+        }
+    }
+}
+
+/// Whose machine has gone without a word would keep its place for ever.
+#[tokio::test]
+async fn who_does_not_answer_whether_it_is_still_there_is_closed() {
+    /// PRI, then SETTINGS without any.
+    const BEGINS: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    let upstream = Registry::start().await;
+    let mirror = TestMirror::of(&upstream).await;
+    let (mut there, mut gone) = (Raw::connect(mirror.address()).await, Raw::connect(mirror.address()).await);
+    // GET of /v2/ over http, every header a literal.
+    let length = |text: &[u8]| u8::try_from(text.len()).expect("short");
+    let literal = |[name, value]: [&[u8]; 2]| [&[0, length(name)], name, &[length(value)], value].concat();
+    let headers = [[b":method" as &[u8], b"GET"], [b":scheme", b"http"], [b":authority", b"mirror"], [b":path", b"/v2/"]];
+    let headers = headers.map(literal).concat();
+    let request = [&[0, 0, length(&headers), 1, 5, 0, 0, 0, 1], &headers[..]].concat();
+    for client in [&mut there, &mut gone] {
+        client.send([BEGINS, &request].concat()).await;
+    }
+    let (question, _) = tokio::join!(asked(&mut there), asked(&mut gone));
+    there.send([&[0, 0, 8, PING, ACK, 0, 0, 0, 0], &question[..]].concat()).await;
+    gone.rest().await;
+    mirror.metric_is("larder_connections", 1).await;
+    asked(&mut there).await;
 }

@@ -49,19 +49,9 @@ async fn pull(mirror: &TestMirror, image: &PutImage, tag: &str) {
     for blob in image.blobs() {
         let answer = mirror.get(&image.blob_path(blob)).await.expect(200);
         assert_eq!(answer.body, blob.bytes);
-        kept(mirror, &blob.digest).await;
+        mirror.kept(&blob.digest).await;
     }
-    kept(mirror, &image.digest).await;
-}
-
-/// Waits until a blob is committed, which happens after the last byte has gone out.
-async fn kept(mirror: &TestMirror, digest: &str) {
-    let committed = async {
-        while !mirror.holds(digest) {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(10), committed).await.expect("the blob is kept");
+    mirror.kept(&image.digest).await;
 }
 
 #[tokio::test]
@@ -201,7 +191,7 @@ async fn without_its_index_the_cache_is_counted_by_looking() {
     for image in &image.images {
         pull(&mirror, image, "latest").await;
     }
-    kept(&mirror, &image.digest).await;
+    mirror.kept(&image.digest).await;
     let stopped = mirror.stop().await;
     fs::remove_file(stopped.cache_dir().join("index")).unwrap();
     fs::remove_file(stopped.cache_dir().join("clean")).unwrap();
@@ -263,7 +253,7 @@ async fn a_blob_that_is_gone_short_or_long_is_fetched_anew() {
         let mirror = stopped.start().await;
         let answer = mirror.get(&image.blob_path(layer)).await.expect(200);
         assert_eq!(answer.body, layer.bytes, "{damage}");
-        kept(&mirror, &layer.digest).await;
+        mirror.kept(&layer.digest).await;
         assert_eq!(mirror.get(&image.blob_path(layer)).await.expect(200).header("cache-status"), Some("larder; hit"));
     }
 }
@@ -286,7 +276,7 @@ async fn a_blob_that_cannot_be_opened_is_had_from_the_upstream() {
     for _ in 0..2 {
         assert_eq!(mirror.get(&image.blob_path(layer)).await.expect(200).body, layer.bytes);
     }
-    kept(&mirror, &layer.digest).await;
+    mirror.kept(&layer.digest).await;
 }
 
 #[tokio::test]
@@ -327,7 +317,7 @@ async fn what_a_stopped_fill_leaves_is_continued_after_a_restart() {
     assert_eq!(mirror.get(&image.blob_path(layer)).await.expect(200).body, layer.bytes);
     let range = upstream.requests()[0].range().expect("a range is asked for").to_owned();
     assert_eq!(range, format!("bytes={}-", length - 1), "from where it stopped");
-    kept(&mirror, &layer.digest).await;
+    mirror.kept(&layer.digest).await;
     assert!(files(&mirror.cache_dir().join("partial")).is_empty());
 }
 
@@ -341,7 +331,7 @@ async fn a_partial_file_with_wrong_bytes_spoils_nothing() {
     fs::write(stopped.cache_dir().join("partial").join("stranger"), b"left alone").unwrap();
     let mirror = stopped.start().await;
     assert!(!mirror.get(&image.blob_path(layer)).await.complete, "the wrong bytes never end well");
-    kept(&mirror, &layer.digest).await;
+    mirror.kept(&layer.digest).await;
     assert_eq!(mirror.get(&image.blob_path(layer)).await.expect(200).body, layer.bytes);
     assert!(mirror.cache_dir().join("partial").join("stranger").exists());
 }

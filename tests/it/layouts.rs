@@ -220,7 +220,7 @@ async fn without_its_image_or_its_parts_what_refers_to_one_leaves_nothing() {
     let lacking = layout.refer_to(&image.digest, "lost", false);
     layout.write(dir.path());
     let said = refused(dir.path(), &["import", "layout.tar"]).await;
-    assert_eq!(said, format!("{lacking}: {} is not in the archive, and not here", digest_of(b"lost")));
+    assert_eq!(said, format!("{lacking}: {} is not in the archive, and not here for docker.io/library/app", digest_of(b"lost")));
     let larder = sealed(dir.path());
     assert_whole(&larder, &image).await;
     assert_eq!(referrers(&larder, &image.digest).await, [""; 0]);

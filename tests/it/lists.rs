@@ -108,7 +108,7 @@ async fn a_page_of_nothing_is_empty_and_the_last() {
 async fn a_page_of_a_size_that_is_no_number_is_refused() {
     let upstream = with_tags(&["a", "b"]).await;
     let mirror = TestMirror::of(&upstream).await;
-    for n in ["-1", "x", "1.5"] {
+    for n in ["-1", "x", "1.5", "18446744073709551616", "1e9"] {
         let answer = mirror.get(&format!("{TAGS}?n={n}")).await.expect(400);
         assert_eq!(answer.error_code().as_deref(), Some("PAGINATION_NUMBER_INVALID"), "{n}");
     }
@@ -119,8 +119,12 @@ async fn a_page_of_a_size_that_is_no_number_is_refused() {
 async fn a_page_is_never_longer_than_registries_allow() {
     let upstream = with_tags(&["a", "b"]).await;
     let mirror = TestMirror::of(&upstream).await;
-    assert_eq!(all_tags(&mirror, &format!("{TAGS}?n=100000")).await, ["a", "b"]);
-    assert_eq!(upstream.requests()[0].parameter("n").as_deref(), Some("1000"));
+    for n in ["1001", "100000", "9223372036854775808", "18446744073709551615"] {
+        upstream.forget_requests();
+        assert_eq!(all_tags(&mirror, &format!("{TAGS}?n={n}")).await, ["a", "b"]);
+        assert_eq!(upstream.requests()[0].parameter("n").as_deref(), Some("1000"), "{n}");
+        mirror.clock().advance(std::time::Duration::from_mins(1));
+    }
 }
 
 #[tokio::test]
@@ -362,6 +366,22 @@ async fn a_list_of_referrers_that_is_endless_is_given_up_before_it_fills_the_mem
     let mirror = TestMirror::of(&upstream).await;
     mirror.get(&referrers_path(&image)).await.expect(502);
     assert!(upstream.count("GET", "/referrers/") <= 6, "{}", upstream.count("GET", "/referrers/"));
+}
+
+/// However little there is on each.
+#[tokio::test]
+async fn a_list_of_referrers_of_more_than_a_hundred_pages_is_given_up() {
+    let upstream = Registry::start().await;
+    for (pages, status) in [(100, 200), (101, 502)] {
+        upstream.heal();
+        upstream.forget_requests();
+        let goes_on = [("content-type", INDEX), ("link", "<?next=2>; rel=\"next\"")];
+        upstream.on(Match::get("/referrers/").times(pages - 1), Fault::answer(200, &goes_on, index_of(&[])));
+        upstream.on(Match::get("/referrers/"), Fault::answer(200, &[("content-type", INDEX)], index_of(&[])));
+        let mirror = TestMirror::of(&upstream).await;
+        mirror.get(&format!("/v2/library/alpine/referrers/{}", digest_of(b"x"))).await.expect(status);
+        assert_eq!(upstream.requests().len(), pages);
+    }
 }
 
 /// Each held what it had while it waited for its next page, and there may be a thousand.

@@ -7,7 +7,8 @@ use std::time::Duration;
 use http::Method;
 
 use crate::support::{
-    Answer, Client, Fault, Image, Like, Listener, Match, Process, Registry, StoppedMirror, TestMirror, User, basic, noise, raw,
+    Answer, Client, Fault, Image, Like, Listener, Match, Process, Registry, StoppedMirror, TestMirror, User, basic, get, noise,
+    raw,
 };
 
 const HOST: &str = "hub.mirror.test";
@@ -141,7 +142,7 @@ async fn a_registry_in_trouble_has_not_said_that_a_login_is_right() {
         alice.get("/token").await.expect(503);
         alice.get("/v2/").await.expect(503);
         upstream.heal();
-        mirror.clock().advance(Duration::from_secs(10));
+        mirror.clock().advance(Duration::from_secs(30));
         alice.get("/token").await.expect(200);
         assert!(upstream.requests().iter().all(|seen| seen.authorization().is_none()), "it has asked for nothing");
     }
@@ -171,6 +172,10 @@ async fn what_is_no_login_is_refused_without_a_question() {
         assert_eq!(challenge(&refused), "Basic realm=\"larder\"", "{shown}");
         User::at(&mirror, HOST).showing(shown).get("/v2/").await.expect(401);
     }
+    // Not every registry answers a head as long as this at all, and who is not answered has others wait.
+    let long = basic("alice", &"x".repeat(6000));
+    User::at(&mirror, HOST).showing(&long).get("/token").await.expect(401);
+    User::at(&mirror, HOST).showing(&long).get("/v2/").await.expect(401);
     assert_eq!(upstream.requests().len(), 0);
     let unknown = User::at(&mirror, HOST).showing("Bearer x").get("/v2/").await.expect(401);
     assert_eq!(challenge(&unknown), format!("{CHALLENGE},error=\"invalid_token\""));
@@ -286,6 +291,50 @@ async fn who_tries_out_passwords_is_slowed_and_who_is_known_is_not() {
     mirror.clock().advance(Duration::from_secs(2));
     guess(152).await.expect(401);
     guess(153).await.expect(429);
+}
+
+/// A right password was told that it is wrong, and soon that there were too many.
+#[tokio::test]
+async fn a_token_service_that_is_not_listed_is_for_the_operator_to_list_and_no_clients_fault() {
+    let upstream = hub().await;
+    let mirror = before(&upstream).set("upstream.\"docker.io\".token_hosts = []").start().await;
+    let alice = User::at(&mirror, HOST).showing(&basic("alice", PASSWORD));
+    for guess in 0..40 {
+        let user = User::at(&mirror, HOST).showing(&basic("alice", &guess.to_string()));
+        for user in [&user, &alice] {
+            let refused = user.get("/token").await.expect(503);
+            assert_eq!((refused.error_code().as_deref(), challenge(&refused)), (Some("UNAVAILABLE"), ""));
+            assert!(refused.text().contains("its log says which"), "{}", refused.text());
+        }
+    }
+    alice.get("/v2/").await.expect(503);
+    alice.get("/v2/team/app/manifests/latest").await.expect(502);
+    let errors = get(mirror.admin_url("/api/errors")).await.expect(200).text();
+    let token_host = upstream.token_url().replace("http://", "");
+    assert!(errors.contains(&token_host) && errors.contains("token_hosts"), "{errors}");
+    assert_eq!(upstream.requests().len(), 1, "however many guess");
+    User::nobody(&mirror, HOST).await;
+    mirror.clock().advance(Duration::from_secs(5));
+    alice.get("/token").await.expect(503);
+    assert_eq!((upstream.count("GET", "/v2/"), upstream.token_requests()), (3, 1));
+    assert!(upstream.requests().iter().all(|seen| seen.authorization().is_none()), "{:#?}", upstream.requests());
+}
+
+/// A token service that answers so was taken for one in trouble, and left alone: nobody could log in, and a minute later nobody pulled.
+#[tokio::test]
+async fn a_login_that_a_token_service_cannot_read_is_a_try_and_keeps_nobody_out() {
+    for status in [400, 413, 414, 431] {
+        let upstream = hub().await;
+        let mirror = before(&upstream).start().await;
+        upstream.on(Match::token(), Fault::status(status));
+        for n in 0..40 {
+            let guess = User::at(&mirror, HOST).showing(&basic("bob", &format!("guess-{n}"))).get("/token").await;
+            guess.expect(if n < 30 { 401 } else { 429 });
+        }
+        upstream.heal();
+        mirror.clock().advance(Duration::from_mins(1));
+        User::login(&mirror, HOST, "alice", PASSWORD).await;
+    }
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use http::Method;
 use serde_json::Value;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixListener;
 
 use crate::support::{
@@ -134,23 +134,26 @@ async fn commands_and_a_larder_that_starts_do_not_get_in_each_others_way() {
     }
 }
 
-/// It stops in that moment.
+/// It stops in that moment, or has just begun to answer.
 #[tokio::test]
 async fn what_a_larder_hangs_up_on_without_a_word_a_command_does_itself() {
-    let dir = tempfile::tempdir().unwrap();
-    drop(Process::start(dir.path(), &[], &[]));
-    let socket = dir.path().join("cache/socket");
-    let _ = fs::remove_file(&socket);
-    let larder = UnixListener::bind(&socket).unwrap();
-    let stops = async {
-        // To see whether there is one, and to give it the order.
-        drop(larder.accept().await.unwrap());
-        let (mut heard, _) = larder.accept().await.unwrap();
-        heard.readable().await.unwrap();
-        drop(larder);
-        assert!(heard.read(&mut [0; 1]).await.unwrap() > 0);
-    };
-    tokio::join!(told(dir.path(), &["ls"]), stops);
+    for said in ["", "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"] {
+        let dir = tempfile::tempdir().unwrap();
+        drop(Process::start(dir.path(), &[], &[]));
+        let socket = dir.path().join("cache/socket");
+        let _ = fs::remove_file(&socket);
+        let larder = UnixListener::bind(&socket).unwrap();
+        let stops = async {
+            // To see whether there is one, and to give it the order.
+            drop(larder.accept().await.unwrap());
+            let (mut heard, _) = larder.accept().await.unwrap();
+            heard.readable().await.unwrap();
+            drop(larder);
+            assert!(heard.read(&mut [0; 1]).await.unwrap() > 0);
+            heard.write_all(said.as_bytes()).await.unwrap();
+        };
+        tokio::join!(told(dir.path(), &["ls"]), stops);
+    }
 }
 
 #[tokio::test]

@@ -1,9 +1,13 @@
 //! More than there is room for: connections, requests at once, descriptors. What is not served is told so at once, who is
 //! served does not notice, and when there is less to do all is as before.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::join_all;
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::{Client, Closed, Fault, Match, PATIENCE, Process, Raw, Registry, TestMirror, get, noise, stream};
@@ -35,6 +39,33 @@ async fn for_one_more_connection_the_one_that_is_idle_for_longest_is_closed() {
     clients[0].send(PING).await;
     assert!(clients[0].head().await.starts_with("HTTP/1.1 200 "));
     assert_eq!(mirror.metric("larder_shed_total{reason=\"connections\"}"), 0);
+}
+
+/// An idle connection of HTTP/2 lasts, until its place is wanted.
+#[tokio::test]
+async fn of_http2_too_the_one_that_is_idle_for_longest_is_told_to_go() {
+    let upstream = Registry::start().await;
+    let mirror = of_two_places(&upstream).await;
+    let mut clients = Vec::new();
+    for _ in 0..2 {
+        let stream = TcpStream::connect(mirror.address()).await.unwrap();
+        let (requests, connection) = h2::client::handshake(stream).await.unwrap();
+        clients.push((requests, tokio::spawn(connection)));
+        ping_by_h2(&mut clients.last_mut().unwrap().0).await;
+    }
+    // The first has been used last.
+    ping_by_h2(&mut clients[0].0).await;
+    get(mirror.url("/v2/")).await.expect(200);
+    let (_, told) = clients.pop().unwrap();
+    timeout(PATIENCE, told).await.expect("it is closed").unwrap().expect("in peace");
+    ping_by_h2(&mut clients[0].0).await;
+    assert_eq!(mirror.metric("larder_shed_total{reason=\"connections\"}"), 0);
+}
+
+async fn ping_by_h2(requests: &mut h2::client::SendRequest<bytes::Bytes>) {
+    let request = http::Request::get("http://mirror/v2/").body(()).unwrap();
+    let (answer, _) = requests.send_request(request, true).unwrap();
+    assert_eq!(answer.await.unwrap().status(), 200);
 }
 
 #[tokio::test]
@@ -145,6 +176,78 @@ async fn with_few_descriptors_those_who_do_nothing_make_room_and_all_heals() {
     assert!(!log.contains("panicked"), "{log}");
     assert!(!log.contains("an upstream does not answer"), "{log}");
     assert!(log.matches("could not be accepted").count() < 100, "it does not try again and again");
+}
+
+/// Every answer has the file of its blob open, and over HTTP/2 there may be a hundred and more for each connection: a few connections had
+/// all descriptors, so that nobody else could connect.
+#[tokio::test]
+async fn what_a_client_asks_at_once_leaves_descriptors_for_others() {
+    const CONNECTIONS: usize = 4;
+    const STREAMS: usize = 120;
+    // A quarter of what larder does not need for itself.
+    const FILES: usize = (400 - 32) / 4;
+    let upstream = Registry::start().await;
+    let put = |n| upstream.put_blob("library/alpine", noise(n as u64, 20_000));
+    let digests: Vec<_> = (0..CONNECTIONS * STREAMS).map(put).collect();
+    let dir = tempfile::tempdir().unwrap();
+    let to_upstream = format!("upstream.\"docker.io\".url={}", upstream.url());
+    let larder = Process::start_within(&["--nofile=400:400"], dir.path(), &[&to_upstream]);
+    let url = |digest: &String| larder.url(&format!("/v2/library/alpine/blobs/{digest}"));
+    let client = Client::h1();
+    for digest in &digests {
+        client.get(url(digest)).await.expect(200);
+    }
+
+    let mut greedy = Vec::new();
+    for digests in digests.chunks(STREAMS) {
+        greedy.push(ask_by_h2(larder.address(), digests.iter().map(url)).await);
+    }
+    let heads: Vec<_> = greedy.iter().flat_map(|(answers, _)| answers).collect();
+    let refused: Vec<_> = heads.iter().filter(|head| head.status() != 200).collect();
+    // The first of each connection is heard, and of the others a client may have as many as are left.
+    assert_eq!(heads.len() - refused.len(), CONNECTIONS + FILES / 2 + 1);
+    assert!(refused.iter().all(|head| head.status() == 503 && head.headers()["retry-after"] == "1"));
+    assert_eq!(larder.metric("larder_shed_total{reason=\"files\"}").await, refused.len() as u64);
+    assert!(larder.descriptors() < 300, "{}", larder.descriptors());
+    for digest in &digests[..20] {
+        Client::from("127.0.0.2").get(url(digest)).await.expect(200);
+    }
+
+    greedy.into_iter().for_each(|(_, connection)| connection.abort());
+    larder.until("larder_connections", |open| open <= 1).await;
+    let (again, _connection) = ask_by_h2(larder.address(), digests[..FILES / 2].iter().map(url)).await;
+    assert!(again.iter().all(|head| head.status() == 200), "what is over counts no more");
+}
+
+/// All files count once: those who want the same do not shut each other out.
+#[tokio::test]
+async fn however_many_want_the_same_at_once_they_share_one_file() {
+    let upstream = Registry::start().await;
+    let digest = upstream.put_blob("library/alpine", noise(1, 20_000));
+    let dir = tempfile::tempdir().unwrap();
+    let to_upstream = format!("upstream.\"docker.io\".url={}", upstream.url());
+    let larder = Process::start_within(&["--nofile=72:72"], dir.path(), &[&to_upstream]);
+    let url = larder.url(&format!("/v2/library/alpine/blobs/{digest}"));
+    get(&url).await.expect(200);
+    let (answers, _connection) = ask_by_h2(larder.address(), std::iter::repeat_n(url, 120)).await;
+    assert!(answers.iter().all(|head| head.status() == 200));
+}
+
+/// Asks all of this at once over one connection, and takes the heads of the answers and nothing more.
+async fn ask_by_h2(
+    address: SocketAddr,
+    urls: impl Iterator<Item = String>,
+) -> (Vec<http::Response<h2::RecvStream>>, JoinHandle<()>) {
+    let stream = TcpStream::connect(address).await.unwrap();
+    let (mut requests, connection) =
+        h2::client::Builder::new().initial_window_size(0).handshake::<_, Bytes>(stream).await.unwrap();
+    let connection = tokio::spawn(async move { drop(connection.await) });
+    let mut answers = Vec::new();
+    for url in urls {
+        requests = requests.ready().await.unwrap();
+        answers.push(requests.send_request(http::Request::get(url).body(()).unwrap(), true).unwrap().0);
+    }
+    (join_all(answers).await.into_iter().map(Result::unwrap).collect(), connection)
 }
 
 #[tokio::test]

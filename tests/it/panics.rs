@@ -90,7 +90,7 @@ async fn a_panic_while_a_partial_file_is_removed_leaves_it_for_the_next_time() {
 async fn a_panic_while_a_damaged_blob_is_set_aside_costs_the_evidence_and_no_space() {
     let upstream = Registry::start().await;
     let mirror = TestMirror::of(&upstream).await;
-    let blob = noise(321, 1_500_000);
+    let blob = noise(321, 3_500_000);
     let digest = cached(&upstream, &mirror, &blob).await;
     let_reads_fail(&mirror, &digest, 2, false);
     let moves = |operation, path: &Path| operation == Operation::Rename && path.to_string_lossy().contains("quarantine");

@@ -1,6 +1,7 @@
 //! How much is asked of an upstream at one time, and who waits.
 
 use futures_util::future::join_all;
+use larder::store::{Operation, faults};
 
 use crate::support::{
     Client, Fault, Image, Match, Registry, Streaming, TestMirror, digest_of, files, get, get_with, noise, stream,
@@ -189,6 +190,102 @@ async fn blobs_that_go_past_the_cache_and_are_read_slowly_leave_places_for_other
     // Where there is but one place, it is for them as well.
     let mirror = mirror.stop().await.set("upstream.\"docker.io\".max_transfers = 1").start().await;
     assert!(mirror.get(&path(&large[0])).await.expect(200).body == noise(0, SIZE));
+}
+
+// === rights to go at the pace of a reader ===
+
+const LARGE: usize = 24 << 20;
+const GREEDY: [(&str, &str); 1] = [("x-forwarded-for", "198.51.100.1")];
+const OTHER: [(&str, &str); 1] = [("x-forwarded-for", "198.51.100.2")];
+
+/// One with seven such rights, for blobs that are too large for its cache, and the URL at which it believes for whom it is asked.
+async fn with_seven(upstream: &Registry) -> (TestMirror, String) {
+    let mirror = TestMirror::builder().upstream("docker.io", upstream).listener("proxies = ['127.0.0.1']");
+    let options = "upstream.\"docker.io\".max_transfers = 16\ncache.max_size = \"16MiB\"\ncache.min_free = \"0%\"";
+    let mirror = mirror.set(options).start().await;
+    let url = mirror.listening()[1].to_string();
+    (mirror, url)
+}
+
+fn put_large(upstream: &Registry, seeds: std::ops::Range<u64>) -> Vec<String> {
+    seeds.map(|seed| upstream.put_blob(REPOSITORY, noise(seed, LARGE))).collect()
+}
+
+async fn begin(url: &str, digest: &str, client: &[(&str, &str)]) -> Streaming {
+    let mut answer = Client::h1().stream_with(format!("{url}{}", path(digest)), client).await;
+    assert_eq!((answer.status, answer.take(1).await.len()), (200, 1));
+    answer
+}
+
+async fn begin_all(url: &str, digests: &[String], client: &[(&str, &str)]) -> Vec<Streaming> {
+    let mut under_way = Vec::new();
+    for digest in digests {
+        under_way.push(begin(url, digest, client).await);
+    }
+    under_way
+}
+
+/// Who read a byte now and then of blobs that are not kept had all of them, and the misses of everyone else were answered 503.
+#[tokio::test]
+async fn who_reads_many_blobs_slowly_past_the_cache_gives_up_some_for_who_comes() {
+    let upstream = Registry::start().await;
+    let (greedy, others) = (put_large(&upstream, 0..7), put_large(&upstream, 7..11));
+    let (_mirror, url) = with_seven(&upstream).await;
+    let slow = begin_all(&url, &greedy, &GREEDY).await;
+    let under_way = begin_all(&url, &others[..3], &OTHER).await;
+    // There is room for seven, of whom the other has no more than it has itself.
+    let refused = Client::h1().get_with(format!("{url}{}", path(&others[3])), &GREEDY).await.expect(503);
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    for (seed, answer) in (7..).zip(under_way) {
+        let answer = answer.rest().await.expect(200);
+        assert!(answer.body == noise(seed, LARGE)[1..]);
+    }
+    let mut whole = 0;
+    for answer in slow {
+        whole += usize::from(answer.rest().await.complete);
+    }
+    assert!(whole >= 4, "{whole} of those that it had kept");
+}
+
+/// What it reads for itself, as it has fallen behind, comes at its pace as well.
+#[tokio::test]
+async fn who_has_fallen_behind_in_many_blobs_gives_up_some_for_who_comes() {
+    let upstream = Registry::start().await;
+    let (greedy, others) = (put_large(&upstream, 0..7), put_large(&upstream, 7..10));
+    let (_mirror, url) = with_seven(&upstream).await;
+    let mut slow = Vec::new();
+    for digest in &greedy {
+        let mut behind = begin(&url, digest, &GREEDY).await;
+        begin(&url, digest, &GREEDY).await.rest().await.expect(200);
+        assert_eq!(behind.take(12 << 20).await.len(), 12 << 20);
+        assert_eq!(upstream.count("GET", digest), 2);
+        slow.push(behind);
+    }
+    let under_way = begin_all(&url, &others, &OTHER).await;
+    for (seed, answer) in (7..).zip(under_way) {
+        assert!(answer.rest().await.expect(200).body == noise(seed, LARGE)[1..]);
+    }
+}
+
+/// A blob that could not be kept any more, as the disk was full, was broken off in the middle, as another client had all of them.
+#[tokio::test]
+async fn a_blob_that_goes_past_the_cache_from_the_middle_on_is_not_broken_off_for_who_reads_slowly() {
+    const ENOSPC: i32 = 28;
+    let upstream = Registry::start().await;
+    let greedy = put_large(&upstream, 0..7);
+    let bytes = noise(7, 4 << 20);
+    let other = upstream.put_blob(REPOSITORY, bytes.clone());
+    upstream.on(Match::get(&other), Fault::Gate { after: 2 << 20 });
+    let (mirror, url) = with_seven(&upstream).await;
+    let _slow = begin_all(&url, &greedy, &GREEDY).await;
+    let answer = begin(&url, &other, &OTHER).await;
+    upstream.held(1).await;
+    mirror.faults().each(|operation, _| operation == Operation::Write, faults::Fault::Errno(ENOSPC));
+    upstream.release();
+    assert!(answer.rest().await.expect(200).body == bytes[1..]);
+    assert_eq!(mirror.metric("larder_bypasses_total{reason=\"disk\"}"), 1);
+    assert_eq!(upstream.count("GET", &other), 1);
+    mirror.faults().heal();
 }
 
 #[tokio::test]

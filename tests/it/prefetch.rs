@@ -1,8 +1,15 @@
 //! Once a client fetches a layer of an image, the others are fetched ahead of it.
 
+use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 
-use crate::support::{Fault, Image, Match, PATIENCE, PutImage, Registry, TestMirror};
+use serde_json::json;
+use tokio::runtime::Builder;
+use tokio::task::spawn_blocking;
+
+use crate::support::{Fault, Image, Match, PATIENCE, PutImage, Registry, TestMirror, digest_of, get_with, noise};
+
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
 const LAYERS: [usize; 6] = [60_000, 50_000, 40_000, 30_000, 20_000, 17_000];
 
@@ -107,4 +114,74 @@ async fn an_image_whose_client_has_left_is_soon_not_fetched_further() {
     upstream.release();
     assert!(image.layers.iter().all(|layer| upstream.count("GET", &layer.digest) <= 1));
     assert!(PATIENCE > Duration::from_secs(5), "it is borne with for so long");
+}
+
+/// Who began layers of eight images and read nothing left nobody else a place.
+#[tokio::test]
+async fn however_many_images_one_client_is_at_those_of_another_are_fetched_ahead_as_well() {
+    let upstream = Registry::start().await;
+    let put = |seed, name: &str| Image::new(seed).layers(&LAYERS[..3]).put(&upstream, &format!("library/{name}"), "latest");
+    let (greedy, other): (Vec<_>, _) = ((0..8).map(|n| put(n, &format!("greedy-{n}"))).collect(), put(8, "other"));
+    greedy
+        .iter()
+        .for_each(|image| upstream.on(Match::get(format!("{}/blobs/", image.repository)), Fault::Gate { after: 10_000 }));
+    let builder = TestMirror::builder().upstream("docker.io", &upstream).listener("proxies = ['127.0.0.1']");
+    let mirror = builder.set("mirror.prefetch = 1").start().await;
+    let url = mirror.listening()[1].to_string();
+    let begun = Mutex::new(Vec::new());
+    let begin = async |image: &PutImage, client: &'static str| {
+        mirror.get(&image.tag_path("latest")).await.expect(200);
+        mirror.kept(&image.digest).await;
+        // The first is fetched ahead first.
+        let layer = format!("{url}{}", image.blob_path(&image.layers[2]));
+        let layer = tokio::spawn(async move { get_with(layer, &[("x-forwarded-for", client)]).await });
+        begun.lock().unwrap().push(layer);
+    };
+    for image in &greedy {
+        begin(image, "198.51.100.1").await;
+    }
+    upstream.held(8 + 8).await;
+    begin(&other, "198.51.100.2").await;
+    for layer in &other.layers {
+        mirror.kept(&layer.digest).await;
+    }
+    upstream.heal();
+    upstream.release();
+    for layer in begun.into_inner().unwrap() {
+        layer.await.unwrap().expect(200);
+    }
+    // Seven of the eight have kept their places.
+    for image in &greedy[..7] {
+        mirror.kept(&image.layers[1].digest).await;
+    }
+}
+
+/// A manifest of 4 MiB was read on the thread that serves others as well.
+#[test]
+fn a_long_manifest_is_read_by_a_thread_for_that() {
+    Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap().block_on(async {
+        let upstream = Registry::start().await;
+        let mirror = ahead(&upstream, 1, "").await;
+        let [first, second] = [1, 2].map(|seed| upstream.put_blob("library/long", noise(seed, 20_000)));
+        let of = |digest: &str| json!({ "mediaType": "x", "digest": digest, "size": 20_000 });
+        // What is to be had elsewhere is not fetched.
+        let elsewhere = json!({ "mediaType": "x", "digest": first, "size": 20_000, "urls": ["https://elsewhere.example/layer"] });
+        let layers = [vec![of(&first), of(&second)], vec![elsewhere; 1_000]].concat();
+        let manifest = json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": of(&digest_of(b"")), "layers": layers });
+        let long = upstream.put_manifest("library/long", None, MANIFEST, manifest.to_string());
+        mirror.get(&format!("/v2/library/long/manifests/{long}")).await.expect(200);
+        mirror.kept(&long).await;
+
+        let (free, taken) = mpsc::channel::<()>();
+        let busy = spawn_blocking(move || taken.recv());
+        mirror.get(&format!("/v2/library/long/blobs/{first}")).await.expect(200);
+        let short = Image::new(3).layers(&LAYERS[..2]).put(&upstream, "library/short", "latest");
+        mirror.get(&short.tag_path("latest")).await.expect(200);
+        mirror.get(&short.blob_path(&short.layers[0])).await.expect(200);
+        mirror.kept(&short.layers[1].digest).await;
+        assert_eq!(upstream.count("GET", &second), 0, "the only such thread is taken");
+        drop(free);
+        busy.await.unwrap().unwrap_err();
+        mirror.kept(&second).await;
+    });
 }

@@ -91,7 +91,7 @@ async fn a_proxy_for_https_sees_a_tunnel_and_nothing_of_what_goes_through_it() {
     let blob = noise(3, 50_000);
     let digest = upstream.put_blob("library/app", blob.clone());
     let authority = Authority::new();
-    let front = authority.front("registry.invalid", false, upstream.address()).await;
+    let front = authority.front("registry.invalid", upstream.address()).await;
     let (address, mut told) = tunnel(front.address()).await;
     let dir = tempfile::tempdir().unwrap();
     let (url, file) = ("upstream.\"docker.io\".url=https://registry.invalid", authority.file(dir.path()));
@@ -109,7 +109,7 @@ async fn a_proxy_may_have_a_name_and_a_private_address() {
     let blob = noise(4, 50_000);
     let digest = upstream.put_blob("library/app", blob.clone());
     let authority = Authority::new();
-    let front = authority.front("cdn.invalid", false, upstream.address()).await;
+    let front = authority.front("cdn.invalid", upstream.address()).await;
     let storage = format!("https://cdn.invalid/v2/library/app/blobs/{digest}");
     upstream.on(Match::get("/blobs/").times(1), Fault::answer(307, &[("location", &storage)], ""));
     let (address, mut told) = tunnel(front.address()).await;

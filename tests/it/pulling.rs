@@ -128,7 +128,7 @@ async fn beside_a_running_larder_that_one_pulls() {
     let upstream = Registry::start().await;
     let image = Image::new(6).layers(&[2_000]).put(&upstream, "library/app", "v1");
     let mirror = TestMirror::of(&upstream).await;
-    let dir = mirror.cache_dir().parent().unwrap().to_path_buf();
+    let dir = mirror.dir().to_path_buf();
     let said = pulled(&dir, &upstream, &["app:v1", "--json"]).await;
     assert!(image.blobs().all(|blob| mirror.holds(&blob.digest)) && mirror.holds(&image.digest));
     let reports: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

@@ -21,6 +21,8 @@ const ALICES: &str = "canary-of-alice";
 struct Served {
     larder: Process,
     dir: tempfile::TempDir,
+    /// What is none of larder's writing.
+    files: tempfile::TempDir,
     base: String,
 }
 
@@ -35,7 +37,7 @@ fn serve(upstream: &Registry, more: &str) -> Served {
     let base = format!("upstream.\"docker.io\".url = {:?}\nmirror.well_known = false\n", upstream.url());
     write(dir.path(), &base, more);
     let larder = Process::start(dir.path(), &[], &[]);
-    Served { larder, dir, base }
+    Served { larder, dir, files: tempfile::tempdir().unwrap(), base }
 }
 
 impl Served {
@@ -81,7 +83,7 @@ async fn a_reload_under_load_of_200_connections_loses_none() {
     for n in 0..5 {
         let log = ["info", "debug"][n % 2];
         let more = format!("mirror.tag_ttl = \"{n}m\"\nserver.client_requests = {}\nlog.level = {log:?}\n", 1000 + n);
-        served.told(&format!("{more}{}", account(served.dir.path(), &format!("user-{n}"))), "has been read anew").await;
+        served.told(&format!("{more}{}", account(served.files.path(), &format!("user-{n}"))), "has been read anew").await;
         served.told("nonsense", "what it was stays").await;
     }
     assert_eq!(served.larder.metric("larder_connections").await, 200);
@@ -259,7 +261,7 @@ async fn another_account_is_who_the_upstream_is_asked_as_from_then_on() {
     let images: Vec<_> = (0..4).map(|n| Image::new(n).layers(&[10]).put(&upstream, &format!("team/app-{n}"), "latest")).collect();
     let trusted = format!("upstream.\"docker.io\".token_hosts = [{:?}]\n", upstream.token_url().replace("http://", ""));
     let served = serve(&upstream, &trusted);
-    let [ann, bob] = ["ann", "bob"].map(|user| trusted.clone() + &account(served.dir.path(), user));
+    let [ann, bob] = ["ann", "bob"].map(|user| trusted.clone() + &account(served.files.path(), user));
     let asked_as = async |n: usize| {
         let before = upstream.requests().len();
         get(served.larder.url(&images[n].tag_path("latest"))).await.expect(200);

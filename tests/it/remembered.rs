@@ -4,6 +4,9 @@ use std::fs;
 use std::io::Write as _;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use futures_util::future::join_all;
+use larder::clock::Clock;
+
 use crate::support::{Image, PutImage, Registry, StoppedMirror, TestMirror, digest_of, until};
 
 const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
@@ -132,4 +135,26 @@ async fn of_all_that_is_known_what_was_said_longest_ago_is_forgotten_where_it_is
     assert_eq!(upstream.requests().len(), asked, "the newest are known");
     mirror.get(&path("r0", 0)).await.expect(404);
     assert_eq!(upstream.requests().len(), asked + 1);
+}
+
+/// Whoever asks for what is missing makes up how long its name is.
+#[tokio::test]
+async fn of_what_is_missing_not_all_is_remembered() {
+    const NAMES: usize = 2_400;
+    let upstream = Registry::start().await;
+    // It is remembered for as long as this larder's time stands still.
+    let mirror = TestMirror::builder().upstream("docker.io", &upstream).clock(Clock::still()).start().await;
+    let mut asked = Vec::new();
+    for _ in 0..2 {
+        let before = upstream.requests().len();
+        for some in (0..NAMES).collect::<Vec<_>>().chunks(50) {
+            let path = |n| format!("/v2/library/absent/tags/list?next_page={n}-{}", "x".repeat(2_000));
+            let answers = join_all(some.iter().map(async |n| mirror.get(&path(n)).await)).await;
+            assert!(answers.iter().all(|answer| answer.status == 404));
+        }
+        asked.push(upstream.requests().len() - before);
+    }
+    assert_eq!(asked[0], NAMES);
+    // 4 MiB of them.
+    assert!((NAMES / 4..NAMES).contains(&asked[1]), "{asked:?}");
 }

@@ -9,7 +9,8 @@ use larder::store::Operation;
 use larder::store::faults::{self, Loss};
 
 use crate::support::{
-    Auth, Blobs, Fault, Log, Match, Registry, Setup, TestMirror, assert_booked, digest_of, noise, partial_file, reboot, until,
+    Auth, Blobs, Fault, Listener, Log, Match, Registry, Setup, TestMirror, assert_booked, digest_of, noise, partial_file, reboot,
+    until,
 };
 
 const REPOSITORY: &str = "library/app";
@@ -84,6 +85,32 @@ async fn a_transfer_is_taken_up_again_with_a_new_token_and_by_a_new_redirect() {
     assert_eq!(answer.expect(200).body, blob);
     assert_eq!(upstream.token_requests(), 2);
     assert!(upstream.bytes_sent() < SIZE as u64 + 1000, "the blob, and refusals");
+}
+
+/// It was taken for a fault: the registry and its storage were asked six times each.
+#[tokio::test]
+async fn a_storage_that_refuses_also_who_comes_by_a_new_redirect_is_asked_no_more() {
+    for status in [401, 403] {
+        let upstream = Registry::with(Setup { blobs: Blobs::REDIRECTED, ..Setup::default() }).await;
+        let asked =
+            |digest: &str| [Listener::Front, Listener::Storage].map(|listener| upstream.count_at(listener, "GET", digest));
+        let refused = upstream.put_blob(REPOSITORY, noise(3, SIZE));
+        upstream.on(Match::storage(&refused), Fault::status(status));
+        let mirror = TestMirror::of(&upstream).await;
+        let answer = mirror.get(&path(&refused)).await.expect(502);
+        assert_eq!(answer.error_code().as_deref(), Some("UNAVAILABLE"));
+        assert_eq!(asked(&refused), [2, 2], "{status}");
+
+        let broken = upstream.put_blob(REPOSITORY, noise(4, SIZE));
+        upstream.on(Match::storage(&broken).times(1), Fault::Cut { after: CUT });
+        upstream.on(Match::storage(&broken), Fault::status(status));
+        assert!(!mirror.stream(&path(&broken)).await.rest().await.complete);
+        assert_eq!(asked(&broken), [1 + 2, 1 + 2], "{status}");
+
+        upstream.heal();
+        mirror.get(&path(&refused)).await.expect(200);
+        mirror.get(&path(&broken)).await.expect(200);
+    }
 }
 
 // === what the upstream then says ===

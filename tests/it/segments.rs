@@ -50,15 +50,20 @@ async fn where_a_registry_sends_for_one_segment_is_where_the_next_are_asked_for_
         let upstream = Registry::with(Setup { blobs: Blobs::REDIRECTED, ..Setup::default() }).await;
         let blob = noise(1, SIZE);
         let digest = upstream.put_blob("library/alpine", blob.clone());
-        upstream.on(Match::storage(&digest), Fault::Bandwidth(16 << 20));
-        let mirror = by_four(&upstream).await;
-        let mut answer = mirror.stream(&format!("/v2/library/alpine/blobs/{digest}")).await;
-        let begin = answer.take(24 * MIB).await;
+        let limited = Fault::Bandwidth(16 << 20);
         if expires {
-            upstream.expire_signatures();
+            upstream.on(Match::storage(&digest).skip(3).times(1), vec![Fault::Gate { after: 0 }, limited.clone()]);
         }
-        let rest = answer.rest().await;
-        assert!(rest.complete && [begin, rest.body].concat() == blob);
+        upstream.on(Match::storage(&digest), limited);
+        let mirror = by_four(&upstream).await;
+        let answer = mirror.stream(&format!("/v2/library/alpine/blobs/{digest}")).await;
+        if expires {
+            upstream.held(1).await;
+            upstream.expire_signatures();
+            upstream.release();
+        }
+        let answer = answer.rest().await;
+        assert!(answer.complete && answer.body == blob);
         mirror.kept(&digest).await;
         let parts = upstream.count_at(Listener::Storage, "GET", &digest);
         let asked = upstream.count_at(Listener::Front, "GET", &digest);

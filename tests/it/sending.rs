@@ -2,8 +2,17 @@
 //! is still what it was.
 
 use std::fs;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use larder::clock::Clock;
+use larder::metrics::Metrics;
+use larder::oci::Digest;
+use larder::store::{self, BlobReader, Held, Outlet, Pieces, Store};
 use rustix::fs::{Advice, fadvise};
 
 use crate::damage::{cached, file, path};
@@ -96,4 +105,83 @@ async fn who_was_sent_what_is_then_cut_from_a_file_gets_no_whole_answer() {
     assert_eq!(closed, Closed::Fin);
     assert_eq!(mirror.metric("larder_quarantined_total"), 1);
     assert!(mirror.get(&path(&digest)).await.expect(200).body == blob);
+}
+
+/// Takes all at once, and notes what it is told.
+#[derive(Default)]
+struct Greedy {
+    pieces: Mutex<Vec<usize>>,
+    corked: Mutex<Vec<bool>>,
+}
+
+impl Outlet for Greedy {
+    fn poll_send(
+        &self,
+        _: &mut Context<'_>,
+        send: &mut dyn FnMut(BorrowedFd<'_>) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        let sent = send(fs::File::create("/dev/null").unwrap().as_fd());
+        self.pieces.lock().unwrap().extend(sent.as_ref().ok());
+        Poll::Ready(sent)
+    }
+
+    fn cork(&self, corked: bool) {
+        self.corked.lock().unwrap().push(corked);
+    }
+}
+
+/// A blob of this length, and a reader of it whose bytes go out by an outlet.
+async fn going_out(store: &Store, length: usize) -> (BlobReader, Arc<Greedy>) {
+    let blob = noise(2, length);
+    let digest = Digest::sha256(&blob);
+    let _ = store.put(&digest, blob, &[]).await;
+    let Some(Held::Verified(blob)) = store.get(&digest).await.unwrap() else { panic!("it was put there") };
+    let (pieces, outlet) = (Pieces::default(), Arc::<Greedy>::default());
+    pieces.go_out_by(Arc::clone(&outlet) as _);
+    (blob.read(0..length as u64).in_pieces(&pieces), outlet)
+}
+
+/// With eight clients who took 256 MiB each as fast as it came, one in a hundred small requests waited for ten milliseconds: each of them
+/// had 32 MiB in its turn.
+#[tokio::test]
+async fn others_have_their_turn_after_each_mebibyte_that_goes_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = store::Options { dir: dir.path().into(), ..store::Options::default() };
+    let store = Store::open(&options, Clock::system(), Metrics::new()).await.unwrap();
+    let (mut reader, outlet) = going_out(&store, 8 * MIB).await;
+    let turns = Arc::<AtomicUsize>::default();
+    let counted = Arc::clone(&turns);
+    let other = tokio::spawn(async move {
+        loop {
+            counted.fetch_add(1, Ordering::Relaxed);
+            tokio::task::yield_now().await;
+        }
+    });
+    let mut before = 0;
+    while let Some(piece) = reader.next_piece().await {
+        assert!(piece.is_ok());
+        let now = turns.load(Ordering::Relaxed);
+        assert!(outlet.pieces.lock().unwrap().len() == 1 || now > before);
+        before = now;
+    }
+    other.abort();
+    assert_eq!(*outlet.pieces.lock().unwrap(), [MIB; 8]);
+}
+
+#[tokio::test]
+async fn packets_are_filled_while_bytes_go_out_and_no_longer() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = store::Options { dir: dir.path().into(), ..store::Options::default() };
+    let store = Store::open(&options, Clock::system(), Metrics::new()).await.unwrap();
+    for (length, taken, corked) in [(3 * MIB, 9, &[true, false][..]), (3 * MIB, 2, &[true, false]), (60_000, 9, &[])] {
+        let (mut reader, outlet) = going_out(&store, length).await;
+        for _ in 0..taken {
+            assert!(reader.next_piece().await.is_none_or(|piece| piece.is_ok()));
+        }
+        if taken == 9 {
+            assert_eq!(*outlet.corked.lock().unwrap(), corked, "all of {length}");
+        }
+        drop(reader);
+        assert_eq!(*outlet.corked.lock().unwrap(), corked, "{taken} pieces of {length}");
+    }
 }

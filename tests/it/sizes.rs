@@ -1,11 +1,15 @@
 //! Upstreams that say too little or the wrong thing about the size of a blob.
 
+use std::io::Write as _;
 use std::time::Duration;
 
 use bytes::Bytes;
+use flate2::{Compression, write::GzEncoder};
 use larder::store::{Operation, faults};
 
-use crate::support::{Fault, Match, Registry, TestMirror, assert_booked, noise, raw};
+use crate::support::{
+    Fault, Image, Match, Process, RawRegistry, Registry, TestMirror, assert_booked, digest_of, get, noise, raw,
+};
 
 const MIB: usize = 1 << 20;
 
@@ -114,4 +118,97 @@ async fn for_a_blob_whose_size_nobody_says_room_is_made_once() {
     assert_eq!(times, 1);
     mirror.faults().heal();
     assert_booked(&mirror).await;
+}
+
+// === What is read whole ===
+
+/// `content` in chunks, after so many spaces.
+fn padded(spaces: usize, content_type: &str, content: &[u8]) -> Bytes {
+    const CHUNK: usize = 64 << 10;
+    let head = format!("HTTP/1.1 200 OK\r\ncontent-type: {content_type}\r\ntransfer-encoding: chunked\r\n\r\n");
+    let chunk = [format!("{CHUNK:x}\r\n").as_bytes(), &vec![b' '; CHUNK], b"\r\n"].concat();
+    let last = format!("{:x}\r\n", content.len());
+    [head.as_bytes(), &chunk.repeat(spaces / CHUNK), last.as_bytes(), content, b"\r\n0\r\n\r\n"].concat().into()
+}
+
+/// What each is refused for is its size alone: were it read to its end, it would be a right answer.
+#[tokio::test]
+async fn what_has_no_end_is_read_no_further_than_it_may_be() {
+    /// How much larder reads at once.
+    const AT_ONCE: usize = 512 << 10;
+    let upstream = Registry::start().await;
+    let image = Image::new(7).put(&upstream, "library/app", "latest");
+    let held = RawRegistry::held_by_kernels();
+    // Much more than larder can have read when it gives up.
+    let spaces = held + 16 * MIB;
+    let index_type = "application/vnd.oci.image.index.v1+json";
+    let index = format!(r#"{{"schemaVersion":2,"mediaType":"{index_type}","manifests":[]}}"#);
+    let by_tag = "/v2/library/app/manifests/latest".to_owned();
+    let whole = [&vec![b' '; spaces / (64 << 10) * (64 << 10)][..], &image.manifest].concat();
+    let by_digest = format!("/v2/library/app/manifests/{}", digest_of(&whole));
+    let referrers = format!("/v2/library/app/referrers/{}", image.digest);
+    for (kind, most, path, content_type, content) in [
+        ("manifest", 4 * MIB, &by_tag, image.media_type, &image.manifest[..]),
+        ("manifest", 4 * MIB, &by_digest, image.media_type, &image.manifest),
+        ("list", 4 * MIB, &"/v2/library/app/tags/list".into(), "application/json", br#"{"name":"library/app","tags":["v1"]}"#),
+        ("list", 4 * MIB, &referrers, index_type, index.as_bytes()),
+        ("token", 64 << 10, &by_tag, "application/json", br#"{"token":"of-nobody"}"#),
+    ] {
+        let endless = padded(spaces, content_type, content);
+        let manifest = padded(0, image.media_type, &image.manifest);
+        let upstream = RawRegistry::saying(move |_, _, head| match kind {
+            "token" if head.contains("\r\nauthorization: Bearer of-nobody") => manifest.clone(),
+            "token" if !head.starts_with("GET /token") => {
+                let host = head.lines().find_map(|line| line.strip_prefix("host: ")).unwrap();
+                let realm = format!("www-authenticate: Bearer realm=\"http://{host}/token\"");
+                format!("HTTP/1.1 401 Unauthorized\r\n{realm}\r\ncontent-length: 0\r\n\r\n").into()
+            }
+            _ => endless.clone(),
+        });
+        let mirror = upstream.mirror().start().await;
+        let refused = mirror.get(path).await.expect(502).text();
+        let heard = upstream.heard();
+        let times = heard.iter().flat_map(|talk| &talk.heads).filter(|head| kind != "token" || head.contains("/token")).count();
+        let taken: Vec<usize> = heard.iter().map(|talk| talk.taken).collect();
+        let read = mirror.metric(&format!("larder_upstream_bytes_total{{upstream=\"docker.io\",kind=\"{kind}\"}}"));
+        eprintln!("{path}: {taken:?} bytes were taken, {read} were read in {times} answers, and said is {refused}");
+        assert!(refused.contains(&format!("its answer is larger than {most} bytes")), "{path}: {refused}");
+        assert!((1..=3).contains(&times) && read <= (times * (most + AT_ONCE)) as u64, "{path}: {read} in {times}");
+        assert!(taken.iter().all(|taken| *taken <= most + AT_ONCE + held), "{path}: {taken:?}");
+    }
+}
+
+/// How much it becomes nobody says before.
+#[tokio::test]
+async fn a_manifest_that_was_compressed_is_unpacked_no_further_than_a_manifest_may_be_large() {
+    let upstream = Registry::start().await;
+    let image = Image::new(8).put(&upstream, "library/app", "latest");
+    let dir = tempfile::tempdir().unwrap();
+    let larder = Process::start(dir.path(), &[&format!("upstream.\"docker.io\".url={}", upstream.url())], &[]);
+    let encoded = [("content-type", image.media_type), ("content-encoding", "gzip")];
+    let ask = async |digest: &str, body: Vec<u8>| {
+        upstream.heal();
+        upstream.on(Match::get(digest), Fault::answer(200, &encoded, body));
+        get(larder.url(&format!("/v2/library/app/manifests/{digest}"))).await
+    };
+    for (size, status) in [(4 * MIB, 200), (4 * MIB + 1, 502)] {
+        let spaced = [&vec![b' '; size - image.manifest.len()][..], &image.manifest].concat();
+        let mut packed = GzEncoder::new(Vec::new(), Compression::fast());
+        packed.write_all(&spaced).unwrap();
+        assert_eq!(ask(&digest_of(&spaced), packed.finish().unwrap()).await.status, status, "{size}");
+    }
+    // Spaces, of which every further MiB is packed into the same bytes.
+    let mut packed = GzEncoder::new(Vec::new(), Compression::fast());
+    let mut pack = || {
+        let before = packed.get_ref().len();
+        packed.write_all(&vec![b' '; MIB]).unwrap();
+        packed.flush().unwrap();
+        packed.get_ref()[before..].to_vec()
+    };
+    let bomb = [pack(), pack().repeat(300)].concat();
+    assert!(bomb.len() < 4 * MIB, "{}", bomb.len());
+    let before = larder.peak();
+    ask(&digest_of(b"a bomb"), bomb).await.expect(502);
+    let grown = larder.peak() - before;
+    assert!(grown < 64 << 20, "{grown} bytes more");
 }

@@ -1,11 +1,16 @@
 //! Clients that take little or nothing: how long they are borne with, what they cost, and that nobody else feels them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio_rustls::TlsConnector;
 
-use crate::support::{Client, Closed, Fault, Match, Raw, Registry, TestMirror, get, noise};
+use crate::floods::{END_HEADERS, END_STREAM, HEADERS, PREFACE, SETTINGS, WINDOW, frame, header, stream};
+use crate::support::{Authority, Client, Closed, Fault, Match, Raw, Registry, TestMirror, get, noise};
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
@@ -143,6 +148,57 @@ async fn streams_without_any_window_cost_little_and_are_all_reset() {
     connection.abort();
 }
 
+/// How large a window is the client says, but not how much waits for its connection.
+#[tokio::test]
+async fn streams_with_a_window_hold_little_each_where_their_connection_is_not_read() {
+    const STREAMS: u32 = 100;
+    const LARGEST_WINDOW: u32 = 1 << 30;
+    let (mirror, path, _) = holding(2 * MIB, "server.write_idle = \"1m\"").await;
+    let head = [(":method", "GET"), (":scheme", "http"), (":authority", "mirror"), (":path", &*path)];
+    let head: Vec<u8> = head.into_iter().flat_map(|(name, value)| header(name, value)).collect();
+    let window = [&4_u16.to_be_bytes()[..], &LARGEST_WINDOW.to_be_bytes()].concat();
+    let begins = [PREFACE, &frame(SETTINGS, 0, 0, &window), &frame(WINDOW, 0, 0, &LARGEST_WINDOW.to_be_bytes())].concat();
+    let requests = (0..STREAMS).flat_map(|n| frame(HEADERS, END_HEADERS | END_STREAM, stream(n), &head));
+    let mut client = Raw::connect(mirror.address()).await;
+    client.send(begins.into_iter().chain(requests).collect::<Vec<_>>()).await;
+    let few = u64::from(STREAMS) * 32 * KIB as u64;
+    let mut held = 0;
+    while held < few || mirror.metric(BUFFERS) != held {
+        held = mirror.metric_once(BUFFERS, |bytes| bytes >= few).await;
+        for _ in 0..20 {
+            mirror.get("/v2/").await.expect(200);
+        }
+    }
+    assert!(held <= 5 * few, "{held}");
+    drop(client);
+    mirror.metric_is(BUFFERS, 0).await;
+}
+
+/// As long as something is left to write, nobody says that the rest is written.
+#[tokio::test]
+async fn of_what_is_encrypted_that_counts_which_is_not_yet_written() {
+    const LEN: usize = 16 * MIB;
+    let upstream = Registry::start().await;
+    let path = format!("/v2/library/alpine/blobs/{}", upstream.put_blob("library/alpine", noise(1, LEN)));
+    let (authority, mirror) = (Authority::new(), TestMirror::builder().upstream("docker.io", &upstream));
+    let files = authority.server(mirror.dir(), "127.0.0.1");
+    let mirror = mirror.tls(&files, "").start().await;
+    mirror.get(&path).await.expect(200);
+    let tls = TlsConnector::from(Arc::new(authority.believed(rustls::ALL_VERSIONS, &["http/1.1"])));
+    let name = ServerName::IpAddress(mirror.tls_address().ip().into());
+    let mut client = tls.connect(name, Raw::connect(mirror.tls_address()).await.into_stream()).await.unwrap();
+    client.write_all(format!("GET {path} HTTP/1.1\r\nhost: mirror\r\n\r\n").as_bytes()).await.unwrap();
+    let (mut part, mut held) = (vec![0; 64 * KIB], 0);
+    for _ in 0..LEN / part.len() {
+        client.read_exact(&mut part).await.unwrap();
+        held = held.max(mirror.metric(BUFFERS));
+    }
+    assert!((1..=MIB as u64).contains(&held), "{held}");
+    // What is left is less than a head.
+    mirror.metric_is(BUFFERS, 0).await;
+    assert!(mirror.metric("larder_connections") >= 1, "it is still there");
+}
+
 /// 1,000 slow readers made registry v3 take 4 GiB. What is in memory anyhow goes from there into the socket.
 #[tokio::test]
 async fn two_hundred_stalled_clients_hold_next_to_nothing_and_the_others_are_served() {
@@ -162,7 +218,7 @@ async fn two_hundred_stalled_clients_hold_next_to_nothing_and_the_others_are_ser
 
 #[tokio::test]
 async fn when_clients_hold_all_the_memory_they_may_more_are_told_to_come_again() {
-    let (mirror, path, blob) = holding(4 * MIB, "server.max_buffers = \"200KiB\"").await;
+    let (mirror, path, blob) = holding(4 * MIB, "server.max_buffers = \"400KiB\"").await;
     let (mut requests, connection) = without_window(&mirror, 16 << 10).await;
     let mut stalled = Vec::new();
     let refused = loop {
@@ -196,7 +252,52 @@ async fn when_clients_hold_all_the_memory_they_may_more_are_told_to_come_again()
     assert!(mirror.get(&path).await.expect(200).body == blob);
 }
 
-/// What is whole in memory was not counted: a thousand who took nothing of a manifest of 4 MiB each had it there.
+/// Each of its streams may have little in memory when it is let in, and more as soon as its client takes some of it.
+#[tokio::test]
+async fn what_a_client_has_been_let_in_with_does_not_outgrow_its_share() {
+    let (mirror, path, _) = holding(MIB, "server.max_buffers = \"1MiB\"\nserver.write_idle = \"1m\"").await;
+    let stream = tokio::net::TcpStream::connect(mirror.address()).await.unwrap();
+    let mut builder = h2::client::Builder::new();
+    builder.initial_window_size(0).initial_connection_window_size(16 << 20);
+    let (mut requests, mut connection) = builder.handshake::<_, Bytes>(stream).await.unwrap();
+    let (open, opens) = tokio::sync::oneshot::channel();
+    let connection = tokio::spawn(async move {
+        tokio::select! {
+            _ = &mut connection => {}
+            window = opens => {
+                connection.set_initial_window_size(window.unwrap()).unwrap();
+                drop(connection.await);
+            }
+        }
+    });
+    let mut streams = Vec::new();
+    loop {
+        let request = http::Request::get(mirror.url(&path)).body(()).unwrap();
+        requests = requests.ready().await.unwrap();
+        let answer = requests.send_request(request, true).unwrap().0.await.unwrap();
+        if answer.status() == 503 {
+            break;
+        }
+        streams.push(answer.into_body());
+    }
+    // No whole number of pieces, so that each stream has one that cannot go.
+    let window = 63 * 1000;
+    open.send(window).unwrap();
+    for stream in &mut streams {
+        let mut taken = 0;
+        while taken < window as usize {
+            taken += stream.data().await.unwrap().unwrap().len();
+        }
+    }
+    let held = mirror.metric(BUFFERS);
+    assert!((MIB as u64 / 4..MIB as u64 * 3 / 4).contains(&held), "{} streams have {held}", streams.len());
+    Client::from("127.0.0.2").get(mirror.url(&path)).await.expect(200);
+    drop((streams, requests));
+    connection.await.unwrap();
+    mirror.metric_is(BUFFERS, 0).await;
+}
+
+/// A thousand who take nothing of a manifest of 4 MiB each would have it in memory.
 #[tokio::test]
 async fn large_manifests_and_lists_are_counted_those_that_many_share_once() {
     const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -212,30 +313,35 @@ async fn large_manifests_and_lists_are_counted_those_that_many_share_once() {
         upstream.tag("library/app", &format!("{n}{}", "z".repeat(100)), &small);
     }
     let builder = TestMirror::builder().upstream("docker.io", &upstream);
-    let mirror = builder.set("server.max_buffers = \"2MiB\"").set("server.write_idle = \"1m\"").start().await;
+    let mirror = builder.set("server.max_buffers = \"4MiB\"").set("server.write_idle = \"1m\"").start().await;
     for n in 0..3 {
         assert_eq!(mirror.get(&path(n)).await.expect(200).body, large(n));
     }
-    let list = "/v2/library/app/tags/list";
+    let (list, page) = ("/v2/library/app/tags/list", "/v2/library/app/tags/list?n=500");
+    let length_of_page = mirror.get(page).await.expect(200).body.len();
     mirror.get(list).await.expect(200);
     mirror.metric_is(BUFFERS, 0).await;
 
     let (mut requests, connection) = without_window(&mirror, 16 << 10).await;
     let mut stalled = Vec::new();
-    for n in [0, 0, 0, 0, 1] {
-        let request = http::Request::get(mirror.url(&path(n))).body(()).unwrap();
+    for path in [path(0), path(0), path(0), page.into(), page.into(), path(1)] {
+        let request = http::Request::get(mirror.url(&path)).body(()).unwrap();
         requests = requests.ready().await.unwrap();
         let answer = requests.send_request(request, true).unwrap().0.await.unwrap();
         assert_eq!(answer.status(), 200);
         stalled.push(answer.into_body());
     }
-    assert_eq!(mirror.metric(BUFFERS), (large(0).len() + large(1).len()) as u64);
-    for path in [path(2), list.to_owned()] {
+    // Those that are asked beside the first are themselves something, and what is made for each of them is there so many times.
+    let requests_beside = 5 * 8 * KIB;
+    assert_eq!(mirror.metric(BUFFERS), (large(0).len() + large(1).len() + 2 * length_of_page + requests_beside) as u64);
+    let other = Client::from("127.0.0.2");
+    for path in [path(2), list.to_owned(), page.to_owned()] {
+        other.get(mirror.url(&path)).await.expect(200);
         let refused = mirror.get(&path).await.expect(503);
         assert_eq!((refused.header("retry-after"), refused.error_code().as_deref()), (Some("1"), Some("UNAVAILABLE")));
         mirror.head(&path).await.expect(200);
     }
-    assert_eq!(mirror.metric("larder_shed_total{reason=\"memory\"}"), 2);
+    assert_eq!(mirror.metric("larder_shed_total{reason=\"memory\"}"), 3);
     mirror.get(&format!("/v2/library/app/manifests/{small}")).await.expect(200);
     drop((stalled, requests));
     mirror.metric_is(BUFFERS, 0).await;

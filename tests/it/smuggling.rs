@@ -1,14 +1,9 @@
 //! Requests and answers whose end two readers could see in different places. Whoever disagrees with larder gains nothing: what is
 //! hidden in one message is never taken for another, on either side.
 
-use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use bytes::Bytes;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
-
-use crate::support::{Registry, TestMirror, get, noise, raw};
+use crate::support::{RawRegistry, Registry, TestMirror, get, noise, raw};
 
 const HIDDEN: &str = "GET /v2/library/alpine/manifests/hidden HTTP/1.1\r\nhost: mirror\r\n\r\n";
 
@@ -28,6 +23,8 @@ async fn said_to(bytes: &[u8]) -> Vec<u16> {
     statuses(&answers)
 }
 
+/// What hyper refuses is answered 400. Of the rest (RFC 9112, section 6.1: chunks go before a length) larder reads no body, and what
+/// follows is not read either.
 #[tokio::test]
 async fn a_request_whose_end_is_in_doubt_is_the_last_of_its_connection() {
     let chunked = "transfer-encoding: chunked\r\n";
@@ -41,6 +38,10 @@ async fn a_request_whose_end_is_in_doubt_is_the_last_of_its_connection() {
         ("a length beyond all", "content-length: 18446744073709551616\r\n", "", vec![400]),
         ("a length in hex", "content-length: 0x5\r\n", "", vec![400]),
         ("a coding that is none", "transfer-encoding: xchunked\r\n", "0\r\n\r\n", vec![400]),
+        ("two codings", "transfer-encoding: chunked\r\ntransfer-encoding: identity\r\n", "0\r\n\r\n", vec![400]),
+        ("a coding twice", "transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n", "0\r\n\r\n", vec![200]),
+        ("a coding before a space", "transfer-encoding : chunked\r\n", "0\r\n\r\n", vec![400]),
+        ("a length after a bare LF", "x: a\ncontent-length: 5\r\n", "hello", vec![200]),
         ("chunks that are not the last coding", "transfer-encoding: chunked, identity\r\n", "0\r\n\r\n", vec![400]),
         ("a coding behind a vertical tab", "transfer-encoding: \x0bchunked\r\n", "0\r\n\r\n", vec![400]),
         ("a space before the colon", "content-length : 5\r\n", "", vec![400]),
@@ -80,6 +81,47 @@ async fn what_is_no_request_line_of_http_1_is_refused() {
     }
 }
 
+/// A line may end in LF alone (RFC 9112, section 2.2), as hyper has it: that nobody before larder sees another head there, who is before
+/// it has to see to.
+#[tokio::test]
+async fn a_head_that_others_may_read_in_another_way_is_refused_or_the_last() {
+    for (head, expected) in [
+        ("GET /v2/ HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", vec![400]),
+        ("GET /v2/ HTTP/1.0\r\nconnection: keep-alive\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", vec![400]),
+        ("GET /v2/ HTTP/1.1\r\nhost: mirror\r\nhost: elsewhere\r\nconnection: close\r\n\r\n", vec![400]),
+        ("GET http://elsewhere/v2/ HTTP/1.1\r\nhost: mirror\r\nconnection: close\r\n\r\n", vec![400]),
+        ("GET http://mirror/v2/ HTTP/1.1\r\nhost: Mirror\r\nconnection: close\r\n\r\n", vec![200]),
+        ("GET /v2/ HTTP/1.1\nhost: mirror\nconnection: close\n\n", vec![200]),
+        ("GET /v2/ HTTP/1.1\r\nhost: mirror\r\nx: y\nconnection: close\r\n\r\n", vec![200]),
+        ("GET /v2/ HTTP/1.1\r\nhost: mirror\r\nx: y\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", vec![200]),
+    ] {
+        assert_eq!(said_to(format!("{head}{HIDDEN}").as_bytes()).await, expected, "{head:?}");
+    }
+}
+
+/// What it is answered from is asked for once, and nothing of how the client has asked gets there.
+#[tokio::test]
+async fn a_request_whose_end_is_in_doubt_is_one_question_upstream() {
+    for (what, headers, body) in [
+        ("both a length and chunks", "content-length: 5\r\ntransfer-encoding: chunked\r\n", "0\r\n\r\n"),
+        ("chunks and a length", "transfer-encoding: chunked\r\ncontent-length: 70\r\n", "0\r\n\r\n"),
+        ("a coding twice", "transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n", "0\r\n\r\n"),
+        ("a chunk that lies about its size", "transfer-encoding: chunked\r\n", "1\r\nabc\r\n0\r\n\r\n"),
+        ("a length after a bare LF", "x: a\ncontent-length: 5\r\n", "hello"),
+        ("a body", "content-length: 5\r\nexpect: 100-continue\r\n", "hello"),
+    ] {
+        let upstream = Registry::start().await;
+        let path = format!("/v2/library/alpine/blobs/{}", upstream.put_blob("library/alpine", noise(1, 300)));
+        let mirror = TestMirror::of(&upstream).await;
+        let sent = format!("GET {path} HTTP/1.1\r\nhost: mirror\r\n{headers}\r\n{body}{HIDDEN}");
+        assert_eq!(statuses(&raw(mirror.address(), sent).await), [200], "{what}");
+        let asked = upstream.requests();
+        assert_eq!((asked.len(), &asked[0].path), (1, &path), "{what}: {asked:?}");
+        let told = ["content-length", "transfer-encoding", "expect", "connection", "x"];
+        assert!(told.iter().all(|name| !asked[0].headers.contains_key(*name)), "{what}: {asked:?}");
+    }
+}
+
 #[tokio::test]
 async fn what_would_become_another_protocol_stays_http() {
     for headers in ["upgrade: h2c\r\nconnection: upgrade, http2-settings\r\nhttp2-settings: AAAA\r\n", "upgrade: websocket\r\n"] {
@@ -112,15 +154,6 @@ async fn requests_one_behind_the_other_are_answered_in_their_order() {
 
 // === Answers ===
 
-/// An upstream of bytes: it says `first` to the first request of its first connection, `poison` to all that follow on that one, and what is
-/// true on every other.
-struct Upstream {
-    address: SocketAddr,
-    /// The first lines of the requests, by connection.
-    asked: Arc<Mutex<Vec<Vec<String>>>>,
-    _running: JoinSet<()>,
-}
-
 const TRUE_LIST: &str = "{\"name\":\"library/alpine\",\"tags\":[\"true\"]}";
 const POISON: &str = "{\"name\":\"library/alpine\",\"tags\":[\"poison\"]}";
 
@@ -128,48 +161,19 @@ fn list(body: &str) -> String {
     format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}", body.len())
 }
 
-// === impl Upstream ===
-
-impl Upstream {
-    async fn saying(first: Vec<u8>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (address, asked) = (listener.local_addr().unwrap(), Arc::<Mutex<Vec<Vec<String>>>>::default());
-        let (mut running, noted) = (JoinSet::new(), Arc::clone(&asked));
-        running.spawn(async move {
-            let mut connections = JoinSet::new();
-            let mut first = Some(first);
-            while let Ok((stream, _)) = listener.accept().await {
-                let number = noted.lock().unwrap().len();
-                noted.lock().unwrap().push(Vec::new());
-                connections.spawn(serve(stream, number, first.take(), Arc::clone(&noted)));
-            }
-        });
-        Self { address, asked, _running: running }
-    }
-
-    async fn mirror(&self) -> TestMirror {
-        // An answer may be one that ends with its connection, which it does not.
-        let patience = "upstream.\"docker.io\".header_timeout = \"500ms\"\nupstream.\"docker.io\".idle_timeout = \"500ms\"";
-        let url = format!("upstream.\"docker.io\".url = \"http://{}\"", self.address);
-        TestMirror::builder().set(&url).set(patience).start().await
-    }
-}
-
-async fn serve(mut stream: TcpStream, number: usize, mut first: Option<Vec<u8>>, noted: Arc<Mutex<Vec<Vec<String>>>>) {
-    let poisoned = first.is_some();
-    loop {
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            if !matches!(stream.read_buf(&mut head).await, Ok(1..)) {
-                return;
-            }
-        }
-        noted.lock().unwrap()[number].push(String::from_utf8_lossy(&head).lines().next().unwrap_or_default().to_owned());
-        let answer = first.take().unwrap_or_else(|| list(if poisoned { POISON } else { TRUE_LIST }).into_bytes());
-        if stream.write_all(&answer).await.is_err() {
-            return;
-        }
-    }
+/// An upstream that says `first` to the first request of its first connection, `poison` to all that follow on that one, and what is true
+/// on every other; and a larder before it.
+async fn saying(first: impl Into<Bytes>) -> (RawRegistry, TestMirror) {
+    let first = first.into();
+    let upstream = RawRegistry::saying(move |connection, n, _| match (connection, n) {
+        (0, 0) => first.clone(),
+        (0, _) => list(POISON).into(),
+        _ => list(TRUE_LIST).into(),
+    });
+    // An answer may be one that ends with its connection, which it does not.
+    let patience = "upstream.\"docker.io\".header_timeout = \"500ms\"\nupstream.\"docker.io\".idle_timeout = \"500ms\"";
+    let mirror = upstream.mirror().set(patience).start().await;
+    (upstream, mirror)
 }
 
 /// Whatever ends an answer in two places, or in none, the next question goes to a connection of its own.
@@ -202,15 +206,14 @@ async fn an_answer_whose_end_is_in_doubt_is_the_last_of_its_connection() {
         ("404 and more", format!("HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n{poison}")),
         ("hints, and more", format!("HTTP/1.1 103 Early Hints\r\n\r\n{}{poison}", list(TRUE_LIST))),
     ] {
-        let upstream = Upstream::saying(answer.clone().into_bytes()).await;
-        let mirror = upstream.mirror().await;
+        let (upstream, mirror) = saying(answer).await;
         let first = mirror.get("/v2/library/alpine/tags/list").await;
         assert!(!first.text().contains("poison"), "{what}: {}", first.text());
         for n in 0..5 {
             let next = mirror.get(&format!("/v2/library/other{n}/tags/list")).await;
             assert!(!next.text().contains("poison"), "{what}: {}", next.text());
         }
-        assert_eq!(upstream.asked.lock().unwrap()[0].len(), 1, "{what}: {:?}", upstream.asked.lock().unwrap());
+        assert_eq!(upstream.heard()[0].heads.len(), 1, "{what}: {:?}", upstream.heard());
     }
 }
 
@@ -220,33 +223,33 @@ async fn a_body_after_an_answer_to_head_is_nobodys_answer() {
     let digest = crate::support::digest_of(b"here");
     for status in ["200 OK", "404 Not Found"] {
         let answer = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n{}", POISON.len(), list(POISON));
-        let upstream = Upstream::saying(answer.into_bytes()).await;
-        let mirror = upstream.mirror().await;
+        let (upstream, mirror) = saying(answer).await;
         mirror.head(&format!("/v2/library/alpine/blobs/{digest}")).await;
         let next = mirror.get("/v2/library/alpine/tags/list").await;
         assert!(!next.text().contains("poison"), "{status}: {}", next.text());
-        assert_eq!(upstream.asked.lock().unwrap()[0].len(), 1, "{status}: {:?}", upstream.asked.lock().unwrap());
+        assert_eq!(upstream.heard()[0].heads.len(), 1, "{status}: {:?}", upstream.heard());
     }
 }
 
+/// Of each larder reads at most half a MiB, and the kernels hold less than one. Only hints are read for as long as an answer may take.
 #[tokio::test]
 async fn an_answer_without_end_costs_little_and_is_given_up() {
+    const MOST_TAKEN: usize = 2 << 20;
+    const ENDLESS: usize = 32 << 20;
+    let endless = |start: &str, line: &str| Bytes::from([start, &line.repeat(ENDLESS / line.len())].concat());
     let line = "x-filler: 0123456789012345678901234567890123456789012345678901234567890123456789\r\n";
-    let headers = format!("HTTP/1.1 200 OK\r\n{}content-length: 0\r\n\r\n", line.repeat(100_000));
     let many = (0..2_000).map(|n| format!("x-{n}: y\r\n")).collect::<Vec<_>>().concat();
-    let many = format!("HTTP/1.1 200 OK\r\n{many}content-length: 0\r\n\r\n");
-    let hints = "HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n".repeat(200_000);
-    let extension = format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1;{}\r\n", "x".repeat(8 << 20));
-    let trailers = format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n{}\r\n", line.repeat(100_000));
-    for (what, answer) in [
-        ("8 MB of headers", headers),
-        ("2,000 headers", many),
-        ("hints for ever", hints),
-        ("an extension", extension),
-        ("trailers", trailers),
+    let ok = "HTTP/1.1 200 OK\r\n";
+    let chunked = format!("{ok}transfer-encoding: chunked\r\n\r\n");
+    for (what, answer, is_read) in [
+        ("headers", endless(ok, line), false),
+        ("one header", endless(&format!("{ok}x: "), "x"), false),
+        ("2,000 headers", format!("{ok}{many}content-length: 0\r\n\r\n").into(), false),
+        ("hints for ever", endless("", "HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n"), true),
+        ("an extension", endless(&format!("{chunked}1;"), "x"), false),
+        ("trailers", endless(&format!("{chunked}0\r\n"), line), false),
     ] {
-        let upstream = Upstream::saying(answer.into_bytes()).await;
-        let mirror = upstream.mirror().await;
+        let (upstream, mirror) = saying(answer).await;
         let answer = get(mirror.url("/v2/library/alpine/tags/list")).await;
         assert!(
             answer.text().contains("true") || matches!(answer.status, 502 | 504),
@@ -255,5 +258,8 @@ async fn an_answer_without_end_costs_little_and_is_given_up() {
             answer.text()
         );
         assert_eq!(mirror.get("/v2/library/other/tags/list").await.expect(200).json()["tags"][0], "true", "{what}");
+        let taken = upstream.heard()[0].taken;
+        eprintln!("{what}: {} KiB taken", taken >> 10);
+        assert!(taken <= if is_read { ENDLESS } else { MOST_TAKEN }, "{what}: {taken}");
     }
 }

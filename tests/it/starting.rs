@@ -1,5 +1,6 @@
 //! The program as an operator meets it: greeting, mistakes, log, signals, sudden ends.
 
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder};
 use std::io::ErrorKind;
 use std::net::{TcpListener, TcpStream};
@@ -35,6 +36,19 @@ async fn it_says_where_it_listens_and_what_to_tell_docker() {
     get(larder.url("/v2/")).await.expect(200);
     let mode = fs::metadata(dir.path().join("cache")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o700, "what is cached may be private");
+}
+
+/// What is for its operator has a place of its own; and there is no other, where something might be found.
+#[tokio::test]
+async fn it_listens_where_it_says_and_nowhere_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let larder = Process::start(dir.path(), &[], &[]);
+    let said = [larder.address(), larder.admin().parse().unwrap()];
+    assert_eq!(larder.listens_at(), BTreeSet::from(said));
+    assert!(said.iter().all(|address| address.ip().is_loopback()), "{said:?}");
+    for path in ["/", "/metrics", "/api/now", "/api/images", "/api/upstreams", "/livez", "/readyz", "/debug/pprof/"] {
+        get(larder.url(path)).await.expect(404);
+    }
 }
 
 /// By both kinds of sockets that systemd may have for it.

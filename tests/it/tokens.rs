@@ -219,6 +219,27 @@ async fn a_tag_is_served_stale_while_the_token_service_forbids_larders_user() {
     token_service_answers(403).await;
 }
 
+/// Who asks for names that it cannot read kept everyone from its tokens.
+#[tokio::test]
+async fn a_scope_that_a_token_service_cannot_read_keeps_nobody_from_what_they_ask_for() {
+    for status in [400, 414] {
+        let upstream = bearer(None, None).await;
+        let image = Image::new(7).put(&upstream, REPOSITORY, "latest");
+        let mirror = TestMirror::of(&upstream).await;
+        upstream.on(Match::token(), Fault::status(status));
+        for n in 0..8 {
+            mirror.get(&format!("/v2/library/odd-{n}/manifests/latest")).await.expect(404);
+        }
+        upstream.heal();
+        assert_eq!(mirror.get(TAG).await.expect(200).body, image.manifest);
+    }
+}
+
+#[tokio::test]
+async fn a_tag_is_served_stale_while_the_token_service_cannot_read_what_larder_asks() {
+    token_service_answers(400).await;
+}
+
 /// Each client's request was one more to the token service, and each layer's three.
 #[tokio::test]
 async fn a_token_service_that_limits_the_rate_is_left_alone_for_as_long_as_it_says() {

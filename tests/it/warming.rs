@@ -15,8 +15,9 @@ fn keeping(upstream: &Registry) -> StoppedMirror {
 
 /// Waits for the round that begins when larder starts.
 async fn kept(mirror: &TestMirror, image: &PutImage) {
-    while !(mirror.holds(&image.digest) && image.blobs().all(|blob| mirror.holds(&blob.digest))) {
-        tokio::time::sleep(Duration::from_millis(1)).await;
+    mirror.kept(&image.digest).await;
+    for blob in image.blobs() {
+        mirror.kept(&blob.digest).await;
     }
 }
 

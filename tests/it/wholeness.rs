@@ -51,7 +51,7 @@ async fn a_platform_of_which_a_part_is_here_is_absent_and_told_of() {
     let stray = archive(&[(&manifest, &index.images[1].manifest), ("index.json", list.to_string().as_bytes())]);
     fs::write(inside.path().join("stray.tar"), stray).unwrap();
     let said = refused(inside.path(), &["import", "stray.tar"]).await;
-    assert!(said.ends_with("is not in the archive, and not here"), "{said}");
+    assert!(said.ends_with("is not in the archive, and not here for docker.io/library/x"), "{said}");
     let said = told(inside.path(), &["import", bundle.to_str().unwrap()]).await;
     assert!(said.ends_with(", without 1 of the manifests that it names, pinned\n"), "{said}");
     assert_whole(&sealed(inside.path()), &index.images[0]).await;
@@ -75,7 +75,10 @@ async fn an_index_alone_is_no_image() {
     let inside = tempfile::tempdir().unwrap();
     fs::write(inside.path().join("bundle.tar"), bundle).unwrap();
     let said = refused(inside.path(), &["import", "bundle.tar"]).await;
-    assert_eq!(said, "multi:v1: none of the manifests that it names is in the archive whole, or here");
+    assert_eq!(
+        said,
+        "multi:v1: none of the manifests that it names is in the archive whole, or here for docker.io/library/multi"
+    );
 }
 
 /// They left as if they were blobs, without what they name.

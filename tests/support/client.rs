@@ -1,6 +1,7 @@
 //! A client that follows nothing, repeats nothing and hides nothing: it tells what came and how it ended.
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::net::{IpAddr, SocketAddr};
+use std::{io, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, Version};
@@ -89,6 +90,7 @@ pub fn http(protocol: impl FnOnce(reqwest::ClientBuilder) -> reqwest::ClientBuil
 pub async fn raw(address: SocketAddr, bytes: impl AsRef<[u8]>) -> Vec<u8> {
     let mut received = Vec::new();
     let exchanged = timeout(PATIENCE, exchange(address, bytes.as_ref(), &mut received)).await;
+    secrets::search_heard(address, &received);
     match exchanged {
         Ok(Ok(())) => received,
         Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => received,
@@ -133,6 +135,12 @@ impl Client {
     /// HTTP/2 in cleartext, known beforehand.
     pub fn h2() -> Self {
         Self::build(reqwest::ClientBuilder::http2_prior_knowledge)
+    }
+
+    /// HTTP/1.1, from this address of the machine.
+    pub fn from(address: &str) -> Self {
+        let address: IpAddr = address.parse().expect("an address");
+        Self::build(|builder| builder.http1_only().local_address(address))
     }
 
     /// By TLS, and by the protocol that is agreed on in it.
@@ -282,7 +290,7 @@ impl Streaming {
             body: self.ahead.freeze(),
             complete: self.ended == Some(Ended::Cleanly),
         };
-        secrets::search_answer(&answer);
+        secrets::search_answer(self.response.url().port(), &answer);
         answer
     }
 

@@ -1,6 +1,7 @@
 //! The real larder on a port of the kernel's choice, with a cache directory and a clock of its own.
 
 use std::{
+    collections::HashSet,
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -22,13 +23,15 @@ use larder::{
 use tempfile::TempDir;
 use toml::{Table, Value};
 
-use super::{Answer, Client, PATIENCE, PutImage, Registry, Streaming, secrets};
+use super::secrets::{self, Ports};
+use super::{Answer, Client, PATIENCE, PutImage, Registry, Streaming};
 
 /// A larder that serves. [`stop`](Self::stop) ends it as SIGTERM would.
 pub struct TestMirror {
     app: App,
     client: Client,
     stopped: StoppedMirror,
+    _searched: Ports,
 }
 
 /// A larder that does not run: before its first start, or between two. Its directory may be looked at
@@ -195,12 +198,19 @@ impl TestMirror {
 
     /// Waits until a metric has come to this value.
     pub async fn metric_is(&self, name: &str, value: u64) {
-        let comes = async {
-            while self.metric(name) != value {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        };
+        let comes = self.metric_once(name, |now| now == value);
         assert!(tokio::time::timeout(PATIENCE, comes).await.is_ok(), "{name} is {}, never {value}", self.metric(name));
+    }
+
+    /// What a metric has come to once it is so.
+    pub async fn metric_once(&self, name: &str, is_so: impl Fn(u64) -> bool) -> u64 {
+        loop {
+            let now = self.metric(name);
+            if is_so(now) {
+                return now;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     /// When the upstream was last asked for a tag of Docker Hub.
@@ -312,6 +322,8 @@ impl StoppedMirror {
             .set("admin.listen = \"127.0.0.1:0\"")
             .set(&format!("cache.dir = {cache_dir}"))
             .set("cache.max_size = \"1GiB\"")
+            // How full this machine's disk is decides nothing.
+            .set("cache.min_free = \"0%\"")
             .set("mirror.default_upstream = \"docker.io\"")
             .set("mirror.tag_ttl = \"1m\"")
             // What clients ask for is what is fetched, and in one piece.
@@ -420,7 +432,9 @@ impl StoppedMirror {
                 while app.store().usage().is_none() {
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
-                Ok(TestMirror { app, client: Client::h1(), stopped: self })
+                let clients = app.listening().iter().filter_map(Listening::address);
+                let searched = Ports::of(clients.chain(app.admin_address()));
+                Ok(TestMirror { app, client: Client::h1(), stopped: self, _searched: searched })
             }
             Err(error) => Err((told(&error), self)),
         }
@@ -431,7 +445,7 @@ impl StoppedMirror {
 
 impl Drop for Searched {
     fn drop(&mut self) {
-        secrets::search_files(&self.0);
+        secrets::search_files(&self.0, &HashSet::new());
         secrets::tell();
     }
 }

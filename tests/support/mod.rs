@@ -48,6 +48,8 @@ mod mirror;
 mod orders;
 mod process;
 mod raw;
+#[cfg(debug_assertions)]
+mod raw_registry;
 mod registry;
 mod secrets;
 mod tap;
@@ -77,6 +79,7 @@ pub use self::{
 #[cfg(debug_assertions)]
 pub use self::{
     mirror::{StoppedMirror, TestMirror},
+    raw_registry::RawRegistry,
     user::{User, basic},
 };
 

@@ -1,15 +1,17 @@
 //! larder as its users start it: the program itself, in a process of its own.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{PATIENCE, secrets};
+use super::PATIENCE;
+use super::secrets::{self, Ports, Written};
 
 /// A running `larder serve`. Dropped, it is killed.
 pub struct Process {
@@ -17,6 +19,8 @@ pub struct Process {
     address: SocketAddr,
     greeting: String,
     log: PathBuf,
+    written: Written,
+    _searched: Ports,
 }
 
 /// How a larder ended that was not to run on.
@@ -60,6 +64,7 @@ impl Process {
     }
 
     fn run(mut command: Command, dir: &Path) -> Self {
+        let written = Written::to(dir);
         let mut child = command.spawn().expect("the program starts");
         let mut stdout = BufReader::new(child.stdout.take().expect("a pipe"));
         let mut greeting = String::new();
@@ -70,20 +75,25 @@ impl Process {
         let Some(address) = address else {
             panic!("larder did not say where it listens: {greeting}{}", fs::read_to_string(log).unwrap_or_default());
         };
-        Self { child, address, greeting, log }
+        let ports = greeting.split("://").skip(1).filter_map(|rest| rest.split_whitespace().next()?.parse().ok());
+        let searched = Ports::of(ports);
+        Self { child, address, greeting, log, written, _searched: searched }
     }
 
     /// Runs a larder that is expected not to start.
     pub fn fail(dir: &Path, settings: &[&str], environment: &[(&str, &str)]) -> Ended {
+        let written = Written::to(dir);
         let output = command(&[], dir, settings, environment).output().expect("the program starts");
+        written.search();
         let log = fs::read_to_string(dir.join("log")).expect("a log");
-        Ended { status: output.status, stdout: String::from_utf8(output.stdout).expect("text"), log }
+        Ended { status: output.status, stdout: String::from_utf8(output.stdout).expect("text"), log }.searched()
     }
 
     /// Runs a larder that cannot begin to serve, and tells it to stop as soon as it hears that.
     pub fn stop_at_start(dir: &Path, settings: &[&str]) -> Ended {
         let child = command(&[], dir, settings, &[]).spawn().expect("the program starts");
-        let mut larder = Self { child, address: ([0, 0, 0, 0], 0).into(), greeting: String::new(), log: dir.join("log") };
+        let (greeting, log, written) = (String::new(), dir.join("log"), Written::to(dir));
+        let mut larder = Self { child, address: ([0, 0, 0, 0], 0).into(), greeting, log, written, _searched: Ports::of([]) };
         let deadline = Instant::now() + PATIENCE;
         while !larder.hears(15) {
             assert!(Instant::now() < deadline, "it does not hear signals: {}", larder.log());
@@ -108,8 +118,7 @@ impl Process {
     pub fn health(arguments: &[&str]) -> Ended {
         let output =
             Command::new(env!("CARGO_BIN_EXE_larder")).arg("health").args(arguments).output().expect("the program starts");
-        let text = |bytes| String::from_utf8(bytes).expect("text");
-        Ended { status: output.status, stdout: text(output.stdout), log: text(output.stderr) }
+        Ended::of(output)
     }
 
     /// Runs a command beside what else the test does; what it says goes to a file.
@@ -124,10 +133,7 @@ impl Process {
     pub async fn plain(dir: &Path, arguments: &[&str]) -> Ended {
         let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
         command.args(arguments).env_clear().current_dir(dir).stdin(Stdio::null());
-        let output = tokio::task::spawn_blocking(move || command.output()).await.expect("it does not panic");
-        let output = output.expect("the program starts");
-        let text = |bytes| String::from_utf8(bytes).expect("text");
-        Ended { status: output.status, stdout: text(output.stdout), log: text(output.stderr) }
+        Ended::of_command(command).await
     }
 
     /// Runs one of larder's commands on the cache in `dir`, while the registries of the test go on answering.
@@ -136,16 +142,22 @@ impl Process {
         command.args(arguments).env_clear().current_dir(dir).stdin(Stdio::null());
         command.args(["--set", &format!("cache.dir={}", dir.join("cache").display())]);
         settings.iter().for_each(|setting| _ = command.args(["--set", setting]));
-        let output = tokio::task::spawn_blocking(move || command.output()).await.expect("it does not panic");
-        let output = output.expect("the program starts");
-        let text = |bytes| String::from_utf8(bytes).expect("text");
-        Ended { status: output.status, stdout: text(output.stdout), log: text(output.stderr) }
+        let written = Written::to(dir);
+        let ended = Ended::of_command(command).await;
+        written.search();
+        ended
     }
 
     /// Where it listens for its operator.
     pub fn admin(&self) -> &str {
         let line = self.greeting.lines().find(|line| line.starts_with("Metrics")).expect("it says where");
         line.split("http://").nth(1).expect("an address")
+    }
+
+    /// Where it speaks TLS first.
+    pub fn tls_address(&self) -> SocketAddr {
+        let address = self.greeting.split("https://").nth(1).and_then(|rest| rest.split_whitespace().next()?.parse().ok());
+        address.expect("it speaks TLS")
     }
 
     /// The lines that an operator sees first.
@@ -167,14 +179,51 @@ impl Process {
 
     /// How much memory it has, in bytes.
     pub fn memory(&self) -> u64 {
+        self.memory_in("VmRSS:")
+    }
+
+    /// The most that it has had since [`forget_peak`](Self::forget_peak).
+    pub fn peak(&self) -> u64 {
+        self.memory_in("VmHWM:")
+    }
+
+    /// Where that is not allowed, the most is still that of all its time.
+    pub fn forget_peak(&self) {
+        let _ = fs::write(format!("/proc/{}/clear_refs", self.id()), "5");
+    }
+
+    fn memory_in(&self, line: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.id())).expect("it runs");
-        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it has memory");
-        resident.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+        let memory = status.lines().find_map(|words| words.strip_prefix(line)).expect("it has memory");
+        memory.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
     }
 
     /// How many descriptors it has open.
     pub fn descriptors(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.id())).expect("it runs").count()
+    }
+
+    /// Where it can be connected to over the network.
+    pub fn listens_at(&self) -> BTreeSet<SocketAddr> {
+        const LISTENS: &str = "0A";
+        let fds = fs::read_dir(format!("/proc/{}/fd", self.id())).expect("it runs").flatten();
+        let own: Vec<PathBuf> = fds.filter_map(|fd| fs::read_link(fd.path()).ok()).collect();
+        let address = |text: &str| {
+            let (host, port) = text.split_once(':').expect("an address");
+            // In words of four bytes, each as it is in memory.
+            let words = host.as_bytes().chunks(8).map(|word| std::str::from_utf8(word).expect("hex"));
+            let bytes: Vec<u8> = words.flat_map(|word| u32::from_str_radix(word, 16).expect("hex").to_ne_bytes()).collect();
+            let ip = match <[u8; 4]>::try_from(&bytes[..]) {
+                Ok(four) => IpAddr::from(four),
+                Err(_) => <[u8; 16]>::try_from(&bytes[..]).expect("sixteen").into(),
+            };
+            SocketAddr::new(ip, u16::from_str_radix(port, 16).expect("hex"))
+        };
+        let tables = ["tcp", "tcp6"].map(|table| fs::read_to_string(format!("/proc/net/{table}")).expect("there is TCP"));
+        let sockets =
+            tables.iter().flat_map(|table| table.lines().skip(1)).map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let listening = sockets.filter(|fields| fields[3] == LISTENS && own.contains(&format!("socket:[{}]", fields[9]).into()));
+        listening.map(|fields| address(fields[1])).collect()
     }
 
     /// The value of a metric, with its labels as they are written; 0 if it has none yet.
@@ -238,8 +287,32 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        secrets::search("what it prints", self.greeting.as_bytes());
         secrets::search("the log", &fs::read(&self.log).unwrap_or_default());
+        self.written.search();
         secrets::tell();
+    }
+}
+
+// === impl Ended ===
+
+impl Ended {
+    async fn of_command(mut command: Command) -> Self {
+        let output = tokio::task::spawn_blocking(move || command.output()).await.expect("it does not panic");
+        Self::of(output.expect("the program starts"))
+    }
+
+    fn of(output: Output) -> Self {
+        let text = |bytes| String::from_utf8(bytes).expect("text");
+        Self { status: output.status, stdout: text(output.stdout), log: text(output.stderr) }.searched()
+    }
+
+    /// Fails the test if a secret is in what it said.
+    fn searched(self) -> Self {
+        secrets::search("what it prints", self.stdout.as_bytes());
+        secrets::search("the log", self.log.as_bytes());
+        secrets::tell();
+        self
     }
 }
 
@@ -257,6 +330,9 @@ fn command(limits: &[&str], dir: &Path, settings: &[&str], environment: &[(&str,
         "admin.listen=127.0.0.1:0",
         "--set",
         &format!("cache.dir={}", dir.join("cache").display()),
+        // How full this machine's disk is decides nothing.
+        "--set",
+        "cache.min_free=0%",
     ]);
     settings.iter().for_each(|setting| _ = command.args(["--set", setting]));
     if dir.join("larder.toml").exists() {

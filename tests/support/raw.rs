@@ -8,7 +8,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::PATIENCE;
+use super::{PATIENCE, secrets};
 
 /// A connection of bytes. What it does not read stays with the kernels, which take little.
 pub struct Raw(TcpStream);
@@ -44,6 +44,11 @@ impl Raw {
         Self(socket.connect(address).await.expect("it is listened to"))
     }
 
+    /// For what is to be spoken over it.
+    pub fn into_stream(self) -> TcpStream {
+        self.0
+    }
+
     /// Asks for `path` on a connection that is then kept.
     pub async fn asking(address: SocketAddr, path: &str) -> Self {
         let mut raw = Self::connect(address).await;
@@ -76,6 +81,7 @@ impl Raw {
         while !head.ends_with(b"\r\n\r\n") {
             head.extend_from_slice(&self.take(1).await);
         }
+        self.heard(&head);
         String::from_utf8(head).expect("text")
     }
 
@@ -90,10 +96,17 @@ impl Raw {
     pub async fn rest(&mut self) -> (Vec<u8>, Closed) {
         let mut bytes = Vec::new();
         let read = timeout(PATIENCE, self.0.read_to_end(&mut bytes)).await;
+        self.heard(&bytes);
         match read.unwrap_or_else(|_| panic!("not closed after {} bytes", bytes.len())) {
             Ok(_) => (bytes, Closed::Fin),
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => (bytes, Closed::Rst),
             Err(error) => panic!("{error}"),
+        }
+    }
+
+    fn heard(&self, bytes: &[u8]) {
+        if let Ok(peer) = self.0.peer_addr() {
+            secrets::search_heard(peer, bytes);
         }
     }
 }

@@ -1,12 +1,14 @@
-//! Whatever a test makes larder say is searched for secrets: log lines, answers, URLs that upstreams are asked for, and what
-//! lies in the cache directory. Every secret of these tests holds the word [`CANARY`].
+//! Whatever a test makes larder say is searched for secrets: log lines, what it answers clients and its operator, what its commands
+//! print, URLs that upstreams are asked for, and the files that it writes. Every secret of these tests holds the word [`CANARY`].
 //!
 //! Some of it is said in tasks that no test waits for. Such a leak is noted, and the next mirror or registry that a test lets
 //! go of tells of it.
 
 use std::{
+    collections::HashSet,
     fs, io,
-    path::Path,
+    net::SocketAddr,
+    path::{Path, PathBuf},
     sync::{Mutex, Once},
 };
 
@@ -18,6 +20,18 @@ use super::{Answer, log};
 pub const CANARY: &str = "canary";
 
 static LEAKS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Where larders listen. Tests ask registries too, who may tell secrets.
+static PORTS: Mutex<Vec<u16>> = Mutex::new(Vec::new());
+
+/// What comes from these ports is larder's word, until this is dropped.
+pub(super) struct Ports(Vec<u16>);
+
+/// A directory in which larder writes: its cache, an audit log, whatever. What was there before is the test's.
+pub(super) struct Written {
+    dir: PathBuf,
+    before: HashSet<PathBuf>,
+}
 
 /// Searches each line that larder logs, at the level at which it says most. In place of other libraries it is held to what
 /// the program lets them say.
@@ -51,29 +65,50 @@ pub(super) fn search(what: &str, text: &[u8]) {
     }
 }
 
-/// An answer, if it is larder's.
-pub(super) fn search_answer(answer: &Answer) {
-    if !answer.header("cache-status").is_some_and(|value| value.contains("larder")) {
-        return;
-    }
-    search("the headers of an answer", format!("{:?}", answer.headers).as_bytes());
-    if answer.header("content-type").is_some_and(|value| value.contains("json")) {
-        search("the body of an answer", &answer.body);
+/// What was heard from there, as it came over the wire.
+pub(super) fn search_heard(from: SocketAddr, heard: &[u8]) {
+    // Blobs are larger, and nobody's words.
+    if is_larders(from.port()) && heard.len() < 1 << 20 {
+        search("what larder answers", heard);
     }
 }
 
-/// All small files below `dir`: what larder writes there of its own is small.
-pub(super) fn search_files(dir: &Path) {
-    let Ok(entries) = fs::read_dir(dir) else { return };
-    for entry in entries.flatten() {
-        let path = entry.path();
-        let Ok(about) = entry.metadata() else { continue };
-        if about.is_dir() {
-            search_files(&path);
-        } else if about.len() < 64 << 10 && about.is_file() {
+/// An answer, if it is larder's.
+pub(super) fn search_answer(from: Option<u16>, answer: &Answer) {
+    let ours = from.is_some_and(is_larders) || answer.header("cache-status").is_some_and(|value| value.contains("larder"));
+    if ours {
+        search("the headers of an answer", format!("{:?}", answer.headers).as_bytes());
+        if answer.header("content-type").is_none_or(|value| !value.contains("octet-stream")) {
+            search("the body of an answer", &answer.body);
+        }
+    }
+}
+
+fn is_larders(port: u16) -> bool {
+    PORTS.lock().unwrap().contains(&port)
+}
+
+/// All small files below `dir` but these: what larder writes there of its own is small.
+pub(super) fn search_files(dir: &Path, but: &HashSet<PathBuf>) {
+    for (path, length) in files(dir) {
+        if length < 64 << 10 && !but.contains(&path) {
             search(&path.display().to_string(), &fs::read(&path).unwrap_or_default());
         }
     }
+}
+
+/// All files below `dir`, and how long they are.
+fn files(dir: &Path) -> Vec<(PathBuf, u64)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let Ok(about) = entry.metadata() else { continue };
+        if about.is_dir() {
+            found.extend(files(&entry.path()));
+        } else if about.is_file() {
+            found.push((entry.path(), about.len()));
+        }
+    }
+    found
 }
 
 /// Fails the test if something has leaked, here or elsewhere.
@@ -89,6 +124,35 @@ pub(super) fn search_log() {
         let filter = EnvFilter::new("warn,larder=trace,access=trace");
         tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(Log).init();
     });
+}
+
+// === impl Ports ===
+
+impl Ports {
+    pub(super) fn of(addresses: impl IntoIterator<Item = SocketAddr>) -> Self {
+        let ports: Vec<u16> = addresses.into_iter().map(|address| address.port()).collect();
+        PORTS.lock().unwrap().extend(&ports);
+        Self(ports)
+    }
+}
+
+impl Drop for Ports {
+    fn drop(&mut self) {
+        PORTS.lock().unwrap().retain(|port| !self.0.contains(port));
+    }
+}
+
+// === impl Written ===
+
+impl Written {
+    pub(super) fn to(dir: &Path) -> Self {
+        Self { dir: dir.to_owned(), before: files(dir).into_iter().map(|(path, _)| path).collect() }
+    }
+
+    pub(super) fn search(&self) {
+        search_files(&self.dir.join("cache"), &HashSet::new());
+        search_files(&self.dir, &self.before);
+    }
 }
 
 // === impl Log ===

@@ -109,6 +109,13 @@ async fn answer_once(mut stream: TcpStream, answer: &[u8], hear: impl Fn(&[u8]))
         hear(&[byte]);
         head.push(byte);
     }
+    let head = String::from_utf8_lossy(&head).to_ascii_lowercase();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
+    let mut body = vec![0; length.unwrap_or_default()];
+    if stream.read_exact(&mut body).await.is_err() {
+        return;
+    }
+    hear(&body);
     let _ = stream.write_all(answer).await;
     let _ = stream.shutdown().await;
 }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls::pki_types::PrivateKeyDer;
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
@@ -90,9 +90,22 @@ impl Authority {
         config
     }
 
-    /// Speaks TLS as `name` before `registry`, with a certificate that has `expired` or not.
-    pub async fn front(&self, name: &str, expired: bool, registry: SocketAddr) -> TlsFront {
-        self.start(name, expired, registry, None).await
+    /// One that this one has signed, so that it may sign as well, or may not.
+    pub fn below(&self, may_sign: bool) -> Self {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, "one below");
+        params.is_ca = if may_sign { IsCa::Ca(BasicConstraints::Unconstrained) } else { IsCa::ExplicitNoCa };
+        Self(CertifiedIssuer::signed_by(params, KeyPair::generate().expect("a key"), &self.0).expect("a certificate"))
+    }
+
+    /// Speaks TLS as `name` before `registry`.
+    pub async fn front(&self, name: &str, registry: SocketAddr) -> TlsFront {
+        self.front_with(name, registry, |_| {}).await
+    }
+
+    /// The same with a certificate that is changed so before it is signed.
+    pub async fn front_with(&self, name: &str, registry: SocketAddr, change: impl FnOnce(&mut CertificateParams)) -> TlsFront {
+        self.start(name, registry, change, None).await
     }
 
     /// Speaks TLS before `registry` with those who show a certificate of this authority.
@@ -101,21 +114,19 @@ impl Authority {
         roots.add(self.0.der().clone()).expect("a certificate");
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider).build().expect("a verifier");
-        self.start(name, false, registry, Some(verifier)).await
+        self.start(name, registry, |_| {}, Some(verifier)).await
     }
 
     async fn start(
         &self,
         name: &str,
-        expired: bool,
         registry: SocketAddr,
+        change: impl FnOnce(&mut CertificateParams),
         clients: Option<Arc<dyn ClientCertVerifier>>,
     ) -> TlsFront {
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::new([name.to_owned()]).expect("a name");
-        if expired {
-            params.not_after = date_time_ymd(2020, 1, 1);
-        }
+        change(&mut params);
         let certificate = params.signed_by(&key, &self.0).expect("a certificate");
         let key = PrivateKeyDer::try_from(key.serialize_der()).expect("a key");
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -123,7 +134,7 @@ impl Authority {
             .with_safe_default_protocol_versions()
             .expect("versions")
             .with_client_cert_verifier(clients.unwrap_or_else(WebPkiClientVerifier::no_client_auth))
-            .with_single_cert(vec![certificate.der().clone()], key)
+            .with_single_cert(vec![certificate.der().clone(), self.0.der().clone()], key)
             .expect("a certificate that fits its key");
         TlsFront::start(TlsAcceptor::from(Arc::new(config)), registry).await
     }

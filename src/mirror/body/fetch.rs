@@ -9,15 +9,18 @@ use crate::mirror::Origin;
 use crate::mirror::fill::Tries;
 use crate::oci::{Digest, Hasher};
 use crate::store::{Cut, TAIL};
-use crate::upstream::{self, Body, Span, pause};
+use crate::upstream::{self, Aside, Span, pause};
 
 use super::Broken;
+use super::paced::Paced;
 
 /// A part of a blob from the upstream, taken up again where it breaks.
 pub(super) struct Fetch {
     pub(super) at: u64,
     end: Option<u64>,
-    body: Option<Body>,
+    /// The right to its first body, where it was had beforehand.
+    aside: Option<Aside>,
+    body: Option<Paced>,
     tries: Tries,
 }
 
@@ -65,7 +68,7 @@ impl Lagged {
             hasher: Some(cut.hasher.clone()),
             known: None,
             size,
-            fetch: Fetch::new(cut.from, None),
+            fetch: Fetch::to_the_end(cut.from),
             send_from,
             held: VecDeque::new(),
             held_bytes: 0,
@@ -159,9 +162,12 @@ impl Known {
 // === impl Fetch ===
 
 impl Fetch {
-    pub(super) fn new(at: u64, end: Option<u64>) -> Self {
-        let most = if end.is_some() { AHEAD } else { BEHIND };
-        Self { at, end, body: None, tries: Tries::new(most, LONGEST, at) }
+    pub(super) fn ahead(at: u64, end: u64, aside: Aside) -> Self {
+        Self { at, end: Some(end), aside: Some(aside), body: None, tries: Tries::new(AHEAD, LONGEST, at) }
+    }
+
+    fn to_the_end(at: u64) -> Self {
+        Self { at, end: None, aside: None, body: None, tries: Tries::new(BEHIND, LONGEST, at) }
     }
 
     /// The next bytes from the upstream; `None` at the end.
@@ -190,7 +196,7 @@ impl Fetch {
                 },
             };
             self.body = None;
-            let hopeless = error.is_definitive() || matches!(error, upstream::Error::Unsupported(_));
+            let hopeless = error.is_final() || matches!(error, upstream::Error::Unsupported(_));
             if hopeless || !self.tries.broke(self.at, None) {
                 return Err(error);
             }
@@ -200,17 +206,19 @@ impl Fetch {
         }
     }
 
-    async fn open(&self, origin: &Origin, digest: &Digest) -> Result<Body, upstream::Error> {
+    async fn open(&mut self, origin: &Origin, digest: &Digest) -> Result<Paced, upstream::Error> {
+        let aside = match (self.aside.take(), self.end) {
+            (Some(aside), _) => aside,
+            (None, Some(_)) => origin.upstream().spare_aside(&origin.behalf).ok_or(upstream::Error::Busy)?,
+            (None, None) => origin.upstream().aside(&origin.behalf)?,
+        };
         let span = Span { start: self.at, end: self.end };
         let mut answer = origin.ask().blob(digest, Some(span)).await?;
-        if self.end.is_none() {
-            answer.body.go_aside()?;
-        }
         // It ignores ranges. Who wants the rest can pass over what came before: should that differ, the digest will tell.
         if answer.offset == 0 && self.end.is_none() {
             answer.body.pass_over(self.at, |_| {}).await?;
             answer.offset = self.at;
         }
-        if answer.offset == self.at { Ok(answer.body) } else { Err(upstream::Error::Unsupported(206)) }
+        if answer.offset == self.at { Ok(Paced::new(answer.body, aside)) } else { Err(upstream::Error::Unsupported(206)) }
     }
 }

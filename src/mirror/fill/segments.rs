@@ -39,8 +39,7 @@ enum Front {
 struct Segment {
     span: Range<u64>,
     bytes: mpsc::UnboundedReceiver<Result<Bytes, Error>>,
-    /// Bounds also what is in memory, of all fills of an upstream.
-    _aside: Aside,
+    /// Has the right to it as long as it is there, which bounds also what is in memory, of all fills of an upstream.
     _task: AbortOnDropHandle<()>,
 }
 
@@ -138,17 +137,6 @@ impl Segments {
         }
     }
 
-    /// From now on it comes as slowly as it is read. Segments ahead do so anyway.
-    ///
-    /// # Errors
-    /// See [`Body::go_aside`].
-    pub(super) fn go_aside(&mut self) -> Result<(), Error> {
-        match &mut self.front {
-            Front::Body(body, _) => body.go_aside(),
-            Front::Segment(_) => Ok(()),
-        }
-    }
-
     /// Whether one connection alone would take long for what is missing. Once it would, it is not asked again.
     fn is_worth_it(&self, size: u64) -> bool {
         if self.most < 2 {
@@ -181,7 +169,7 @@ impl Segments {
             if start >= size {
                 return;
             }
-            let Some(aside) = self.fill.origin.upstream().aside(&self.fill.origin.behalf) else { return };
+            let Some(aside) = self.fill.origin.upstream().spare_aside(&self.fill.origin.behalf) else { return };
             self.ahead.push_back(self.segment(start..size.min(start + SEGMENT), aside));
         }
     }
@@ -198,17 +186,27 @@ impl Segments {
         self.most = 1;
     }
 
-    fn segment(&self, span: Range<u64>, aside: Aside) -> Segment {
+    fn segment(&self, span: Range<u64>, mut aside: Aside) -> Segment {
         let (send, bytes) = mpsc::unbounded_channel();
         let (fill, sources, shortcut) = (Arc::clone(&self.fill), Arc::clone(&self.sources), Arc::clone(&self.shortcut));
         let asked = Span { start: span.start, end: Some(span.end) };
         let task = tokio::spawn(async move {
-            if let Err(error) = bring(&fill, asked, &shortcut, &sources, &send).await {
-                // Nobody may be there any more.
+            let brought = tokio::select! {
+                brought = bring(&fill, asked, &shortcut, &sources, &send) => brought,
+                error = aside.lost() => {
+                    // Nobody may be there any more.
+                    let _ = send.send(Err(error));
+                    return;
+                }
+            };
+            if let Err(error) = brought {
                 let _ = send.send(Err(error));
             }
+            drop(send);
+            // What it has brought is in memory until it is taken.
+            aside.lost().await;
         });
-        Segment { span, bytes, _aside: aside, _task: AbortOnDropHandle::new(task) }
+        Segment { span, bytes, _task: AbortOnDropHandle::new(task) }
     }
 }
 

@@ -129,6 +129,7 @@ impl Orders {
         reports: &Reports,
     ) -> Result<Digest, String> {
         let (digest, made, mut waiting) = (Digest::sha256(made.as_bytes()), Bytes::from(made), Waiting::default());
+        read.files.insert(digest.clone(), made.len() as u64);
         if read.added.contains(&digest) {
             return Ok(digest);
         }

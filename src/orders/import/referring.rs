@@ -2,7 +2,7 @@
 //! clients look for it, into each repository that its image has come into. A list of referrers only ever gets longer here: what was
 //! found by it before is found by it still.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 
@@ -124,7 +124,7 @@ impl Orders {
                         let image = Named::new(format!("{list}{ending}"), digest, media_type);
                         self.take_in(&image, read, pin, holds, reports).await;
                     }
-                    By::Subject => match self.described(&digest, media_type, holds).await {
+                    By::Subject => match self.described(&list, &digest, media_type, &read.files, holds).await {
                         Ok(descriptor) => descriptors.push(descriptor),
                         Err(why) => reports.tell(Report::Failed { what: digest.to_string(), why }).await,
                     },
@@ -145,8 +145,17 @@ impl Orders {
     }
 
     /// What a list has of a referrer, if all of that is here.
-    async fn described(&self, digest: &Digest, media_type: Option<String>, holds: &Holds) -> Result<Value, String> {
-        check_whole(&self.parts(digest, media_type.clone(), Some(holds)).await?)?;
+    async fn described(
+        &self,
+        list: &str,
+        digest: &Digest,
+        media_type: Option<String>,
+        brought: &HashMap<Digest, u64>,
+        holds: &Holds,
+    ) -> Result<Value, String> {
+        let (repository, _) = self.named(list)?;
+        let parts = self.parts_for(&repository, (digest, media_type.clone()), brought, holds).await?;
+        check_whole(&parts, &repository)?;
         let referrer = self.referrer(digest, media_type.as_deref()).await.ok_or("it cannot be read")?;
         Ok(referrer.descriptor)
     }

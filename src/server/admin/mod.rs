@@ -31,11 +31,11 @@ use crate::upstream::{BudgetReport, LeftAlone, Upstream};
 
 use super::audit::Audit;
 use super::body::Body;
+use super::buffers::Buffers;
 use super::connections::{Limits, accept_all};
 use super::door::{Client, Door, Listener, Terms};
 use super::metrics;
 use super::pace::Least;
-use super::passage::Buffers;
 use super::place::Place;
 use super::respond::{self, Kind};
 use super::shares::Shares;

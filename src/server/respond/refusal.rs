@@ -111,9 +111,9 @@ pub(in crate::server) fn refusal(refusal: &Refusal, kind: Kind, wait: impl Fn(Ti
         Refusal::InvalidName(_) => (StatusCode::BAD_REQUEST, ErrorCode::NameInvalid),
         Refusal::LogIn(_) | Refusal::WrongLogin(_) => (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized),
         // Whether a login is right is not known as long as nobody can be asked.
-        Refusal::Upstream(Error::Unavailable { .. } | Error::Offline | Error::RateLimited { .. }) if kind == Kind::Login => {
-            (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
-        }
+        Refusal::Upstream(
+            Error::Unavailable { .. } | Error::UnlistedTokenHost(_) | Error::Offline | Error::RateLimited { .. },
+        ) if kind == Kind::Login => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable),
         Refusal::Upstream(Error::RateLimited { .. }) if kind == Kind::BlobOrSleep => {
             (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
         }
@@ -127,9 +127,10 @@ pub(in crate::server) fn refusal(refusal: &Refusal, kind: Kind, wait: impl Fn(Ti
             (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyRequests)
         }
         Refusal::Upstream(Error::Unavailable { timed_out: true, .. }) => (StatusCode::GATEWAY_TIMEOUT, ErrorCode::Unavailable),
-        Refusal::Upstream(Error::Unavailable { .. } | Error::Credentials(_)) | Refusal::WrongContent(_) => {
-            (StatusCode::BAD_GATEWAY, ErrorCode::Unavailable)
-        }
+        Refusal::Upstream(
+            Error::Unavailable { .. } | Error::RefusedElsewhere(_) | Error::Credentials(_) | Error::UnlistedTokenHost(_),
+        )
+        | Refusal::WrongContent(_) => (StatusCode::BAD_GATEWAY, ErrorCode::Unavailable),
         // Passed on by each on the way round, and repeated by no client.
         Refusal::Upstream(Error::Loop) => (StatusCode::LOOP_DETECTED, ErrorCode::Unavailable),
         Refusal::Upstream(Error::QuotaSpent { .. } | Error::Busy | Error::Left | Error::NoSocket(_)) | Refusal::Interrupted => {

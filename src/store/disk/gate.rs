@@ -2,7 +2,7 @@
 //! make it fail.
 
 use std::io::{self, ErrorKind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::metrics::Metrics;
 
@@ -10,6 +10,8 @@ use crate::metrics::Metrics;
 use super::faults::Faults;
 
 pub(super) struct Gate {
+    /// All of it is below here.
+    pub(super) root: PathBuf,
     metrics: Metrics,
     #[cfg(debug_assertions)]
     faults: Faults,
@@ -43,13 +45,13 @@ pub enum Operation {
 
 impl Gate {
     #[cfg(debug_assertions)]
-    pub(super) fn new(metrics: Metrics, faults: Faults) -> Self {
-        Self { metrics, faults }
+    pub(super) fn new(root: &Path, metrics: Metrics, faults: Faults) -> Self {
+        Self { root: root.into(), metrics, faults }
     }
 
     #[cfg(not(debug_assertions))]
-    pub(super) fn new(metrics: Metrics) -> Self {
-        Self { metrics }
+    pub(super) fn new(root: &Path, metrics: Metrics) -> Self {
+        Self { root: root.into(), metrics }
     }
 
     /// Does `work`, which is `operation` on `path`.
@@ -83,8 +85,7 @@ impl Gate {
     pub(super) fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         #[cfg(debug_assertions)]
         self.faults.will_rename(from, to);
-        #[expect(clippy::disallowed_methods, reason = "part of the file that the ban points to")]
-        self.pass(Operation::Rename, to, || std::fs::rename(from, to))
+        self.pass(Operation::Rename, to, || self.rename_within(from, to))
     }
 }
 

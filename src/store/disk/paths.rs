@@ -59,7 +59,7 @@ impl Gate {
     }
 
     pub(super) fn remove(&self, path: &Path) -> io::Result<()> {
-        self.pass(Operation::Remove, path, || fs::remove_file(path))
+        self.pass(Operation::Remove, path, || self.remove_within(path))
     }
 
     pub(super) fn sync_dir(&self, dir: &Path) -> io::Result<()> {
@@ -73,9 +73,8 @@ impl Gate {
 
     /// Likewise below the root, where nothing leads elsewhere.
     pub(super) fn create_own_dirs(&self, dir: &Path) -> io::Result<()> {
-        self.create_dirs(dir)?;
-        let meta = fs::symlink_metadata(dir)?;
-        if meta.is_symlink() { Err(link(dir)) } else { check_owner(dir, &meta) }
+        let made = self.pass(Operation::MakeDir, dir, || self.make_within(dir))?;
+        check_owner(dir, &made.metadata()?)
     }
 
     pub(super) fn list(&self, dir: &Path) -> io::Result<Vec<fs::DirEntry>> {

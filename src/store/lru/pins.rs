@@ -225,7 +225,7 @@ mod tests {
     }
 
     fn pop_all(lru: &mut Lru) -> Vec<Digest> {
-        std::iter::from_fn(|| lru.pop(|_| false).map(|(digest, _)| digest)).collect()
+        std::iter::from_fn(|| lru.pop(0, |_| false).map(|(digest, _)| digest)).collect()
     }
 
     #[test]

@@ -16,7 +16,7 @@ fn snapshot(lru: &Lru) -> Vec<Snapshot> {
 }
 
 fn pop_all(lru: &mut Lru) -> Vec<Digest> {
-    std::iter::from_fn(|| lru.pop(|_| false).map(|(digest, _)| digest)).collect()
+    std::iter::from_fn(|| lru.pop(0, |_| false).map(|(digest, _)| digest)).collect()
 }
 
 #[test]
@@ -57,14 +57,14 @@ fn one_large_scan_does_not_push_out_what_is_hot() {
     lru.touch(&digest(0), at(700));
     for n in 10..=200 {
         lru.insert(&digest(n), BLOCK, at(800));
-        lru.pop(|_| false);
+        lru.pop(0, |_| false);
     }
     assert!(lru.contains(&digest(0)));
     assert_eq!(*pop_all(&mut lru).last().unwrap(), digest(0));
 }
 
 #[test]
-fn a_new_layer_of_a_hot_image_is_as_hot() {
+fn a_new_layer_of_a_hot_image_proves_itself_first() {
     let (manifest, layer) = (digest(1), digest(2));
     let mut lru = Lru::default();
     lru.insert(&digest(9), 100 * BLOCK, at(0));
@@ -72,6 +72,9 @@ fn a_new_layer_of_a_hot_image_is_as_hot() {
     lru.link(&manifest, std::slice::from_ref(&layer));
     lru.touch(&manifest, at(600));
     lru.insert(&layer, BLOCK, at(601));
+    lru.touch(&manifest, at(1200));
+    assert_eq!(lru.could_leave(u64::MAX), 101 * BLOCK, "all but the manifest");
+    lru.touch(&manifest, at(1201));
     assert_eq!(pop_all(&mut lru), [digest(9), manifest, layer]);
 }
 
@@ -94,15 +97,15 @@ fn what_must_be_kept_is_passed_over() {
     for n in 1..=3 {
         lru.insert(&digest(n), BLOCK, at(n.into()));
     }
-    assert_eq!(lru.pop(|d| *d == digest(1)), Some((digest(2), BLOCK)));
-    assert_eq!(lru.pop(|_| true), None);
+    assert_eq!(lru.pop(0, |d| *d == digest(1)), Some((digest(2), BLOCK)));
+    assert_eq!(lru.pop(0, |_| true), None);
 }
 
 #[test]
 fn what_is_not_in_the_cache_names_nothing() {
     let mut lru = Lru::default();
     lru.insert(&digest(1), BLOCK, at(0));
-    lru.pop(|_| false);
+    lru.pop(0, |_| false);
     assert_eq!(lru.link(&digest(1), &[digest(2)]), 0);
     assert!(lru.entries.slots.len() == 0, "nothing would ever remove it");
 }

@@ -7,12 +7,12 @@ failing() {
     involved=(failing larder)
     check "the upstream starts" start_origin
     check "larder starts" larder_on "$cache"
-    for call in fallocate pwritev fsync rename openat; do
+    for call in fallocate pwritev fsync rename,renameat openat; do
         for n in 1 1+; do failing_call "$cache" "$call" EIO "$n"; done
     done
     failing_call "$cache" pwritev ENOSPC 2+
     failing_call "$cache" fdatasync EIO 1+
-    failing_call "$cache" mkdir EIO 1+
+    failing_call "$cache" mkdir,mkdirat EIO 1+
     failing_call "$cache" statfs EIO 1+
     failing_reads "$cache"
     read_only "$cache"

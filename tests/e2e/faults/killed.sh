@@ -17,7 +17,7 @@ killed() {
 
     slowest=0 n=0
     : >"$work/log/killed"
-    for call in openat fallocate pwritev fsync rename fdatasync unlink ftruncate; do
+    for call in openat fallocate pwritev fsync rename,renameat fdatasync unlink,unlinkat ftruncate; do
         empty "$cache"
         for n in 1 2 3 7; do
             under=(strace -D -f --seccomp-bpf --quiet=all -o /dev/null -e "trace=$call" -e "inject=$call:signal=KILL:when=$n")

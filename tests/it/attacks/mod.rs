@@ -2,5 +2,6 @@
 
 mod access;
 mod content;
+mod credentials;
 mod host;
 mod urls;

@@ -54,6 +54,7 @@ pub struct Match {
     method: Option<Method>,
     part: String,
     ranged: bool,
+    authorized: bool,
     account: Option<String>,
     skip: usize,
     times: usize,
@@ -154,12 +155,17 @@ impl Match {
     }
 
     fn new(listener: Listener, method: Option<Method>, part: impl Into<String>) -> Self {
-        Self { listener, method, part: part.into(), ranged: false, account: None, skip: 0, times: usize::MAX }
+        Self { listener, method, part: part.into(), ranged: false, authorized: false, account: None, skip: 0, times: usize::MAX }
     }
 
     /// Only those with a `Range`.
     pub fn ranged(self) -> Self {
         Self { ranged: true, ..self }
+    }
+
+    /// Only those with an `Authorization`.
+    pub fn authorized(self) -> Self {
+        Self { authorized: true, ..self }
     }
 
     /// Only those of this account.
@@ -182,6 +188,7 @@ impl Match {
             && self.method.as_ref().is_none_or(|method| *method == request.method)
             && request.path.contains(&self.part)
             && (!self.ranged || request.range().is_some())
+            && (!self.authorized || request.authorization().is_some())
             && self.account.as_ref().is_none_or(|account| *account == request.account)
     }
 

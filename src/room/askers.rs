@@ -1,4 +1,4 @@
-//! For whom an upstream is asked. Who asks for the same thing shares one question, and comes and goes while it is asked.
+//! For whom something is done. Who asks for the same thing shares one question, and comes and goes while it is asked.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -72,6 +72,11 @@ impl Askers {
     pub(crate) fn answerable(&self) -> Vec<Who> {
         let now = self.now();
         if now.is_empty() { vec![self.first()] } else { now }
+    }
+
+    /// The one who began alone.
+    pub(crate) fn beginner(&self) -> Self {
+        Self::One(self.first())
     }
 
     pub(crate) fn watch(&self) -> Watch {

@@ -1,26 +1,41 @@
-//! Room for so many at a time, shared fairly among clients: who has fewest of those who wait gets the next.
+//! Room for so many at a time, shared fairly among clients: who has fewest of those who wait gets the next. Floor 0.
 
+mod askers;
 mod seats;
 
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use futures_util::FutureExt as _;
 use tokio::sync::oneshot;
 
-use super::askers::{Askers, Who};
-use super::error::Error;
-
 use seats::Seats;
+
+pub use askers::{Askers, Company, Presence, Who};
+pub(crate) use seats::Manner;
 
 /// Seats, and a line of those who wait for one. Of more than eight, one in eight is for who has none yet.
 ///
 /// One client may have many addresses of IPv6, so that all who are in one network have no more than one who is not: the largest networks
 /// are compared first, and then those in them.
 #[derive(Clone)]
-pub(super) struct Room(Arc<Mutex<Seats>>);
+pub(crate) struct Room(Arc<Mutex<Seats>>);
 
-pub(super) struct Seat {
+pub(crate) struct Seat {
     room: Room,
     who: Who,
+}
+
+/// A place in line for something that needs no seat, as long as it is held and nobody has pushed it out.
+pub(crate) struct Standing(Pin<Box<dyn Future<Output = NoSeat> + Send + Sync>>);
+
+/// Why there is no seat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NoSeat {
+    /// Too many wait, and none of them for more than who has come.
+    Full,
+    /// No asker waits any more.
+    Left,
 }
 
 /// Waits as long as it is held.
@@ -33,7 +48,7 @@ struct InLine<'a> {
 
 impl Room {
     /// `line`: how many may wait.
-    pub(super) fn new(seats: usize, line: usize) -> Self {
+    pub(crate) fn new(seats: usize, line: usize) -> Self {
         Self(Arc::new(Mutex::new(Seats::new(seats, line))))
     }
 
@@ -42,34 +57,55 @@ impl Room {
     /// Cancel safe.
     ///
     /// # Errors
-    /// [`Error::Busy`] if too many wait, [`Error::Left`] if no asker does any more.
-    pub(super) async fn take(&self, askers: &Askers) -> Result<Seat, Error> {
-        self.wait(askers, false).await
+    /// [`NoSeat::Full`] if too many wait, [`NoSeat::Left`] if no asker does any more.
+    pub(crate) async fn take(&self, askers: &Askers) -> Result<Seat, NoSeat> {
+        self.wait(askers, Manner::InTurn).await
+    }
+
+    /// Likewise, also where no asker waits any more: what was asked for when one did is there for who comes next.
+    pub(crate) async fn take_all_the_same(&self, askers: &Askers) -> Result<Seat, NoSeat> {
+        match self.take(askers).await {
+            Err(NoSeat::Left) => self.take(&askers.beginner()).await,
+            taken => taken,
+        }
     }
 
     /// Likewise, however many wait.
-    pub(super) async fn take_at_last(&self, askers: &Askers) -> Result<Seat, Error> {
-        self.wait(askers, true).await
+    pub(crate) async fn take_at_last(&self, askers: &Askers) -> Result<Seat, NoSeat> {
+        self.wait(askers, Manner::AtLast).await
     }
 
-    async fn wait(&self, askers: &Askers, at_last: bool) -> Result<Seat, Error> {
+    /// A place in the line of a room that has no seats.
+    ///
+    /// # Errors
+    /// As [`take`](Self::take).
+    pub(crate) fn stand(&self, askers: &Askers, manner: Manner) -> Result<Standing, NoSeat> {
+        let (room, askers) = (self.clone(), askers.clone());
+        let mut standing = Box::pin(async move { room.wait(&askers, manner).await.err().unwrap_or(NoSeat::Left) });
+        match (&mut standing).now_or_never() {
+            Some(why) => Err(why),
+            None => Ok(Standing(standing)),
+        }
+    }
+
+    async fn wait(&self, askers: &Askers, manner: Manner) -> Result<Seat, NoSeat> {
         let mut askers = askers.watch();
         let (send, mut seat) = oneshot::channel();
         let mut noted = askers.now();
         if noted.is_empty() {
-            return Err(Error::Left);
+            return Err(NoSeat::Left);
         }
-        let number = self.seats().queue(&noted, send, at_last).ok_or(Error::Busy)?;
+        let number = self.seats().queue(&noted, send, manner).ok_or(NoSeat::Full)?;
         let _in_line = InLine { room: self, number };
         self.serve();
         loop {
             tokio::select! {
                 // Another has been let into the line in its stead.
-                seat = &mut seat => return seat.map_err(|_| Error::Busy),
+                seat = &mut seat => return seat.map_err(|_| NoSeat::Full),
                 () = askers.changed() => {
                     let now = askers.now();
                     if now.is_empty() {
-                        return Err(Error::Left);
+                        return Err(NoSeat::Left);
                     }
                     // They may be thousands: what has changed is found out without the lock.
                     let (come, gone) = (beside(&now, &noted), beside(&noted, &now));
@@ -83,7 +119,7 @@ impl Room {
         }
     }
 
-    pub(super) fn take_spare(&self, askers: &Askers) -> Option<Seat> {
+    pub(crate) fn take_spare(&self, askers: &Askers) -> Option<Seat> {
         if self.seats().free == 0 {
             return None;
         }
@@ -105,11 +141,14 @@ impl Room {
     }
 }
 
-// === impl Seat ===
+// === impl Standing ===
 
-impl Seat {
-    pub(super) fn taker(&self) -> Askers {
-        Askers::One(self.who)
+impl Standing {
+    /// Waits until it is pushed out, or no asker is left. To be asked once.
+    ///
+    /// Cancel safe.
+    pub(crate) async fn ended(&mut self) -> NoSeat {
+        (&mut self.0).await
     }
 }
 
@@ -136,8 +175,6 @@ mod tests {
     use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
     use std::pin::Pin;
 
-    use futures_util::FutureExt as _;
-
     use super::*;
 
     fn guest(n: u32) -> IpAddr {
@@ -149,7 +186,7 @@ mod tests {
         Ipv6Addr::new(0x2001, 0xdb8, 1, n, 0, 0, 0, 0).into()
     }
 
-    type Taking = Pin<Box<dyn Future<Output = Result<Seat, Error>>>>;
+    type Taking = Pin<Box<dyn Future<Output = Result<Seat, NoSeat>>>>;
 
     fn take(room: &Room, askers: impl Into<Askers>) -> Taking {
         let (room, askers) = (room.clone(), askers.into());
@@ -248,7 +285,7 @@ mod tests {
         drop(first);
         assert!((&mut shared).now_or_never().is_none());
         drop(joined);
-        assert!(matches!((&mut shared).now_or_never(), Some(Err(Error::Left))));
+        assert!(matches!((&mut shared).now_or_never(), Some(Err(NoSeat::Left))));
     }
 
     #[test]
@@ -291,11 +328,28 @@ mod tests {
         assert!((&mut shared).now_or_never().is_none());
         let mut newcomers = in_line(&room, guest(3), 1);
         assert_eq!((still(&mut newcomers), still(&mut own)), (1, 2));
-        assert!(matches!((&mut shared).now_or_never(), Some(Err(Error::Busy))), "now it is");
+        assert!(matches!((&mut shared).now_or_never(), Some(Err(NoSeat::Full))), "now it is");
         let mut at_last = Box::pin(room.take_at_last(&other));
         assert!((&mut at_last).now_or_never().is_none(), "the line is full, and waits none the less");
         drop((own, newcomer, newcomers, first, at_last));
         assert_eq!(state(&room), (0, 0, 3));
+    }
+
+    #[test]
+    fn where_all_stand_who_has_most_makes_room_and_for_what_can_be_spared_nobody_does() {
+        let room = Room::new(0, 28);
+        let stand = |n, manner| room.stand(&Askers::from(guest(n)), manner);
+        let mut spare: Vec<_> = (0..100).map_while(|_| stand(0, Manner::IfSpare).ok()).collect();
+        assert_eq!((spare.len(), stand(1, Manner::IfSpare).is_ok()), (25, true), "three are for who has none");
+        spare.extend((0..100).map_while(|_| stand(0, Manner::InTurn).ok()));
+        assert_eq!(spare.len(), 28);
+        assert_eq!((0..100).map_while(|_| stand(1, Manner::IfSpare).ok()).count(), 0);
+        let others: Vec<_> = (0..100).map_while(|_| stand(1, Manner::InTurn).ok()).collect();
+        let ended = |standing: &mut Standing| standing.ended().now_or_never();
+        let pushed_out: Vec<_> = spare.iter_mut().map(ended).collect();
+        assert_eq!((others.len(), pushed_out), (14, [vec![None; 14], vec![Some(NoSeat::Full); 14]].concat()), "the last first");
+        drop((spare, others));
+        assert_eq!(state(&room), (0, 0, 0));
     }
 
     #[test]

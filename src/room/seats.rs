@@ -5,7 +5,7 @@ use std::iter;
 
 use tokio::sync::oneshot;
 
-use crate::network::{SIZES, SMALLEST, network};
+use crate::network::{Crowd, SIZES, SMALLEST, crowd};
 
 use super::{Seat, Who};
 
@@ -23,8 +23,16 @@ pub(super) struct Seats {
     next: u64,
 }
 
-/// All who are in one network, of one of the [`SIZES`].
-type Crowd = (Who, u8);
+/// How one comes into the line.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Manner {
+    /// Where it is not full, or who waits for most makes room.
+    InTurn,
+    /// Where nobody need make room. Of more than eight places, one in eight is for who has none yet.
+    IfSpare,
+    /// However long it is.
+    AtLast,
+}
 
 #[derive(Default)]
 struct Count {
@@ -47,7 +55,7 @@ struct Waiting {
 impl Seats {
     pub(super) fn new(seats: usize, line: usize) -> Self {
         let (crowds, waiting, wanted_by) = (HashMap::new(), BTreeMap::new(), HashMap::new());
-        Self { free: seats, spared: seats.saturating_sub(1) / 8, line, crowds, waiting, wanted_by, next: 0 }
+        Self { free: seats, spared: spared_of(seats), line, crowds, waiting, wanted_by, next: 0 }
     }
 
     /// A seat, if there is one for any of these.
@@ -68,8 +76,7 @@ impl Seats {
     }
 
     fn seat(&mut self, who: Who) -> Option<Who> {
-        let [has, ..] = self.has(who);
-        if self.free <= if has == 0 { 0 } else { self.spared } {
+        if self.free <= spared_for(self.has(who), self.spared) {
             return None;
         }
         self.free -= 1;
@@ -82,11 +89,16 @@ impl Seats {
         self.count(who, |count| count.has -= 1);
     }
 
-    pub(super) fn queue(&mut self, askers: &[Who], send: oneshot::Sender<Seat>, at_last: bool) -> Option<u64> {
+    pub(super) fn queue(&mut self, askers: &[Who], send: oneshot::Sender<Seat>, manner: Manner) -> Option<u64> {
         let by = askers.iter().copied().min_by_key(|who| self.waits(*who))?;
-        if self.waiting.len() >= self.line && !at_last {
-            let last = self.outdone_by(by)?;
-            self.leave(last);
+        let left = self.line.saturating_sub(self.waiting.len());
+        match manner {
+            Manner::InTurn if left == 0 => {
+                let last = self.outdone_by(by)?;
+                self.leave(last);
+            }
+            Manner::IfSpare if left <= spared_for(self.waits(by), spared_of(self.line)) => return None,
+            Manner::InTurn | Manner::IfSpare | Manner::AtLast => {}
         }
         let number = self.next;
         self.next += 1;
@@ -178,8 +190,14 @@ impl Seats {
     }
 }
 
-fn crowd(who: Who, size: u8) -> Crowd {
-    (who.map(|address| network(address, size)), size)
+/// How many of so many are for who has none yet.
+fn spared_of(all: usize) -> usize {
+    all.saturating_sub(1) / 8
+}
+
+/// How many of these are not for who has so many, as his networks do.
+fn spared_for([has, ..]: [usize; 3], spared: usize) -> usize {
+    if has == 0 { 0 } else { spared }
 }
 
 fn forget(wanted_by: &mut HashMap<Who, BTreeSet<u64>>, who: Who, number: u64) {

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 
 use hashbrown::hash_map::{Entry, HashMap};
+use tokio_util::sync::CancellationToken;
 
 use crate::clock::Timestamp;
 use crate::metrics::CacheGauges;
@@ -39,8 +40,8 @@ use super::room::Sake;
 #[derive(Default)]
 pub(super) struct Books {
     pub(super) lru: Lru,
-    /// False until all that the directory holds is counted. Until then nothing new is admitted.
-    pub(super) known: bool,
+    /// All that the directory holds is counted. Until then nothing new is admitted.
+    pub(super) counted: CancellationToken,
     /// Something is on the disk that should not be; only a look at every file will tell.
     pub(super) miscounted: bool,
     /// Blobs have come, gone or been used since the index was written.
@@ -101,6 +102,10 @@ impl Books {
 
     pub(super) fn budget(&self) -> u64 {
         self.budget
+    }
+
+    pub(super) fn is_counted(&self) -> bool {
+        self.counted.is_cancelled()
     }
 
     /// Whether the cache takes more than it may, before anything else comes.
@@ -201,9 +206,9 @@ impl Books {
         self.partials.insert(digest, partial);
     }
 
-    /// How much of a partial file may be gone on with. Nothing is gone on with before all is counted.
+    /// How much of a partial file may be gone on with, when all is counted.
     pub(super) fn left_of(&self, partial: &Digest) -> u64 {
-        self.partials.get(partial).filter(|_| self.known).map_or(0, |partial| partial.length)
+        self.partials.get(partial).map_or(0, |partial| partial.length)
     }
 
     /// Hands the bytes of a partial file to the writer who goes on with it: they are reserved from now on.

@@ -82,7 +82,7 @@ impl Shared {
         let now = self.clock.now();
         let mut books = lock(&self.books);
         entries.into_iter().for_each(|entry| books.lru.restore(&entry.before(now)));
-        books.known = true;
+        books.counted.cancel();
         true
     }
 
@@ -123,7 +123,7 @@ impl Shared {
         }
         self.link_unknown(entries);
         // Not before it is known what is pinned, as from here on there may be evictions.
-        lock(&self.books).known = true;
+        lock(&self.books).counted.cancel();
         damaged.iter().for_each(|(digest, damage)| self.quarantine(digest, None, damage));
         Ok(())
     }

@@ -34,7 +34,7 @@ mod writer;
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
@@ -96,6 +96,7 @@ struct Shared {
     /// Held by the thread that writes the index.
     indexing: Mutex<()>,
     health: Health,
+    opened: Instant,
     /// Every file is being looked at.
     counting: AtomicBool,
     /// The blobs that are being verified. Each of these tasks ends when the store is closed.
@@ -146,6 +147,7 @@ impl Store {
             unlinked: Mutex::default(),
             indexing,
             health: Health::default(),
+            opened: Instant::now(),
             counting: AtomicBool::new(false),
             verifying: Mutex::default(),
             tasks: TaskTracker::new(),
@@ -160,7 +162,7 @@ impl Store {
             shared.count_partials(rebooted)?;
             shared.count_quarantine()?;
             if new {
-                lock(&shared.books).known = true;
+                lock(&shared.books).counted.cancel();
             }
             Ok(new || clean && shared.count_by_index())
         });
@@ -196,7 +198,7 @@ impl Store {
             let mut books = lock(&self.0.books);
             let used = books.lru.touch(digest, now);
             books.dirty = true;
-            (used, books.lru.size(digest), books.opened(digest), books.known)
+            (used, books.lru.size(digest), books.opened(digest), books.is_counted())
         };
         if used.is_none() && known {
             return Ok(None);
@@ -305,7 +307,7 @@ impl Store {
     #[must_use]
     pub fn usage(&self) -> Option<(u64, usize)> {
         let books = lock(&self.0.books);
-        books.known.then(|| (books.used(), books.lru.len()))
+        books.is_counted().then(|| (books.used(), books.lru.len()))
     }
 
     /// Puts what the cache takes of the disk into the metrics.

@@ -27,7 +27,7 @@ impl Shared {
     pub(super) fn open_blob(&self, digest: &Digest, size: Option<u64>, recent: bool) -> io::Result<Option<Blob>> {
         let _opening = {
             let mut books = lock(&self.books);
-            if books.known && !books.lru.contains(digest) {
+            if books.is_counted() && !books.lru.contains(digest) {
                 // Evicted meanwhile.
                 return Ok(None);
             }
@@ -56,7 +56,7 @@ impl Shared {
                 // Someone else has opened it meanwhile; one file is enough.
                 (open, Some(handle))
             } else {
-                if books.known && !books.lru.contains(digest) {
+                if books.is_counted() && !books.lru.contains(digest) {
                     // Set aside while it was being opened.
                     handle.unlinked(&mut books, charge(length));
                 }

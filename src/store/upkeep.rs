@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::sync::atomic::Ordering;
+use crate::sync::timeout;
 
 use super::lru::{Lru, STRETCH};
 use super::pool::caught;
@@ -21,7 +22,7 @@ const PARTIAL_LIFE: Duration = Duration::from_hours(1);
 impl Store {
     /// Finds out whether a disk that failed does its work again, so that nobody's pull has to. Due every few seconds.
     pub async fn probe(&self) {
-        if !lock(&self.0.books).known {
+        if !lock(&self.0.books).is_counted() {
             self.0.count();
         }
         if self.0.records.are_lost() {
@@ -75,6 +76,12 @@ impl Shared {
         });
     }
 
+    /// Waits until all is counted, or that takes longer than anyone waits for the disk. Who was cut off by a restart is back at once.
+    pub(super) async fn first_counted(&self) {
+        let counted = lock(&self.books).counted.clone();
+        let _ = timeout(self.writes.patience().saturating_sub(self.opened.elapsed()), counted.cancelled()).await;
+    }
+
     fn probe(&self) {
         let probed = self.disk.probe().and_then(|()| self.short_of(0));
         match probed {
@@ -87,7 +94,7 @@ impl Shared {
     fn compact_records(&self) {
         let blobs = {
             let books = lock(&self.books);
-            if !books.known {
+            if !books.is_counted() {
                 return;
             }
             books.lru.len()
@@ -128,7 +135,7 @@ impl Shared {
         let _indexing = lock(&self.indexing);
         {
             let mut books = lock(&self.books);
-            if !books.known || !(books.changed() || clean) {
+            if !books.is_counted() || !(books.changed() || clean) {
                 return;
             }
         }

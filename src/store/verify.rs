@@ -118,7 +118,7 @@ impl Store {
 impl Shared {
     /// What was verified before `limit`, those first of which nobody knows anything.
     pub(super) fn due(&self, limit: Timestamp) -> Vec<Digest> {
-        if !lock(&self.books).known {
+        if !lock(&self.books).is_counted() {
             return Vec::new();
         }
         let mut due = self.look_through(|lru, slots| lru.verified_before(limit, slots));

@@ -304,6 +304,41 @@ async fn an_upstream_that_breaks_off_while_a_partial_file_is_read_again_is_asked
     assert_booked(&mirror).await;
 }
 
+/// A directory of blobs whose digests begin alike.
+fn is_shard(path: &Path) -> bool {
+    path.parent().is_some_and(|algorithm| algorithm.ends_with("blobs/sha256"))
+}
+
+/// Who was cut off by a kill is back at once: all of it was fetched again, and not kept.
+#[tokio::test]
+async fn who_is_back_before_the_cache_is_counted_has_the_rest_alone_fetched() {
+    let (upstream, blob, digest) = with_blob(SIZE).await;
+    let other = upstream.put_blob(REPOSITORY, noise(2, 1000));
+    let mirror = TestMirror::builder().upstream("docker.io", &upstream).set("cache.patience = \"1m\"").start().await;
+    mirror.get(&path(&other)).await.expect(200);
+    mirror.kept(&other).await;
+    let stopped = mirror.stop().await;
+    upstream.forget_requests();
+    fs::remove_file(stopped.cache_dir().join("clean")).unwrap();
+    fs::write(partial_file(&stopped.cache_dir(), &digest), &blob[..CUT]).unwrap();
+    stopped.faults().each(|operation, path| operation == Operation::List && is_shard(path), faults::Fault::Hang);
+    let Ok(mirror) = stopped.try_start().await else { panic!("it serves at once") };
+    let url = path(&digest);
+    let (answer, ()) = tokio::join!(mirror.get(&url), async {
+        until("the upstream is asked", || !upstream.requests().is_empty()).await;
+        // It has had time to go on without waiting.
+        for _ in 0..50 {
+            mirror.get("/v2/").await.expect(200);
+        }
+        assert_eq!(mirror.faults().hanging(), 1);
+        mirror.faults().heal();
+    });
+    assert!(answer.expect(200).body == blob);
+    mirror.kept(&digest).await;
+    assert_eq!(ranges(&upstream, &digest), ["bytes=199999-"]);
+    assert_booked(&mirror).await;
+}
+
 /// Nobody had synced it. After a stop that was clean it was gone on with all the same: zeros went out, and then a short end.
 #[tokio::test]
 async fn a_partial_file_is_not_gone_on_with_after_a_restart_of_the_machine_which_may_have_cost_it_bytes() {

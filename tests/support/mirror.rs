@@ -410,13 +410,17 @@ impl StoppedMirror {
     }
 
     pub async fn start(self) -> TestMirror {
-        match self.try_start().await {
+        let mirror = match self.try_start().await {
             Ok(mirror) => mirror,
             Err((error, _)) => panic!("larder does not start: {error}"),
+        };
+        while mirror.app.store().usage().is_none() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
+        mirror
     }
 
-    /// Starts, or tells why not, the causes too, as the command line would, and gives itself back.
+    /// Starts, maybe before the cache is counted, or tells why not, the causes too, as the command line would, and gives itself back.
     pub async fn try_start(self) -> Result<TestMirror, (String, Self)> {
         let config = match Config::from_toml(&self.config.to_string()) {
             Ok(mut config) => {
@@ -428,10 +432,6 @@ impl StoppedMirror {
         };
         match App::start(config, self.clock.clone()).await {
             Ok(app) => {
-                // Before it has counted its cache, it keeps nothing new.
-                while app.store().usage().is_none() {
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
                 let clients = app.listening().iter().filter_map(Listening::address);
                 let searched = Ports::of(clients.chain(app.admin_address()));
                 Ok(TestMirror { app, client: Client::h1(), stopped: self, _searched: searched })

@@ -341,14 +341,16 @@ mod tests {
         let stand = |n, manner| room.stand(&Askers::from(guest(n)), manner);
         let mut spare: Vec<_> = (0..100).map_while(|_| stand(0, Manner::IfSpare).ok()).collect();
         assert_eq!((spare.len(), stand(1, Manner::IfSpare).is_ok()), (25, true), "three are for who has none");
-        spare.extend((0..100).map_while(|_| stand(0, Manner::InTurn).ok()));
-        assert_eq!(spare.len(), 28);
-        assert_eq!((0..100).map_while(|_| stand(1, Manner::IfSpare).ok()).count(), 0);
+        let mut needed: Vec<_> = (0..28).map_while(|_| stand(0, Manner::InTurn).ok()).collect();
+        let pushed_out = |standing: &mut [Standing]| {
+            let ended = standing.iter_mut().filter_map(|standing| standing.ended().now_or_never());
+            ended.inspect(|why| assert_eq!(*why, NoSeat::Full)).count()
+        };
+        assert_eq!((needed.len(), pushed_out(&mut spare)), (28, 25), "what he needs goes before what he can spare");
+        assert!(stand(0, Manner::InTurn).is_err() && stand(1, Manner::IfSpare).is_err());
         let others: Vec<_> = (0..100).map_while(|_| stand(1, Manner::InTurn).ok()).collect();
-        let ended = |standing: &mut Standing| standing.ended().now_or_never();
-        let pushed_out: Vec<_> = spare.iter_mut().map(ended).collect();
-        assert_eq!((others.len(), pushed_out), (14, [vec![None; 14], vec![Some(NoSeat::Full); 14]].concat()), "the last first");
-        drop((spare, others));
+        assert_eq!((others.len(), pushed_out(&mut needed[14..]), pushed_out(&mut needed[..14])), (14, 14, 0), "the last first");
+        drop((spare, needed, others));
         assert_eq!(state(&room), (0, 0, 0));
     }
 

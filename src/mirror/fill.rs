@@ -196,12 +196,18 @@ impl Mirror {
             self.note_begun(&fill.origin, &fill.digest, size);
             writer.expect(size).await;
         }
+        let (mut body, mut aside) = ((writer.accepted() == offset).then_some(body), None);
         // While there is still time for a status.
-        let mut aside = None;
-        go_aside(fill, &writer, &mut aside)?;
+        match go_aside(fill, &writer, &mut aside) {
+            Err(upstream::Error::Busy) => {
+                // Others have its place meanwhile.
+                drop(body.take());
+                aside = self.unless_stopping(wait_aside(fill)).await.flatten()?;
+            }
+            gone => gone?,
+        }
         let bypass = writer.bypassed().map(ToString::to_string);
         fill.head.send_replace(Head::Begun(Begun { growth: writer.growth(), bypass, cache_status }));
-        let body = (writer.accepted() == offset).then_some(body);
         Ok(Some(Start { writer, body, aside }))
     }
 
@@ -285,7 +291,9 @@ impl Mirror {
         if in_vain > 0 {
             pause(in_vain).await;
         }
-        go_aside(fill, writer, aside)?;
+        if writer.bypassed().is_some() && aside.is_none() {
+            *aside = wait_aside(fill).await?;
+        }
         let (at, size) = (writer.accepted(), writer.size());
         let other_size = |told: Option<u64>| told.is_some() && size.is_some() && told != size;
         let mut whole = match fill.ask(Some(Span { start: at, end: None })).await {
@@ -375,13 +383,22 @@ impl Fill {
 /// What is not kept comes as slowly as it is read: others are left room beside such fills.
 fn go_aside(fill: &Fill, writer: &BlobWriter, aside: &mut Option<Aside>) -> Result<(), upstream::Error> {
     if writer.bypassed().is_some() && aside.is_none() {
-        *aside = match fill.origin.upstream().aside(&fill.origin.behalf) {
-            // Nobody is there to read it slowly.
-            Err(upstream::Error::Left) => None,
-            aside => Some(aside?),
-        };
+        *aside = if_anyone_reads(fill.origin.upstream().aside(&fill.origin.behalf))?;
     }
     Ok(())
+}
+
+/// Likewise, and waits until there is room.
+async fn wait_aside(fill: &Fill) -> Result<Option<Aside>, upstream::Error> {
+    if_anyone_reads(fill.origin.upstream().aside_in_turn(&fill.origin.behalf).await)
+}
+
+/// Nobody is there to read slowly what nobody reads.
+fn if_anyone_reads(aside: Result<Aside, upstream::Error>) -> Result<Option<Aside>, upstream::Error> {
+    match aside {
+        Err(upstream::Error::Left) => Ok(None),
+        aside => aside.map(Some),
+    }
 }
 
 /// Waits until the right to go on so is another's.

@@ -48,6 +48,8 @@ struct Waiting {
     askers: BTreeSet<Who>,
     /// He whose place in line it has.
     by: Who,
+    /// It came where nobody had to make room.
+    spare: bool,
 }
 
 // === impl Seats ===
@@ -93,8 +95,9 @@ impl Seats {
         let by = askers.iter().copied().min_by_key(|who| self.waits(*who))?;
         let left = self.line.saturating_sub(self.waiting.len());
         match manner {
+            // Before who has most is refused, he gives up what he can spare.
             Manner::InTurn if left == 0 => {
-                let last = self.outdone_by(by)?;
+                let last = self.outdone_by(by).or_else(|| self.last_of(by).filter(|last| self.waiting[last].spare))?;
                 self.leave(last);
             }
             Manner::IfSpare if left <= spared_for(self.waits(by), spared_of(self.line)) => return None,
@@ -103,7 +106,7 @@ impl Seats {
         let number = self.next;
         self.next += 1;
         self.count(by, |count| count.waits += 1);
-        self.waiting.insert(number, Waiting { send, askers: BTreeSet::new(), by });
+        self.waiting.insert(number, Waiting { send, askers: BTreeSet::new(), by, spare: manner == Manner::IfSpare });
         self.change(number, askers, &[]);
         Some(number)
     }
@@ -160,15 +163,18 @@ impl Seats {
         for (n, size) in SIZES.into_iter().enumerate() {
             let most = rivals.iter().copied().max_by_key(|who| (self.waits(*who), *who))?;
             if self.waits(most)[n] > self.waits(newcomer)[n] + 1 {
-                return self
-                    .waiting
-                    .iter()
-                    .rev()
-                    .find_map(|(number, waiting)| (crowd(waiting.by, SMALLEST).0 == most).then_some(*number));
+                return self.last_of(most);
             }
             rivals.retain(|who| crowd(*who, size) == crowd(newcomer, size));
         }
         None
+    }
+
+    /// The last of what waits for him and those who are the same to all others, and of that what he can spare.
+    fn last_of(&self, who: Who) -> Option<u64> {
+        let of_him = |waiting: &Waiting| crowd(waiting.by, SMALLEST) == crowd(who, SMALLEST);
+        let his = || self.waiting.iter().rev().filter(|(_, waiting)| of_him(waiting));
+        his().find(|(_, waiting)| waiting.spare).or_else(|| his().next()).map(|(number, _)| *number)
     }
 
     fn has(&self, who: Who) -> [usize; 3] {

@@ -341,6 +341,20 @@ impl Upstream {
         self.places.take_aside(&behalf.askers)
     }
 
+    /// Likewise, and waits for it as one waits for a place. Who does has no place meanwhile.
+    ///
+    /// Cancel safe, but who cancels has waited in vain.
+    ///
+    /// # Errors
+    /// As [`aside`](Self::aside).
+    pub async fn aside_in_turn(&self, behalf: &Behalf) -> Result<Aside, Error> {
+        self.places.wait_aside(&behalf.askers).await.inspect_err(|error| {
+            if matches!(error, Error::Busy) {
+                self.counts.no_place();
+            }
+        })
+    }
+
     /// The right to fetch a part of a blob besides. `None`: enough are fetched so at the moment, and the place of one more would be
     /// wanted by others.
     #[must_use]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::allowance::Allowance;
@@ -23,11 +23,18 @@ pub(super) struct Places {
     /// likes, leaves the others room. A client of an image that is pulled lazily has a few of them, for as long as its range
     /// takes. Nobody is ever seated here: each stands in line as long as it lasts, and where that is full, the client who has most
     /// in it makes room for who has fewer. `None`: there is one body at a time, however slow.
-    asides: Option<Room>,
+    asides: Option<Asides>,
     /// The right to go on with a list beyond its first page: all of it is in memory until it ends.
     pub(super) long_lists: Semaphore,
     patience: Duration,
     vain: Arc<Allowance>,
+}
+
+struct Asides {
+    room: Room,
+    /// For who has as many of them as anyone, and waits until someone leaves his: the first in line has this one seat.
+    next: Room,
+    left: Arc<Notify>,
 }
 
 /// Room for one, as long as it is held.
@@ -39,7 +46,10 @@ pub(super) struct Place {
 
 /// The right to one body apart from what all share, as long as it is held and no other client has a better one. `None`: it is the
 /// only body that there is.
-pub struct Aside(Option<Standing>);
+pub struct Aside(Option<(Standing, Left)>);
+
+/// Who waits for such a right is told when it is gone.
+struct Left(Arc<Notify>);
 
 /// So long after each other: five hundred questions a second may be in vain.
 const VAIN: Duration = Duration::from_millis(if cfg!(fuzzing) { 0 } else { 2 });
@@ -58,7 +68,7 @@ impl Places {
             // Those who wait for the body of a blob have a line of their own, so that the rest does not find this one full of them.
             all: with_line(most),
             bodies: with_line(bodies),
-            asides: (bodies > 1).then(|| Room::new(0, bodies / 2)),
+            asides: (bodies > 1).then(|| Asides::new(bodies / 2)),
             long_lists: Semaphore::new(LONG_LISTS),
             patience,
             vain: Arc::default(),
@@ -100,16 +110,27 @@ impl Places {
     /// # Errors
     /// [`Error::Busy`] if too many have it, and none of them more than these, [`Error::Left`] if no asker is there any more.
     pub(super) fn take_aside(&self, askers: &Askers) -> Result<Aside, Error> {
-        let right = self.asides.as_ref().map(|asides| asides.stand(askers, Manner::InTurn)).transpose()?;
-        Ok(Aside(right))
+        self.asides.as_ref().map_or(Ok(Aside(None)), |asides| asides.take(askers, Manner::InTurn))
+    }
+
+    /// Likewise, and waits for it: others read their bodies to the end.
+    ///
+    /// Cancel safe, but who cancels has waited in vain.
+    ///
+    /// # Errors
+    /// As [`take_aside`](Self::take_aside), if it is not to be had in time or too many wait already.
+    pub(super) async fn wait_aside(&self, askers: &Askers) -> Result<Aside, Error> {
+        match (self.take_aside(askers), &self.asides) {
+            (Err(Error::Busy), Some(asides)) => timeout(self.patience, asides.wait(askers)).await.unwrap_or(Err(Error::Busy)),
+            (taken, _) => taken,
+        }
     }
 
     /// The right to one beside another that they have, if nobody has to give up his for that.
     pub(super) fn take_spare_aside(&self, askers: &Askers) -> Option<Aside> {
         // It is soon over, whoever comes and goes meanwhile.
         let who = *askers.answerable().first()?;
-        let right = self.asides.as_ref()?.stand(&Askers::One(who), Manner::IfSpare);
-        Some(Aside(Some(right.ok()?)))
+        self.asides.as_ref()?.take(&Askers::One(who), Manner::IfSpare).ok()
     }
 
     /// Room for one more, if nobody has to wait for that.
@@ -120,6 +141,29 @@ impl Places {
 
     fn place(&self, all: Seat, body: Option<Seat>) -> Place {
         Place { _all: all, _body: body, vain: Arc::clone(&self.vain) }
+    }
+}
+
+// === impl Asides ===
+
+impl Asides {
+    fn new(most: usize) -> Self {
+        Self { room: Room::new(0, most), next: Room::new(1, most.saturating_mul(LINE)), left: Arc::default() }
+    }
+
+    fn take(&self, askers: &Askers, manner: Manner) -> Result<Aside, Error> {
+        let standing = self.room.stand(askers, manner)?;
+        Ok(Aside(Some((standing, Left(Arc::clone(&self.left))))))
+    }
+
+    async fn wait(&self, askers: &Askers) -> Result<Aside, Error> {
+        let _first = self.next.take(askers).await?;
+        loop {
+            match self.take(askers, Manner::InTurn) {
+                Err(Error::Busy) => self.left.notified().await,
+                taken => return taken,
+            }
+        }
     }
 }
 
@@ -148,9 +192,15 @@ impl Aside {
     /// Cancel safe.
     pub async fn lost(&mut self) -> Error {
         match &mut self.0 {
-            Some(standing) => standing.ended().await.into(),
+            Some((standing, _)) => standing.ended().await.into(),
             None => pending().await,
         }
+    }
+}
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        self.0.notify_one();
     }
 }
 

@@ -210,7 +210,7 @@ impl Fetch {
         let aside = match (self.aside.take(), self.end) {
             (Some(aside), _) => aside,
             (None, Some(_)) => origin.upstream().spare_aside(&origin.behalf).ok_or(upstream::Error::Busy)?,
-            (None, None) => origin.upstream().aside(&origin.behalf)?,
+            (None, None) => origin.upstream().aside_in_turn(&origin.behalf).await?,
         };
         let span = Span { start: self.at, end: self.end };
         let mut answer = origin.ask().blob(digest, Some(span)).await?;

@@ -229,9 +229,11 @@ fn allow_many_files(config: &mut Config) {
         tracing::warn!(%error, "the limit of open files cannot be raised");
     }
     let Some(files) = getrlimit(Resource::Nofile).current else { return };
+    // A connection, and the file of what is asked over it; what is left of them is for upstreams and what comes from them.
     let files = files.saturating_sub(FILES_OF_OUR_OWN);
-    config.server.max_files = (files / 4).max(1);
-    let possible = usize::try_from(files / 2).unwrap_or(usize::MAX).max(1);
+    let possible = usize::try_from(files / 3).unwrap_or(usize::MAX).max(1);
+    config.server.max_files = (files / 8).max(1);
+    config.cache.max_recent = usize::try_from(files / 16).unwrap_or(usize::MAX).clamp(1, config.cache.max_recent);
     if possible < config.server.max_connections {
         config.server.max_connections = possible;
     }

@@ -273,10 +273,14 @@ impl Orders {
         brought: &HashMap<Digest, u64>,
         holds: &Holds,
     ) -> Result<Parts, String> {
-        let proven = |digest: &Digest, kind| self.store.proof(repository, digest, kind).is_some();
-        let is_its =
-            |digest: &Digest| brought.contains_key(digest) || proven(digest, Kind::Blob) || proven(digest, Kind::Manifest);
+        let is_its = |digest: &Digest| self.is_for(repository, digest, brought);
         self.parts_among(image, media_type, Some(holds), is_its).await
+    }
+
+    /// Whether the archive has it, or its repository.
+    fn is_for(&self, repository: &Repository, digest: &Digest, brought: &HashMap<Digest, u64>) -> bool {
+        let proven = |kind| self.store.proof(repository, digest, kind).is_some();
+        brought.contains_key(digest) || proven(Kind::Blob) || proven(Kind::Manifest)
     }
 
     /// Gives an image its name, if all of it is here.

@@ -62,6 +62,7 @@ pub(super) struct Books {
     opening: HashMap<Digest, usize>,
     /// Keeps what was opened lately open, so that a hot blob is opened once.
     recent: VecDeque<Arc<Handle>>,
+    max_recent: usize,
 }
 
 /// The right to write a partial file, and to make it the blob: nobody else has it until this is dropped. Not to be dropped under the
@@ -88,16 +89,14 @@ pub(super) struct Partial {
     pub(super) open: Weak<Handle>,
 }
 
-/// How many files are kept open with nobody reading them.
-const RECENT: usize = 256;
-
 // === impl Books ===
 
 impl Books {
-    pub(super) fn new(budget: u64) -> Self {
+    /// `max_recent`: how many files are kept open with nobody reading them.
+    pub(super) fn new(budget: u64, max_recent: usize) -> Self {
         let mut lru = Lru::default();
         lru.set_room(budget);
-        Self { lru, budget, ..Self::default() }
+        Self { lru, budget, max_recent, ..Self::default() }
     }
 
     pub(super) fn budget(&self) -> u64 {
@@ -332,13 +331,13 @@ impl Books {
         }
         self.share(digest, handle);
         self.recent.push_back(Arc::clone(handle));
-        if self.recent.len() > RECENT { self.recent.pop_front() } else { None }
+        if self.recent.len() > self.max_recent { self.recent.pop_front() } else { None }
     }
 
     /// Lets others have an open file as long as someone holds it.
     pub(super) fn share(&mut self, digest: &Digest, handle: &Arc<Handle>) {
         self.open.insert(digest.clone(), Arc::downgrade(handle));
-        if self.open.len() > 4 * RECENT.max(self.recent.len()) {
+        if self.open.len() > 4 * self.max_recent {
             self.open.retain(|_, handle| handle.strong_count() > 0);
         }
     }

@@ -129,7 +129,7 @@ impl Store {
         });
         let broken = |broken| unusable(io::Error::from(broken));
         let (Opened { disk, new, clean, rebooted }, options) = opened.await.map_err(broken)??;
-        let (disk, books) = (Arc::new(disk), Arc::new(Mutex::new(Books::new(options.budget()))));
+        let (disk, books) = (Arc::new(disk), Arc::new(Mutex::new(Books::new(options.budget(), options.max_recent))));
         let (of, pool, counting, sealed) = (Arc::clone(&disk), writes.clone(), metrics.clone(), options.sealed);
         let records = writes.run(move || Records::open(of, pool, sealed, counting)).await.map_err(broken)?;
         let (gate, indexing) = (Mutex::new(()), Mutex::new(()));

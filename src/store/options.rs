@@ -29,6 +29,9 @@ pub struct Options {
     /// The cache is held for one command alone; a larder that is to serve waits for it. No option in the file either.
     #[serde(skip)]
     pub passing: bool,
+    /// How many files are kept open with nobody reading them. No option in the file: it follows from how many a process may open.
+    #[serde(skip)]
+    pub max_recent: usize,
     /// What tests let go wrong with the disk. No option in the file.
     #[cfg(debug_assertions)]
     #[serde(skip)]
@@ -81,6 +84,7 @@ impl Default for Options {
             scrub_rate: ByteSize::mib(32),
             sealed: false,
             passing: false,
+            max_recent: 256,
             #[cfg(debug_assertions)]
             faults: super::faults::Faults::default(),
         }

@@ -231,6 +231,49 @@ async fn an_archive_gives_a_repository_nothing_that_it_does_not_bring() {
     assert_booked(&mirror).await;
 }
 
+/// What refers to another's image was read from the list that was here, where the archive did no more than name that.
+#[tokio::test]
+async fn an_archive_tells_a_repository_nothing_of_a_list_that_it_does_not_bring() {
+    const LIST: &str = "application/vnd.oci.image.index.v1+json";
+    let upstream = Registry::start().await;
+    let tag = format!("sha256-{}", "ab".repeat(32));
+    let signature = Image::new(18).put(&upstream, "library/app", "v1");
+    let list_of = |digest: &str| {
+        let manifests = json!([{ "mediaType": signature.media_type, "digest": digest, "size": 1 }]);
+        json!({ "schemaVersion": 2, "mediaType": LIST, "manifests": manifests }).to_string()
+    };
+    let of_secret = digest_of(b"who signs what");
+    let (own, secret) = (list_of(&signature.digest), list_of(&of_secret));
+    upstream.put_manifest("corp/secret", Some(&tag), LIST, secret.clone());
+    let mirror = TestMirror::of(&upstream).await;
+    mirror.get(&format!("/v2/corp/secret/manifests/{tag}")).await.expect(200);
+    let dir = mirror.dir().to_path_buf();
+    let named = |list: &str| {
+        let name = json!({ "io.containerd.image.name": format!("pub/x:{tag}") });
+        json!({ "manifests": [{ "digest": digest_of(list.as_bytes()), "mediaType": LIST, "annotations": name }] }).to_string()
+    };
+    let path_of = |list: &str| blob_path(&digest_of(list.as_bytes()));
+    let of_signature = signature.blobs().map(|blob| (blob_path(&blob.digest), blob.bytes.to_vec()));
+    let mut files = vec![("index.json".to_owned(), named(&own).into_bytes()), (path_of(&own), own.clone().into_bytes())];
+    files.extend(of_signature.chain([(blob_path(&signature.digest), signature.manifest.to_vec())]));
+    let files: Vec<(&str, &[u8])> = files.iter().map(|(path, bytes)| (&**path, &bytes[..])).collect();
+    fs::write(dir.join("own.tar"), archive(&files)).unwrap();
+    let index = named(&secret);
+    let index = ("index.json", index.as_bytes());
+    fs::write(dir.join("secret.tar"), archive(&[index])).unwrap();
+    fs::write(dir.join("both.tar"), archive(&[index, (&path_of(&secret), secret.as_bytes())])).unwrap();
+    let listed = async || {
+        let list = mirror.get(&format!("/v2/pub/x/manifests/{tag}")).await.expect(200);
+        let list = String::from_utf8(list.body.to_vec()).unwrap();
+        [&signature.digest, &of_secret].map(|digest| list.contains(digest))
+    };
+    told(&dir, &["import", "own.tar"]).await;
+    refused(&dir, &["import", "secret.tar"]).await;
+    assert_eq!(listed().await, [true, false]);
+    told(&dir, &["import", "both.tar"]).await;
+    assert_eq!(listed().await, [true, true], "what is brought is added");
+}
+
 #[tokio::test]
 async fn beside_a_running_larder_that_one_takes_it_in() {
     let upstream = Registry::start().await;

@@ -184,8 +184,8 @@ async fn with_few_descriptors_those_who_do_nothing_make_room_and_all_heals() {
 async fn what_a_client_asks_at_once_leaves_descriptors_for_others() {
     const CONNECTIONS: usize = 4;
     const STREAMS: usize = 120;
-    // A quarter of what larder does not need for itself.
-    const FILES: usize = (400 - 32) / 4;
+    // An eighth of what larder does not need for itself.
+    const FILES: usize = (400 - 32) / 8;
     let upstream = Registry::start().await;
     let put = |n| upstream.put_blob("library/alpine", noise(n as u64, 20_000));
     let digests: Vec<_> = (0..CONNECTIONS * STREAMS).map(put).collect();

@@ -162,7 +162,7 @@ impl Orders {
 
     /// Takes an image in under its name, and tells of it. One that lists referrers is added to the list that is here.
     pub(super) async fn take_in(&self, image: &Named, read: &mut Read, pin: bool, holds: &Holds, reports: &Reports) {
-        let imported = match self.lists_less(image).await {
+        let imported = match self.lists_less(image, &read.files).await {
             Some(descriptors) => self.add_to_list(&image.name, descriptors, read, pin, holds, reports).await,
             None => self.admit(image, read, pin, holds).await,
         };
@@ -170,11 +170,14 @@ impl Orders {
     }
 
     /// What an image lists that is a list of referrers, where a list is here by its name that has others.
-    async fn lists_less(&self, image: &Named) -> Option<Vec<Value>> {
+    async fn lists_less(&self, image: &Named, brought: &HashMap<Digest, u64>) -> Option<Vec<Value>> {
         let Reference::Tag(tag) = image.name.parse::<ImageName>().ok()?.reference else { return None };
         tag.ending_of_referrers().filter(|ending| ending.is_empty())?;
         let (repository, reference) = self.named(&image.name).ok()?;
         let before = self.digest_of(&repository, &reference).filter(|before| *before != image.digest)?;
+        if !self.is_for(&repository, &image.digest, brought) {
+            return None;
+        }
         let (old, new) = (self.read_list(&before).await.ok()?, self.read_list(&image.digest).await.ok()?);
         let compared = tokio::task::spawn_blocking(move || {
             let new = listed(&new);

@@ -66,7 +66,8 @@ const SERVICES: u64 = 100;
 /// A token service that has taken this long to give nothing is not asked again for moments.
 const LONG: Duration = Duration::from_secs(1);
 /// How much memory the tokens may take, and the challenges: how long each is, the upstream says.
-const BYTES: u64 = 16 << 20;
+const TOKEN_BYTES: u64 = 16 << 20;
+const CHALLENGE_BYTES: u64 = 4 << 20;
 
 // === impl Auth ===
 
@@ -77,8 +78,8 @@ impl Auth {
             weight(repository.as_str().len() + key)
         };
         let of_token = |(_, key): &(LoginKey, TokenKey), token: &Token| weight(key.weight() + token.header.len());
-        let challenges = moka::sync::Cache::builder().max_capacity(BYTES).weigher(of_challenge).build();
-        let tokens = moka::sync::Cache::builder().max_capacity(BYTES).weigher(of_token).build();
+        let challenges = moka::sync::Cache::builder().max_capacity(CHALLENGE_BYTES).weigher(of_challenge).build();
+        let tokens = moka::sync::Cache::builder().max_capacity(TOKEN_BYTES).weigher(of_token).build();
         let (services, checks) = (moka::sync::Cache::new(SERVICES), Breaker::new(LEFT_ALONE));
         Self { client, trust, challenges, tokens, fetching: Flights::default(), services, checks, clock }
     }
@@ -323,7 +324,7 @@ mod tests {
         auth.challenges.run_pending_tasks();
         auth.tokens.run_pending_tasks();
         for (kept, all) in [(auth.challenges.entry_count(), 500), (auth.tokens.entry_count(), 500)] {
-            assert!(0 < kept && kept * 60_000 <= BYTES && kept < all, "{kept}");
+            assert!(0 < kept && kept * 60_000 <= TOKEN_BYTES && kept < all, "{kept}");
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Fills: of an upstream one per digest, however many clients; it outlives them all.
 
+mod beside;
 mod interest;
 mod running;
 #[cfg(all(test, feature = "schedules"))]
@@ -7,16 +8,16 @@ mod schedules;
 mod segments;
 mod tries;
 
-use std::future::pending;
 use std::sync::Arc;
 
 use crate::oci::{Digest, Hasher};
 use crate::store::{BlobWriter, Finished, Kind};
 use crate::sync::start_task;
-use crate::upstream::{self, Aside, BlobAnswer, Body, Found, Source, Span, pause};
+use crate::upstream::{self, BlobAnswer, Body, Found, Source, Span, pause};
 
 use super::{Mirror, Origin, Refusal, Thing};
 
+use beside::Beside;
 use running::{Begun, Fill, Head};
 use segments::Segments;
 
@@ -30,7 +31,7 @@ struct Start {
     writer: BlobWriter,
     /// `None`: there turned out to be less than it goes on from.
     body: Option<Body>,
-    aside: Option<Aside>,
+    beside: Beside,
 }
 
 /// How a stretch of transfer ended.
@@ -90,7 +91,7 @@ impl Mirror {
 
     /// Returns true if the bytes were wrong and are to be fetched anew, which those who wait have been told.
     async fn fill_once(&self, fill: &Arc<Fill>, last: bool) -> bool {
-        let Start { mut writer, body: mut goes_on, mut aside } = match self.begin_fill(fill).await {
+        let Start { mut writer, body: mut goes_on, mut beside } = match self.begin_fill(fill).await {
             Ok(Some(begun)) => begun,
             Err(error) if !self.0.stopping.is_cancelled() => {
                 self.note_failure(&fill.origin, Thing::Blob(fill.digest.clone()), &error);
@@ -108,34 +109,36 @@ impl Mirror {
         loop {
             let body = match goes_on.take() {
                 Some(body) => body,
-                None => match self.unless_stopping(self.resume(fill, &mut writer, &mut aside, tries.in_vain())).await.flatten() {
-                    Ok(Resumed::GoesOn(body)) => {
-                        self.0.metrics.fill_resumed();
-                        *body
-                    }
-                    Ok(Resumed::Differs(found)) => {
-                        self.0.metrics.resume_mismatched();
-                        return self.reject(fill, writer, found, &Senders { earlier: true, ..senders }, last).await;
-                    }
-                    // Without anyone it does not stand in line.
-                    Err(upstream::Error::Left) => {
-                        if self.0.fills.close(fill) {
-                            self.stop_fill(fill, Some(writer)).await;
-                            return false;
+                None => {
+                    match self.unless_stopping(self.resume(fill, &mut writer, &mut beside, tries.in_vain())).await.flatten() {
+                        Ok(Resumed::GoesOn(body)) => {
+                            self.0.metrics.fill_resumed();
+                            *body
                         }
-                        continue;
-                    }
-                    Err(error) => {
-                        if error.is_final() || self.0.stopping.is_cancelled() || !tries.failed() {
-                            self.give_up(fill, writer, &error).await;
-                            return false;
+                        Ok(Resumed::Differs(found)) => {
+                            self.0.metrics.resume_mismatched();
+                            return self.reject(fill, writer, found, &Senders { earlier: true, ..senders }, last).await;
                         }
-                        continue;
+                        // Without anyone it does not stand in line.
+                        Err(upstream::Error::Left) => {
+                            if self.0.fills.close(fill) {
+                                self.stop_fill(fill, Some(writer)).await;
+                                return false;
+                            }
+                            continue;
+                        }
+                        Err(error) => {
+                            if error.is_final() || self.0.stopping.is_cancelled() || !tries.failed() {
+                                self.give_up(fill, writer, &error).await;
+                                return false;
+                            }
+                            continue;
+                        }
                     }
-                },
+                }
             };
             let mut segments = Segments::new(fill, body, writer.accepted(), self.0.options.blob_connections);
-            let stretch = self.transfer(fill, &mut writer, &mut segments, &mut aside).await;
+            let stretch = self.transfer(fill, &mut writer, &mut segments, &mut beside).await;
             senders.now.extend(segments.into_sources());
             match stretch {
                 Stretch::Complete => return self.finish_fill(fill, writer, &senders, last).await,
@@ -180,6 +183,7 @@ impl Mirror {
     /// left of a blob tells nobody who may not have it that some is here. What it answers is noted whoever has left meanwhile: what is said
     /// to who comes next does not tell whether the bytes are here. `None`: it was not asked, as nobody wants the blob any more.
     async fn begin_fill(&self, fill: &Arc<Fill>) -> Result<Option<Start>, upstream::Error> {
+        self.unless_stopping(self.0.store.counted()).await?;
         let sender = &fill.origin.repository.upstream;
         let start = self.0.store.left_from(sender, &fill.digest).saturating_sub(1);
         let answer = loop {
@@ -196,19 +200,16 @@ impl Mirror {
             self.note_begun(&fill.origin, &fill.digest, size);
             writer.expect(size).await;
         }
-        let (mut body, mut aside) = ((writer.accepted() == offset).then_some(body), None);
+        let (mut body, mut beside) = ((writer.accepted() == offset).then_some(body), Beside::new(fill, writer.growth()));
         // While there is still time for a status.
-        match go_aside(fill, &writer, &mut aside) {
-            Err(upstream::Error::Busy) => {
-                // Others have its place meanwhile.
-                drop(body.take());
-                aside = self.unless_stopping(wait_aside(fill)).await.flatten()?;
-            }
-            gone => gone?,
+        if writer.bypassed().is_some() && beside.take().is_err() {
+            // Others have its place meanwhile.
+            drop(body.take());
+            self.unless_stopping(beside.wait()).await.flatten()?;
         }
         let bypass = writer.bypassed().map(ToString::to_string);
         fill.head.send_replace(Head::Begun(Begun { growth: writer.growth(), bypass, cache_status }));
-        Ok(Some(Start { writer, body, aside }))
+        Ok(Some(Start { writer, body, beside }))
     }
 
     /// Asks once more where that is worth it: a client waits, and has other registries to ask.
@@ -240,13 +241,7 @@ impl Mirror {
     }
 
     /// Moves bytes to `writer` until one of them ends.
-    async fn transfer(
-        &self,
-        fill: &Arc<Fill>,
-        writer: &mut BlobWriter,
-        body: &mut Segments,
-        aside: &mut Option<Aside>,
-    ) -> Stretch {
+    async fn transfer(&self, fill: &Arc<Fill>, writer: &mut BlobWriter, body: &mut Segments, beside: &mut Beside) -> Stretch {
         let (mut permit, mut company) = (None, fill.company.watch());
         // Nobody tells it but the first answer.
         let size = writer.size();
@@ -254,7 +249,9 @@ impl Mirror {
             if writer.is_too_long() {
                 return Stretch::Complete;
             }
-            if let Err(error) = go_aside(fill, writer, aside) {
+            if writer.bypassed().is_some()
+                && let Err(error) = beside.take()
+            {
                 return Stretch::Broken(error);
             }
             // Nobody goes far for nobody, nor for what is not kept.
@@ -266,7 +263,7 @@ impl Mirror {
             tokio::select! {
                 () = self.0.stopping.cancelled() => return Stretch::Stopped,
                 () = company.changed() => {}
-                () = lost(aside) => *aside = None,
+                () = beside.lost() => {}
                 () = writer.progress(), if writer.is_busy() => {}
                 chunk = body.chunk(size), if !writer.is_full() => match chunk {
                     Ok(Some(bytes)) => writer.push(bytes),
@@ -285,14 +282,14 @@ impl Mirror {
         &self,
         fill: &Fill,
         writer: &mut BlobWriter,
-        aside: &mut Option<Aside>,
+        beside: &mut Beside,
         in_vain: u32,
     ) -> Result<Resumed, upstream::Error> {
         if in_vain > 0 {
             pause(in_vain).await;
         }
-        if writer.bypassed().is_some() && aside.is_none() {
-            *aside = wait_aside(fill).await?;
+        if writer.bypassed().is_some() {
+            beside.wait().await?;
         }
         let (at, size) = (writer.accepted(), writer.size());
         let other_size = |told: Option<u64>| told.is_some() && size.is_some() && told != size;
@@ -377,34 +374,5 @@ impl Fill {
 
     async fn ask(&self, span: Option<Span>) -> Result<BlobAnswer, upstream::Error> {
         self.origin.ask().blob(&self.digest, span).await
-    }
-}
-
-/// What is not kept comes as slowly as it is read: others are left room beside such fills.
-fn go_aside(fill: &Fill, writer: &BlobWriter, aside: &mut Option<Aside>) -> Result<(), upstream::Error> {
-    if writer.bypassed().is_some() && aside.is_none() {
-        *aside = if_anyone_reads(fill.origin.upstream().aside(&fill.origin.behalf))?;
-    }
-    Ok(())
-}
-
-/// Likewise, and waits until there is room.
-async fn wait_aside(fill: &Fill) -> Result<Option<Aside>, upstream::Error> {
-    if_anyone_reads(fill.origin.upstream().aside_in_turn(&fill.origin.behalf).await)
-}
-
-/// Nobody is there to read slowly what nobody reads.
-fn if_anyone_reads(aside: Result<Aside, upstream::Error>) -> Result<Option<Aside>, upstream::Error> {
-    match aside {
-        Err(upstream::Error::Left) => Ok(None),
-        aside => aside.map(Some),
-    }
-}
-
-/// Waits until the right to go on so is another's.
-async fn lost(aside: &mut Option<Aside>) {
-    match aside {
-        Some(aside) => drop(aside.lost().await),
-        None => pending().await,
     }
 }

@@ -179,6 +179,14 @@ impl Growing {
         });
     }
 
+    /// Lets go of what is in memory: who reads it has fallen behind.
+    pub(super) fn let_go(&self) {
+        self.progress.send_modify(|progress| {
+            let mut readers = lock(&self.readers);
+            progress.window.drain(..).for_each(|chunk| readers.cut_off(&chunk));
+        });
+    }
+
     pub(super) fn finish(&self, end: End) {
         self.progress.send_if_modified(|progress| {
             let open = progress.end.is_none();
@@ -222,7 +230,8 @@ impl Growing {
     pub(super) fn register(self: &Arc<Self>, at: u64) -> Registration {
         let progress = self.progress.borrow();
         // Who comes after the window has moved on finds a gap behind the file.
-        let gap = progress.window.front().is_some_and(|chunk| chunk.start > progress.filed.max(at));
+        let in_memory_from = progress.window.front().map_or(progress.written, |chunk| chunk.start);
+        let gap = in_memory_from > progress.filed.max(at);
         let cut = progress.cut_at_filed().filter(|_| gap);
         let mut readers = lock(&self.readers);
         let id = readers.next;

@@ -140,6 +140,11 @@ impl Growth {
         self.0.subscribe().borrow().end == Some(End::Verified)
     }
 
+    /// Lets go of what is in memory of a blob that is not kept: who reads that has fallen behind.
+    pub fn let_go(&self) {
+        self.0.let_go();
+    }
+
     /// Up to where the bytes are in a file, and what they hash to: more than anyone has read there.
     #[must_use]
     pub fn filed(&self) -> Option<Cut> {
@@ -345,7 +350,7 @@ impl Follower {
                     Some(read(&file, at, limit).await)
                 }
                 Step::Bytes(mut bytes) => {
-                    bytes.truncate(within(at, end.unwrap_or(u64::MAX)));
+                    bytes.truncate(piece.min(within(at, end.unwrap_or(u64::MAX))));
                     Some(Ok(bytes))
                 }
                 Step::Lagged(cut) => Some(Err(ReadError::Lagged(cut))),

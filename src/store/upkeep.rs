@@ -38,6 +38,15 @@ impl Store {
         }
     }
 
+    /// Waits until all is counted, or that takes longer than anyone waits for the disk: until then nothing is kept, nor gone on with. Who was
+    /// cut off by a restart is back at once.
+    ///
+    /// Cancel safe.
+    pub async fn counted(&self) {
+        let counted = lock(&self.0.books).counted.clone();
+        let _ = timeout(self.0.writes.patience().saturating_sub(self.0.opened.elapsed()), counted.cancelled()).await;
+    }
+
     /// One round of upkeep, due once a minute: abandoned partial files, the floor under the free space, the index.
     pub async fn upkeep(&self) {
         let store = Arc::clone(&self.0);
@@ -74,12 +83,6 @@ impl Shared {
             }
             store.counting.store(false, Ordering::Release);
         });
-    }
-
-    /// Waits until all is counted, or that takes longer than anyone waits for the disk. Who was cut off by a restart is back at once.
-    pub(super) async fn first_counted(&self) {
-        let counted = lock(&self.books).counted.clone();
-        let _ = timeout(self.writes.patience().saturating_sub(self.opened.elapsed()), counted.cancelled()).await;
     }
 
     fn probe(&self) {

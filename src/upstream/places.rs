@@ -1,6 +1,7 @@
 //! How much is asked of an upstream at one time, and by whom.
 
 use std::future::pending;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,8 +33,9 @@ pub(super) struct Places {
 
 struct Asides {
     room: Room,
-    /// For who has as many of them as anyone, and waits until someone leaves his: the first in line has this one seat.
-    next: Room,
+    /// For those who have as many of them as anyone, and wait until someone leaves his. Then each of them tries: who has become one with
+    /// fewer has one given up for him.
+    waiting: Room,
     left: Arc<Notify>,
 }
 
@@ -148,7 +150,7 @@ impl Places {
 
 impl Asides {
     fn new(most: usize) -> Self {
-        Self { room: Room::new(0, most), next: Room::new(1, most.saturating_mul(LINE)), left: Arc::default() }
+        Self { room: Room::new(0, most), waiting: Room::new(0, most.saturating_mul(LINE)), left: Arc::default() }
     }
 
     fn take(&self, askers: &Askers, manner: Manner) -> Result<Aside, Error> {
@@ -157,12 +159,18 @@ impl Asides {
     }
 
     async fn wait(&self, askers: &Askers) -> Result<Aside, Error> {
-        let _first = self.next.take(askers).await?;
+        let mut in_line = self.waiting.stand(askers, Manner::InTurn)?;
+        let mut left = pin!(self.left.notified());
         loop {
+            left.as_mut().enable();
             match self.take(askers, Manner::InTurn) {
-                Err(Error::Busy) => self.left.notified().await,
+                Err(Error::Busy) => tokio::select! {
+                    () = left.as_mut() => {}
+                    why = in_line.ended() => return Err(why.into()),
+                },
                 taken => return taken,
             }
+            left.set(self.left.notified());
         }
     }
 }
@@ -200,7 +208,7 @@ impl Aside {
 
 impl Drop for Left {
     fn drop(&mut self) {
-        self.0.notify_one();
+        self.0.notify_waiters();
     }
 }
 

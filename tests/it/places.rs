@@ -2,6 +2,7 @@
 
 use futures_util::future::join_all;
 use larder::store::{Operation, faults};
+use tokio::task::JoinHandle;
 
 use crate::support::{
     Client, Fault, Image, Match, Registry, Streaming, TestMirror, digest_of, files, get, get_with, noise, stream, until,
@@ -196,14 +197,17 @@ async fn blobs_that_go_past_the_cache_and_are_read_slowly_leave_places_for_other
 // === rights to go at the pace of a reader ===
 
 const LARGE: usize = 24 << 20;
+/// How long one waits for such a right.
+const SHORT: &str = "2s";
+const LONG: &str = "1m";
 const GREEDY: [(&str, &str); 1] = [("x-forwarded-for", "198.51.100.1")];
 const OTHER: [(&str, &str); 1] = [("x-forwarded-for", "198.51.100.2")];
 
 /// One with seven such rights, for blobs that are too large for its cache, and the URL at which it believes for whom it is asked.
-async fn with_seven(upstream: &Registry) -> (TestMirror, String) {
+async fn with_seven(upstream: &Registry, patience: &str) -> (TestMirror, String) {
     let mirror = TestMirror::builder().upstream("docker.io", upstream).listener("proxies = ['127.0.0.1']");
     let options = "upstream.\"docker.io\".max_transfers = 16\ncache.max_size = \"16MiB\"\ncache.min_free = \"0%\"";
-    let mirror = mirror.set(options).set("upstream.\"docker.io\".header_timeout = \"2s\"").start().await;
+    let mirror = mirror.set(options).set(&format!("upstream.\"docker.io\".header_timeout = {patience:?}")).start().await;
     let url = mirror.listening()[1].to_string();
     (mirror, url)
 }
@@ -231,7 +235,7 @@ async fn begin_all(url: &str, digests: &[String], client: &[(&str, &str)]) -> Ve
 async fn who_reads_many_blobs_slowly_past_the_cache_gives_up_some_for_who_comes() {
     let upstream = Registry::start().await;
     let (greedy, others) = (put_large(&upstream, 0..7), put_large(&upstream, 7..11));
-    let (_mirror, url) = with_seven(&upstream).await;
+    let (_mirror, url) = with_seven(&upstream, SHORT).await;
     let slow = begin_all(&url, &greedy, &GREEDY).await;
     let under_way = begin_all(&url, &others[..3], &OTHER).await;
     // There is room for seven, of whom the other has no more than it has itself.
@@ -254,7 +258,7 @@ async fn who_reads_many_blobs_slowly_past_the_cache_gives_up_some_for_who_comes(
 async fn what_finds_no_room_past_the_cache_waits_for_it() {
     let upstream = Registry::start().await;
     let digests = put_large(&upstream, 0..9);
-    let (mirror, url) = with_seven(&upstream).await;
+    let (mirror, url) = with_seven(&upstream, LONG).await;
     let mut slow = begin_all(&url, &digests[..7], &GREEDY).await;
     let last = slow.pop().unwrap();
     let [first, second] = [&digests[7], &digests[8]].map(|digest| format!("{url}{}", path(digest)));
@@ -272,12 +276,66 @@ async fn what_finds_no_room_past_the_cache_waits_for_it() {
     assert_eq!(mirror.metric(SHED), 0);
 }
 
+/// Who waited in front of the line had the next place that was left, however many others of his were there already.
+#[tokio::test]
+async fn whoever_waits_first_who_has_fewest_is_next() {
+    let upstream = Registry::start().await;
+    let (greedy, others) = (put_large(&upstream, 0..20), put_large(&upstream, 20..27));
+    let (_mirror, url) = with_seven(&upstream, LONG).await;
+    let _slow = begin_all(&url, &greedy[..7], &GREEDY).await;
+    let of_greedy = |digest: &String| {
+        let url = format!("{url}{}", path(digest));
+        tokio::spawn(async move { Client::h1().get_with(url, &GREEDY).await.status })
+    };
+    let waiting: Vec<_> = greedy[7..].iter().map(of_greedy).collect();
+    until("they wait", || greedy[7..].iter().all(|digest| upstream.count("GET", digest) == 1)).await;
+    let urls: Vec<_> = others.iter().map(|digest| format!("{url}{}", path(digest))).collect();
+    let answers = join_all(urls.into_iter().map(|url| async move { Client::h1().get_with(url, &OTHER).await })).await;
+    for (seed, answer) in (20..).zip(answers) {
+        assert!(answer.expect(200).body == noise(seed, LARGE));
+    }
+    assert!(waiting.iter().any(|waiting| !waiting.is_finished()), "some of the greedy one's wait on");
+    waiting.iter().for_each(JoinHandle::abort);
+}
+
+/// When all of a blob has come, some of it is still in memory for who reads it slowly: any number of those were there.
+#[tokio::test]
+async fn what_has_come_past_the_cache_takes_its_room_until_it_is_read() {
+    let upstream = Registry::start().await;
+    let (greedy, others) = (put_large(&upstream, 0..8), put_large(&upstream, 8..11));
+    let (mirror, url) = with_seven(&upstream, SHORT).await;
+    let mut slow = begin_all(&url, &greedy[..7], &GREEDY).await;
+    let passed = || mirror.metric("larder_fills_total{outcome=\"passed\"}");
+    let mut taken = [1; 7];
+    for ((done, answer), taken) in (1..).zip(&mut slow).zip(&mut taken) {
+        while passed() < done {
+            *taken += answer.take(256 << 10).await.len();
+            // What it makes room for has time to come.
+            for _ in 0..20 {
+                mirror.get("/v2/").await.expect(200);
+            }
+        }
+        assert!(*taken < LARGE - (2 << 20), "{taken}");
+    }
+    Client::h1().get_with(format!("{url}{}", path(&greedy[7])), &GREEDY).await.expect(503);
+    for (seed, answer) in (8..).zip(begin_all(&url, &others, &OTHER).await) {
+        assert!(answer.rest().await.expect(200).body == noise(seed, LARGE)[1..]);
+    }
+    assert_eq!(greedy[..7].iter().filter(|digest| upstream.count("GET", digest) == 1).count(), 7, "nobody has read on");
+    for (seed, answer) in slow.into_iter().enumerate() {
+        assert!(answer.rest().await.expect(200).body == noise(seed as u64, LARGE)[taken[seed]..]);
+    }
+    let again = greedy[..7].iter().filter(|digest| upstream.count("GET", digest) > 1).count();
+    assert!((1..=3).contains(&again), "{again} were let go and fetched again for who reads them");
+    assert!(Client::h1().get_with(format!("{url}{}", path(&greedy[7])), &GREEDY).await.expect(200).body == noise(7, LARGE));
+}
+
 /// What it reads for itself, as it has fallen behind, comes at its pace as well.
 #[tokio::test]
 async fn who_has_fallen_behind_in_many_blobs_gives_up_some_for_who_comes() {
     let upstream = Registry::start().await;
     let (greedy, others) = (put_large(&upstream, 0..7), put_large(&upstream, 7..10));
-    let (_mirror, url) = with_seven(&upstream).await;
+    let (_mirror, url) = with_seven(&upstream, LONG).await;
     let mut slow = Vec::new();
     for digest in &greedy {
         let mut behind = begin(&url, digest, &GREEDY).await;
@@ -301,7 +359,7 @@ async fn a_blob_that_goes_past_the_cache_from_the_middle_on_is_not_broken_off_fo
     let bytes = noise(7, 4 << 20);
     let other = upstream.put_blob(REPOSITORY, bytes.clone());
     upstream.on(Match::get(&other), Fault::Gate { after: 2 << 20 });
-    let (mirror, url) = with_seven(&upstream).await;
+    let (mirror, url) = with_seven(&upstream, LONG).await;
     let _slow = begin_all(&url, &greedy, &GREEDY).await;
     let answer = begin(&url, &other, &OTHER).await;
     upstream.held(1).await;

@@ -58,7 +58,6 @@ impl BlobWriter {
     /// Begins, or goes on with the first `most` bytes of what an earlier writer left in this partial file: those are hashed again and can
     /// be followed at once. `sent`: an upstream sends it.
     async fn begin(store: Arc<Shared>, digest: Digest, partial: Digest, most: u64, sent: bool) -> Self {
-        store.first_counted().await;
         let (claim, reserved) = {
             let mut books = lock(&store.books);
             let claim = if books.is_counted() {

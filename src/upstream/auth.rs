@@ -11,6 +11,7 @@ use reqwest::Response;
 use crate::clock::{Clock, Timestamp};
 use crate::flight::Flights;
 use crate::oci::RepositoryName;
+use crate::room::Askers;
 
 use super::behalf::{ClientCredential, CredentialKey};
 use super::breaker::{Breaker, Failure, LEFT_ALONE};
@@ -32,6 +33,8 @@ pub(super) struct Auth {
     fetching: Flights<(LoginKey, TokenKey), Result<Token, Error>>,
     /// How token services fare, by realm: one that is down is not waited for by everyone.
     services: moka::sync::Cache<String, Arc<Breaker>>,
+    /// Which of them limit the rate for whom.
+    limited: moka::sync::Cache<(LoginKey, String), Arc<Breaker>>,
     /// How it fares to ask about logins, of which clients make up any number.
     checks: Breaker,
     clock: Clock,
@@ -61,8 +64,9 @@ pub(super) struct Proof {
 }
 
 const NEW: Duration = Duration::from_secs(10);
-/// Token services that are remembered.
+/// Token services that are remembered, and for how many logins they limit the rate.
 const SERVICES: u64 = 100;
+const LIMITED: u64 = 10_000;
 /// A token service that has taken this long to give nothing is not asked again for moments.
 const LONG: Duration = Duration::from_secs(1);
 /// How much memory the tokens may take, and the challenges: how long each is, the upstream says.
@@ -80,34 +84,42 @@ impl Auth {
         let of_token = |(_, key): &(LoginKey, TokenKey), token: &Token| weight(key.weight() + token.header.len());
         let challenges = moka::sync::Cache::builder().max_capacity(CHALLENGE_BYTES).weigher(of_challenge).build();
         let tokens = moka::sync::Cache::builder().max_capacity(TOKEN_BYTES).weigher(of_token).build();
-        let (services, checks) = (moka::sync::Cache::new(SERVICES), Breaker::new(LEFT_ALONE));
-        Self { client, trust, challenges, tokens, fetching: Flights::default(), services, checks, clock }
+        let (services, limited) = (moka::sync::Cache::new(SERVICES), moka::sync::Cache::new(LIMITED));
+        let (fetching, checks) = (Flights::default(), Breaker::new(LEFT_ALONE));
+        Self { client, trust, challenges, tokens, fetching, services, limited, checks, clock }
     }
 
     /// What to show with a request for `repository`, as far as it is known what is wanted.
-    pub(super) async fn proof(&self, login: &Login, repository: &RepositoryName) -> Result<Option<Proof>, Error> {
+    pub(super) async fn proof(
+        &self,
+        login: &Login,
+        repository: &RepositoryName,
+        askers: &Askers,
+    ) -> Result<Option<Proof>, Error> {
         match self.challenges.get(repository) {
-            Some(challenge) => self.meet(&challenge, login).await,
+            Some(challenge) => self.meet(&challenge, login, askers).await,
             None => Ok(None),
         }
     }
 
-    async fn meet(&self, challenge: &Challenge, login: &Login) -> Result<Option<Proof>, Error> {
+    /// What to show where this is wanted.
+    pub(super) async fn meet(&self, challenge: &Challenge, login: &Login, askers: &Askers) -> Result<Option<Proof>, Error> {
         match challenge {
             Challenge::Basic => Ok(login.credential.as_ref().map(|known| Proof { header: known.basic(), asked: None })),
-            Challenge::Bearer(key) => self.token(login, key).await.map(Some),
+            Challenge::Bearer(key) => self.token(login, key, askers).await.map(Some),
         }
     }
 
-    /// The registry has answered 401 to a request that carried `sent`: what to send instead. `None`: there is nothing else to
+    /// The registry has answered 401 to a request that carried `sent`: what it wants instead. `None`: there is nothing else to
     /// show.
-    pub(super) async fn challenged(
+    pub(super) async fn wanted(
         &self,
         login: &Login,
         repository: &RepositoryName,
         headers: &HeaderMap,
         sent: Option<&Proof>,
-    ) -> Result<Option<Proof>, Error> {
+        askers: &Askers,
+    ) -> Result<Option<Challenge>, Error> {
         let told = Challenge::parse(headers);
         let without_a_word = told.is_none();
         let basic_refused = sent.is_some_and(Proof::is_basic);
@@ -116,7 +128,7 @@ impl Auth {
             (Some(Challenge::Basic), _) if login.credential.is_some() && !basic_refused => Challenge::Basic,
             // Some say only at `/v2/` what they want, some offer Basic where tokens alone have rights.
             (_, Some(known @ Challenge::Bearer(_))) => known,
-            _ => match self.ask_base().await?.1 {
+            _ => match self.ask_base(askers).await?.1 {
                 Some(Challenge::Bearer(key)) => {
                     let scope = key.scope.or_else(|| Some(format!("repository:{repository}:pull")));
                     Challenge::Bearer(TokenKey { scope, ..key })
@@ -137,7 +149,7 @@ impl Auth {
             }
         }
         self.challenges.insert(repository.clone(), challenge.clone());
-        self.meet(&challenge, login).await
+        Ok(Some(challenge))
     }
 
     /// A new token for `repository` in place of one that was refused, unless someone has renewed it meanwhile.
@@ -146,9 +158,10 @@ impl Auth {
         login: &Login,
         repository: &RepositoryName,
         sent: Option<&Proof>,
+        askers: &Askers,
     ) -> Result<Option<Proof>, Error> {
         self.forget_if(login.key, repository, |token| sent.is_some_and(|sent| sent.header == token.header));
-        self.proof(login, repository).await
+        self.proof(login, repository, askers).await
     }
 
     /// Throws away the token for `repository` if it is as old as this.
@@ -168,30 +181,32 @@ impl Auth {
     ///
     /// # Errors
     /// It was not shown to anyone.
-    pub(super) async fn check(&self, login: &Login) -> Result<Result<(), Error>, Error> {
-        self.checks.admit(self.clock.now())?;
-        let said = self.ask_about(login).await;
-        match said.clone().flatten() {
-            Err(why @ Error::Unavailable { .. }) => _ = self.checks.failed(self.clock.now(), &why, Failure::Any),
-            Err(Error::NoSocket(_)) => {}
+    pub(super) async fn check(&self, login: &Login, askers: &Askers) -> Result<Result<(), Error>, Error> {
+        self.checks.admit(self.clock.now(), askers)?;
+        let said = self.ask_about(login, askers).await;
+        let failed = |why, of| _ = self.checks.failed(self.clock.now(), why, Failure::Any, of);
+        match &said {
+            Err(Error::NoSocket(_)) | Ok(Err(Error::NoSocket(_))) => {}
+            Err(why @ Error::Unavailable { .. }) => failed(why, None),
+            Ok(Err(why @ Error::Unavailable { .. })) => failed(why, Some(askers)),
             _ => self.checks.succeeded(),
         }
         said
     }
 
-    async fn ask_about(&self, login: &Login) -> Result<Result<(), Error>, Error> {
-        match self.ask_base().await? {
+    async fn ask_about(&self, login: &Login, askers: &Askers) -> Result<Result<(), Error>, Error> {
+        match self.ask_base(askers).await? {
             (_, Some(Challenge::Bearer(key))) => {
                 // That there was a token for it a while ago does not say that it is right today.
                 self.tokens.invalidate(&(login.key, key.clone()));
-                match self.token(login, &key).await {
+                match self.token(login, &key, askers).await {
                     Err(error @ Error::UnlistedTokenHost(_)) => Err(error),
                     said => Ok(said.map(|_| ())),
                 }
             }
             (_, Some(Challenge::Basic)) => {
                 let Some(credential) = &login.credential else { return Ok(Err(refused())) };
-                Ok(self.ask_base_as(credential).await)
+                Ok(self.ask_base_as(credential, askers).await)
             }
             // It is open to everyone, so no login is wrong.
             (200..=299, None) => Ok(Ok(())),
@@ -199,10 +214,10 @@ impl Auth {
         }
     }
 
-    async fn ask_base_as(&self, credential: &Credential) -> Result<(), Error> {
+    async fn ask_base_as(&self, credential: &Credential, askers: &Askers) -> Result<(), Error> {
         let mut headers = HeaderMap::new();
         headers.insert(http::header::AUTHORIZATION, credential.basic());
-        let answer = self.client.get(self.client.base(), headers).await?;
+        let answer = self.client.get(self.client.base(), headers, askers).await?;
         match answer.status().as_u16() {
             401 | 403 => Err(refused()),
             200..=299 => Ok(()),
@@ -216,8 +231,8 @@ impl Auth {
     }
 
     /// The status of `/v2/`, and what it asks for.
-    async fn ask_base(&self) -> Result<(u16, Option<Challenge>), Error> {
-        let answer = self.client.get(self.client.base(), HeaderMap::new()).await?;
+    async fn ask_base(&self, askers: &Askers) -> Result<(u16, Option<Challenge>), Error> {
+        let answer = self.client.get(self.client.base(), HeaderMap::new(), askers).await?;
         match answer.status().as_u16() {
             401 => Ok((401, Challenge::parse(answer.headers()))),
             429 => Err(self.limited(&answer)),
@@ -226,7 +241,7 @@ impl Auth {
         }
     }
 
-    async fn token(&self, login: &Login, key: &TokenKey) -> Result<Proof, Error> {
+    async fn token(&self, login: &Login, key: &TokenKey, askers: &Askers) -> Result<Proof, Error> {
         let held = self.tokens.get(&(login.key, key.clone()));
         if let Some(token) = held.as_ref().filter(|token| self.clock.now() < token.renew_at) {
             return Ok(Proof::of(token));
@@ -237,27 +252,40 @@ impl Auth {
                 _ => error,
             })?;
         let (client, clock, tokens) = (Arc::clone(&self.client), self.clock.clone(), self.tokens.clone());
-        let for_key = (login.key, key.clone());
+        let (for_key, for_realm) = ((login.key, key.clone()), (login.key, key.realm.clone()));
+        let (limited, askers) = (self.limited.clone(), askers.clone());
         let service = self.services.get_with(key.realm.clone(), || Arc::new(Breaker::new(LEFT_ALONE)));
         let fetched = self.fetching.join(for_key.clone(), || async move {
-            service.admit(clock.now())?;
+            limited.get(&for_realm).map_or(Ok(()), |limited| limited.admit(clock.now(), &askers))?;
+            service.admit(clock.now(), &askers)?;
             let began = Instant::now();
-            let fetched = request.send(&client, &clock).await;
+            let fetched = request.send(&client, &clock, &askers).await;
             client.counts.token_asked(&fetched);
+            // What a service says depends on the scope and on the login, both of which clients make up.
             match &fetched {
                 Err(why @ Error::Unavailable { timed_out, .. }) => {
                     let failure = if *timed_out || began.elapsed() >= LONG { Failure::Silent } else { Failure::Any };
-                    service.failed(clock.now(), why, failure);
+                    service.failed(clock.now(), why, failure, Some(&askers));
                 }
                 Err(Error::NoSocket(_)) => {}
                 _ => service.succeeded(),
+            }
+            match &fetched {
+                Err(why @ Error::RateLimited { until }) => {
+                    let limited = limited.get_with(for_realm, || Arc::new(Breaker::new(LEFT_ALONE)));
+                    limited.failed(clock.now(), why, Failure::Told(*until), Some(&askers));
+                }
+                Err(_) => {}
+                Ok(_) => limited.invalidate(&for_realm),
             }
             tokens.insert(for_key, fetched.clone()?);
             fetched
         });
         let fetched = fetched.await.unwrap_or_else(|lost| Err(Error::unavailable(lost.to_string())));
         match (fetched, held) {
-            (Err(Error::Unavailable { .. } | Error::NoSocket(_)), Some(held)) if self.clock.now() < held.expires_at => {
+            (Err(Error::Unavailable { .. } | Error::NoSocket(_) | Error::RateLimited { .. }), Some(held))
+                if self.clock.now() < held.expires_at =>
+            {
                 Ok(Proof::of(&held))
             }
             (fetched, _) => fetched.map(|token| Proof::of(&token)),

@@ -10,6 +10,7 @@ use tokio::time::timeout;
 
 use crate::clock::{Clock, Timestamp};
 use crate::metrics::Fetched;
+use crate::room::Askers;
 
 use super::breaker::{Breaker, Failure, LEFT_ALONE, Seldom};
 use super::counts::Counts;
@@ -124,17 +125,17 @@ impl Client {
         format!("{}{path}", self.base).parse().map_err(|_| Error::unavailable("no URL can be made of the name"))
     }
 
-    /// Whether the upstream itself may be asked.
+    /// Whether the upstream itself may be asked for one of these.
     ///
     /// # Errors
     /// What was wrong when it was asked last.
-    pub(super) fn check(&self) -> Result<(), Error> {
-        self.breaker.check(self.clock.now())
+    pub(super) fn check(&self, askers: &Askers) -> Result<(), Error> {
+        self.breaker.check(self.clock.now(), askers)
     }
 
-    /// The upstream itself is not asked before.
-    pub(super) fn left_alone_until(&self) -> Timestamp {
-        self.breaker.closed_from()
+    /// Until when the upstream itself is not asked, and what was wrong when it was asked last.
+    pub(super) fn left_alone(&self, now: Timestamp) -> Option<(Timestamp, Error)> {
+        self.breaker.open_until(now)
     }
 
     /// The upstream's host and port, to be shown.
@@ -143,14 +144,14 @@ impl Client {
     }
 
     /// One request, no redirect. To the upstream's own origin, or guarded to elsewhere.
-    pub(super) async fn get(&self, url: &Url, headers: HeaderMap) -> Result<Response, Error> {
-        self.send(Method::GET, url, self.is_own(url), headers, None).await
+    pub(super) async fn get(&self, url: &Url, headers: HeaderMap, askers: &Askers) -> Result<Response, Error> {
+        self.send(Method::GET, url, self.is_own(url), headers, None, askers).await
     }
 
     /// Likewise, with a form.
-    pub(super) async fn post(&self, url: &Url, mut headers: HeaderMap, form: String) -> Result<Response, Error> {
+    pub(super) async fn post(&self, url: &Url, mut headers: HeaderMap, form: String, askers: &Askers) -> Result<Response, Error> {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
-        self.send(Method::POST, url, self.is_own(url), headers, Some(form)).await
+        self.send(Method::POST, url, self.is_own(url), headers, Some(form), askers).await
     }
 
     pub(super) fn is_own(&self, url: &Url) -> bool {
@@ -165,6 +166,7 @@ impl Client {
         own: bool,
         headers: HeaderMap,
         body: Option<String>,
+        askers: &Askers,
     ) -> Result<Response, Error> {
         // It would be shown as a credential.
         if !url.username().is_empty() || url.password().is_some() {
@@ -179,7 +181,7 @@ impl Client {
             }
         }
         if own {
-            self.breaker.admit(self.clock.now())?;
+            self.breaker.admit(self.clock.now(), askers)?;
         }
         let client = if own { &self.own } else { &self.elsewhere };
         let request = client.request(method, url.clone()).headers(headers);
@@ -204,7 +206,7 @@ impl Client {
         };
         match &answered {
             Err(Error::NoSocket(why)) => self.has_no_socket(why),
-            _ if own => self.note(&answered, failure),
+            _ if own => self.note(&answered, failure, askers),
             _ => {}
         }
         answered
@@ -239,7 +241,7 @@ impl Client {
     }
 
     /// How the upstream itself fares.
-    fn note(&self, answered: &Result<Response, Error>, failure: Failure<'_>) {
+    fn note(&self, answered: &Result<Response, Error>, failure: Failure<'_>, askers: &Askers) {
         let trouble = match answered {
             Err(error) => error.clone(),
             Ok(response) if matches!(response.status().as_u16(), 502..=504) => {
@@ -248,14 +250,21 @@ impl Client {
             Ok(_) => return self.breaker.succeeded(),
         };
         let now = self.clock.now();
-        if self.breaker.failed(now, &trouble, failure) && self.warned.is_due(now) {
+        let of = matches!(failure, Failure::Of(_)).then_some(askers);
+        if self.breaker.failed(now, &trouble, failure, of) && self.warned.is_due(now) {
             tracing::warn!(host = %self.host(), %trouble, "an upstream does not answer; it is left alone for moments");
         }
     }
 
     /// A request that follows redirects. `Authorization` goes to the upstream's own origin only, and no longer once the way has
     /// led elsewhere: who is there does not choose what is asked in larder's name.
-    pub(super) async fn follow(&self, method: &Method, url: Url, headers: &HeaderMap) -> Result<Followed, Error> {
+    pub(super) async fn follow(
+        &self,
+        method: &Method,
+        url: Url,
+        headers: &HeaderMap,
+        askers: &Askers,
+    ) -> Result<Followed, Error> {
         let (mut at, mut own) = (url, true);
         for _ in 0..=HOPS {
             let mut sent = headers.clone();
@@ -263,7 +272,7 @@ impl Client {
             if !own {
                 sent.remove(header::AUTHORIZATION);
             }
-            let response = self.send(method.clone(), &at, own, sent, None).await?;
+            let response = self.send(method.clone(), &at, own, sent, None, askers).await?;
             let Some(next) = redirect(&at, &response)? else { return Ok(Followed { response, own, at }) };
             at = next;
         }
@@ -338,7 +347,7 @@ mod tests {
             let resolver = Resolver::new(&options, Clock::system(), counts.clone());
             let error = Client::new(url.clone(), &options, true, resolver.clone(), Clock::system(), counts.clone())
                 .unwrap()
-                .get(&url, HeaderMap::new())
+                .get(&url, HeaderMap::new(), &Askers::default())
                 .await
                 .unwrap_err()
                 .to_string();
@@ -353,7 +362,7 @@ mod tests {
                 Clock::system(),
                 counts.clone(),
             );
-            operators.unwrap().get(&url, HeaderMap::new()).await.unwrap_err();
+            operators.unwrap().get(&url, HeaderMap::new(), &Askers::default()).await.unwrap_err();
             assert!(listener.accept().is_ok(), "what an operator has named is");
         }
     }

@@ -9,6 +9,7 @@ use reqwest::Url;
 use crate::clock::{Clock, Timestamp};
 use crate::current::Current;
 use crate::oci::Digest;
+use crate::room::Askers;
 
 use super::LeftAlone;
 use super::accounts::{Account, Accounts};
@@ -81,9 +82,9 @@ impl Endpoint {
 
     /// Whether others are to be asked before it: for the bytes of this blob, or for anything else.
     pub(super) fn is_second_choice(&self, blob: Option<&Digest>) -> bool {
-        let now = self.clock.now();
-        let for_blob = |digest| self.bodies.admit(now).is_err() || self.gave_wrong(digest);
-        self.starts.admit(now).is_err() || blob.is_some_and(for_blob)
+        let (now, anyone) = (self.clock.now(), Askers::default());
+        let for_blob = |digest| self.bodies.admit(now, &anyone).is_err() || self.gave_wrong(digest);
+        self.starts.admit(now, &anyone).is_err() || blob.is_some_and(for_blob)
     }
 
     /// It has begun to answer.
@@ -93,7 +94,7 @@ impl Endpoint {
 
     /// Another has answered what it was asked long before.
     pub(super) fn was_outrun(&self) {
-        self.starts.failed(self.clock.now(), &Error::timed_out("another answered before it"), Failure::Silent);
+        self.starts.failed(self.clock.now(), &Error::timed_out("another answered before it"), Failure::Silent, None);
     }
 
     /// A blob has come, or enough of it.
@@ -106,7 +107,7 @@ impl Endpoint {
         let now = self.clock.now();
         // To wait once more until it falls silent is too much.
         let failure = if matches!(why, Error::Unavailable { timed_out: true, .. }) { Failure::Silent } else { Failure::Any };
-        if self.bodies.failed(now, why, failure) && self.warned.is_due(now) {
+        if self.bodies.failed(now, why, failure, None) && self.warned.is_due(now) {
             tracing::warn!(host = %self.client.host(), %why, "blobs break off; others are asked first for moments");
         }
     }
@@ -124,14 +125,17 @@ impl Endpoint {
     pub(super) fn cool_down(&self, now: Timestamp) -> Duration {
         let budgets = self.budgets.get();
         let limited = budgets.values().map(|budget| lock(budget).admit(Purpose::Blob, now).err().unwrap_or_default());
-        limited.min().unwrap_or_default().max(self.client.left_alone_until()).since(now)
+        let left_alone = self.client.left_alone(now).map(|(until, _)| until);
+        limited.min().max(left_alone).unwrap_or_default().since(now)
     }
 
     /// Until when that is, and why.
     pub(super) fn left_alone(&self, now: Timestamp) -> Option<LeftAlone> {
         let until = now + self.cool_down(now);
-        let why =
-            self.client.check().err().map_or_else(|| "it limits the rate of requests".to_owned(), |error| error.to_string());
+        let why = self
+            .client
+            .left_alone(now)
+            .map_or_else(|| "it limits the rate of requests".to_owned(), |(_, error)| error.to_string());
         (until > now).then_some(LeftAlone { until, why })
     }
 

@@ -204,7 +204,7 @@ impl Upstream {
 
     /// Whether no address is asked at this moment, so that it is in vain to wait for one.
     pub(super) fn is_left_alone(&self, behalf: &Behalf) -> bool {
-        self.usable(behalf).all(|endpoint| endpoint.client.check().is_err())
+        self.usable(behalf).all(|endpoint| endpoint.client.check(&behalf.askers).is_err())
     }
 
     /// Whether an address may be asked for a blob that has not lately given wrong bytes of it.

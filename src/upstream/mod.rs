@@ -263,11 +263,12 @@ impl Upstream {
     /// it is known: [`Error::Credentials`] if it is not.
     pub async fn check_login(&self, client: &ClientCredential, from: IpAddr) -> Result<Result<(), Error>, Error> {
         let endpoints = self.endpoints()?;
-        let place = self.place(&Askers::from(from), false).await?;
+        let askers = Askers::from(from);
+        let place = self.place(&askers, false).await?;
         let login = Login::of(client);
         let mut said = Err(Error::Offline);
         for endpoint in endpoints.iter().filter(|endpoint| endpoint.trusted) {
-            said = endpoint.auth.check(&login).await;
+            said = endpoint.auth.check(&login, &askers).await;
             if !matches!(said.clone().flatten(), Err(Error::Unavailable { .. })) {
                 break;
             }

@@ -5,6 +5,8 @@ use std::time::{Duration, SystemTime};
 use http::{HeaderMap, header};
 use tokio::time::Instant;
 
+use crate::room::Askers;
+
 use super::Upstream;
 use super::auth::Login;
 use super::behalf::ClientCredential;
@@ -36,14 +38,14 @@ impl Upstream {
             for account in accounts.iter().filter(|_| endpoint.trusted) {
                 let begun = Instant::now();
                 let outcome = match account.login().await {
-                    Ok(login) => endpoint.auth.check(&login).await.flatten(),
+                    Ok(login) => endpoint.auth.check(&login, &Askers::default()).await.flatten(),
                     Err(error) => Err(error),
                 };
                 pings.push(Ping { what: format!("{host} as {}", account.label()), outcome, took: begun.elapsed(), date });
             }
             if !endpoint.trusted {
                 let begun = Instant::now();
-                let outcome = endpoint.auth.check(&Login::of(&ClientCredential::nobody())).await.flatten();
+                let outcome = endpoint.auth.check(&Login::of(&ClientCredential::nobody()), &Askers::default()).await.flatten();
                 pings.push(Ping { what: format!("{host} as anonymous"), outcome, took: begun.elapsed(), date });
             }
         }
@@ -52,6 +54,6 @@ impl Upstream {
 }
 
 async fn date(endpoint: &Endpoint) -> Option<SystemTime> {
-    let answer = endpoint.client.get(endpoint.client.base(), HeaderMap::new()).await.ok()?;
+    let answer = endpoint.client.get(endpoint.client.base(), HeaderMap::new(), &Askers::default()).await.ok()?;
     httpdate::parse_http_date(answer.headers().get(header::DATE)?.to_str().ok()?).ok()
 }

@@ -53,7 +53,7 @@ enum Principal {
 impl Upstream {
     /// Asks as each account in turn until one is let in that has not used up its budget.
     pub(super) async fn send_to(&self, endpoint: &Endpoint, question: &Question<'_>) -> Result<Response, Error> {
-        endpoint.client.check()?;
+        endpoint.client.check(&question.behalf.askers)?;
         let (mut limited, mut shut_out): (Option<Timestamp>, Option<Error>) = (None, None);
         for principal in self.principals(question) {
             let admitted = endpoint.budget(principal.key(), |budget| budget.admit(question.purpose, self.clock.now()));
@@ -61,7 +61,6 @@ impl Upstream {
                 Ok(()) => match self.send_as(endpoint, &principal, question).await {
                     Err(Error::RateLimited { until }) => {
                         tracing::warn!(upstream = %self.name, host = %endpoint.client.host(), "the upstream limits the rate of requests; it is left alone for a while");
-                        endpoint.budget(principal.key(), |budget| budget.leave_alone(question.purpose, self.clock.now(), until));
                         until
                     }
                     Err(error @ Error::Credentials(_)) => {
@@ -110,11 +109,12 @@ impl Upstream {
 
     /// Sends it, proving who we are when asked to, and tells the good answers from the others.
     async fn send_with(&self, endpoint: &Endpoint, login: &Login, question: &Question<'_>) -> Result<Response, Error> {
-        let Question { method, repository, path, headers, purpose, .. } = question;
+        let Question { method, repository, path, headers, purpose, behalf, .. } = question;
+        let askers = &behalf.askers;
         let url: Url = endpoint.client.url(path)?;
         let mut headers = headers.clone();
         let began = self.clock.now();
-        let mut sent = endpoint.auth.proof(login, repository).await?;
+        let mut sent = endpoint.auth.proof(login, repository, askers).await?;
         let (mut tries, mut asked_again) = (3, false);
         loop {
             match &sent {
@@ -125,7 +125,7 @@ impl Upstream {
             let short = question.shortcut.and_then(|shortcut| shortcut.of(endpoint));
             let from = short.as_ref().unwrap_or(&url).clone();
             let (asked, mut span) = (Instant::now(), self.span(endpoint, question));
-            let followed = endpoint.client.follow(method, from, &headers).await;
+            let followed = endpoint.client.follow(method, from, &headers, askers).await;
             let outcome = followed.as_ref().map(|followed| followed.response.status());
             match outcome {
                 Ok(status) => span.number("http.response.status_code", status.as_u16()),
@@ -154,7 +154,11 @@ impl Upstream {
             match response.status() {
                 // First with nothing or what is held, then with what is asked for, then with what `/v2/` wants.
                 StatusCode::UNAUTHORIZED if own && tries > 0 => {
-                    let better = endpoint.auth.challenged(login, repository, response.headers(), sent.as_ref()).await?;
+                    let wanted = endpoint.auth.wanted(login, repository, response.headers(), sent.as_ref(), askers).await;
+                    let better = match self.heeding(endpoint, login, question, wanted)? {
+                        Some(challenge) => endpoint.auth.meet(&challenge, login, askers).await?,
+                        None => None,
+                    };
                     if better.is_none() || (better == sent && sent.as_ref().is_some_and(Proof::is_basic)) {
                         return self.judge(&response, own, login.key, sent.as_ref()).map(|()| response);
                     }
@@ -166,7 +170,7 @@ impl Upstream {
                 StatusCode::FORBIDDEN
                     if own && tries > 0 && sent.as_ref().is_some_and(|sent| !sent.is_basic() && !sent.is_token_since(began)) =>
                 {
-                    sent = endpoint.auth.renewed(login, repository, sent.as_ref()).await?;
+                    sent = endpoint.auth.renewed(login, repository, sent.as_ref(), askers).await?;
                     tries = 0;
                 }
                 // The signature of a redirect has expired: the registry makes a new one.
@@ -174,9 +178,26 @@ impl Upstream {
                     asked_again = true;
                     self.counts.redirect_refreshed();
                 }
-                _ => return self.judge(&response, own, login.key, sent.as_ref()).map(|()| response),
+                _ => {
+                    let judged = self.judge(&response, own, login.key, sent.as_ref());
+                    return self.heeding(endpoint, login, question, judged).map(|()| response);
+                }
             }
         }
+    }
+
+    /// Where someone on the way to the answer limits the rate, nothing more is asked so for as long as it says.
+    fn heeding<T>(
+        &self,
+        endpoint: &Endpoint,
+        login: &Login,
+        question: &Question<'_>,
+        said: Result<T, Error>,
+    ) -> Result<T, Error> {
+        if let Err(Error::RateLimited { until }) = &said {
+            endpoint.budget(login.key, |budget| budget.leave_alone(question.purpose, self.clock.now(), *until));
+        }
+        said
     }
 
     fn span(&self, endpoint: &Endpoint, question: &Question<'_>) -> Span {

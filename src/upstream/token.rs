@@ -10,6 +10,7 @@ use reqwest::Url;
 use serde::Deserialize;
 
 use crate::clock::{Clock, Timestamp};
+use crate::room::Askers;
 
 use super::budget::cool_down;
 use super::challenge::TokenKey;
@@ -72,19 +73,19 @@ impl Request {
         Ok(Self { realm, service: key.service.clone(), scopes, credential: credential.cloned() })
     }
 
-    pub(super) async fn send(self, client: &Client, clock: &Clock) -> Result<Token, Error> {
-        let said = tokio::time::timeout(TIMEOUT, self.send_and_judge(client, clock)).await;
+    pub(super) async fn send(self, client: &Client, clock: &Clock, askers: &Askers) -> Result<Token, Error> {
+        let said = tokio::time::timeout(TIMEOUT, self.send_and_judge(client, clock, askers)).await;
         said.unwrap_or_else(|_| Err(Error::timed_out("the token service does not answer")))
     }
 
-    async fn send_and_judge(&self, client: &Client, clock: &Clock) -> Result<Token, Error> {
+    async fn send_and_judge(&self, client: &Client, clock: &Clock, askers: &Askers) -> Result<Token, Error> {
         let refused = || Error::Credentials("its token service does not take them".into());
-        match self.ask(client, clock, &self.scopes).await? {
+        match self.ask(client, clock, &self.scopes, askers).await? {
             Said::Token(token) => Ok(token),
             Said::No(_) if self.credential.is_none() => Err(Error::Denied),
             // ghcr.io says so of what is private or absent, and of a wrong password as well. Asked for nothing in particular, it
             // can only mean the password.
-            Said::No(403) if !self.scopes.is_empty() => match self.ask(client, clock, &[]).await? {
+            Said::No(403) if !self.scopes.is_empty() => match self.ask(client, clock, &[], askers).await? {
                 Said::Token(_) => Err(Error::Denied),
                 Said::No(_) => Err(refused()),
             },
@@ -92,17 +93,17 @@ impl Request {
         }
     }
 
-    async fn ask(&self, client: &Client, clock: &Clock, scopes: &[String]) -> Result<Said, Error> {
+    async fn ask(&self, client: &Client, clock: &Clock, scopes: &[String], askers: &Askers) -> Result<Said, Error> {
         let identity_token = self.credential.as_ref().and_then(Credential::identity_token);
         let mut headers = HeaderMap::new();
         headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
         let asked = clock.now();
         // No redirect is followed: the answer is either here or not to be had.
         let mut response = match (identity_token, &self.credential) {
-            (Some(token), _) => client.post(&self.realm, headers, self.form(token, scopes)).await?,
+            (Some(token), _) => client.post(&self.realm, headers, self.form(token, scopes), askers).await?,
             (None, credential) => {
                 credential.iter().for_each(|credential| _ = headers.insert(AUTHORIZATION, credential.basic()));
-                client.get(&self.with_query(scopes), headers).await?
+                client.get(&self.with_query(scopes), headers, askers).await?
             }
         };
         match response.status().as_u16() {

@@ -64,6 +64,7 @@ mod pins;
 mod places;
 mod prefetch;
 mod proofs;
+mod provoked;
 mod proxied;
 mod proxies;
 mod public;

@@ -55,6 +55,7 @@ pub struct Match {
     part: String,
     ranged: bool,
     authorized: bool,
+    query: String,
     account: Option<String>,
     skip: usize,
     times: usize,
@@ -155,7 +156,22 @@ impl Match {
     }
 
     fn new(listener: Listener, method: Option<Method>, part: impl Into<String>) -> Self {
-        Self { listener, method, part: part.into(), ranged: false, authorized: false, account: None, skip: 0, times: usize::MAX }
+        Self {
+            listener,
+            method,
+            part: part.into(),
+            query: String::new(),
+            ranged: false,
+            authorized: false,
+            account: None,
+            skip: 0,
+            times: usize::MAX,
+        }
+    }
+
+    /// Only those whose query contains `part`.
+    pub fn asking(self, part: &str) -> Self {
+        Self { query: part.to_owned(), ..self }
     }
 
     /// Only those with a `Range`.
@@ -187,6 +203,7 @@ impl Match {
         self.listener == request.listener
             && self.method.as_ref().is_none_or(|method| *method == request.method)
             && request.path.contains(&self.part)
+            && request.query.contains(&self.query)
             && (!self.ranged || request.range().is_some())
             && (!self.authorized || request.authorization().is_some())
             && self.account.as_ref().is_none_or(|account| *account == request.account)

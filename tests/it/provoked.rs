@@ -1,0 +1,118 @@
+//! Who makes up what an upstream, or its token service, fails at: that keeps nobody else from it.
+
+use crate::support::{
+    ANONYMOUS, Answer, Auth, Client, Fault, Image, Like, Match, Registry, Setup, StoppedMirror, TestMirror, basic,
+};
+
+const HOST: &str = "hub.mirror.test";
+const ATTACKER: (&str, &str) = ("x-forwarded-for", "198.51.100.1");
+const OTHER: (&str, &str) = ("x-forwarded-for", "198.51.100.2");
+
+/// One that believes for whom it is asked.
+struct Provoked {
+    upstream: Registry,
+    mirror: TestMirror,
+}
+
+impl Provoked {
+    async fn start(upstream: Registry, mirror: StoppedMirror) -> Self {
+        Self { upstream, mirror: mirror.listener("proxies = ['127.0.0.1']").start().await }
+    }
+
+    async fn get(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
+        Client::h1().get_with(format!("{}{path}", self.mirror.listening()[1]), headers).await
+    }
+
+    /// Between what someone asks of repositories that he makes up, another has images that nobody has asked for before.
+    async fn others_pull(&self, refused: &[u16]) {
+        for n in 0..3 {
+            let image = Image::new(n).layers(&[1000]).put(&self.upstream, &format!("library/app{n}"), "latest");
+            for path in [image.tag_path("latest"), image.blob_path(&image.layers[0])] {
+                for again in 0..4 {
+                    let made_up = format!("/v2/evil/n{n}-{again}/manifests/latest");
+                    let answer = self.get(&made_up, &[ATTACKER]).await;
+                    assert!(refused.contains(&answer.status), "{}", answer.text());
+                }
+                self.get(&path, &[OTHER]).await.expect(200);
+            }
+        }
+    }
+}
+
+async fn with_tokens() -> Registry {
+    Registry::with(Setup { auth: Auth::Bearer { user: None, expires_in: Some(300) }, ..Setup::default() }).await
+}
+
+/// Three paths that a gateway had nothing behind kept everyone from the registry.
+#[tokio::test]
+async fn paths_at_which_an_upstream_fails_keep_nobody_else_from_it() {
+    for status in [502, 504] {
+        let upstream = Registry::start().await;
+        upstream.on(Match::any("/evil/"), Fault::status(status));
+        let mirror = TestMirror::builder().upstream("docker.io", &upstream);
+        let provoked = Provoked::start(upstream, mirror).await;
+        provoked.others_pull(&[502]).await;
+        assert!(provoked.upstream.count("GET", "/evil/") <= 3 * 3 * 6, "he himself is kept out for moments");
+    }
+}
+
+#[tokio::test]
+async fn repositories_at_which_a_token_service_fails_keep_nobody_else_from_its_tokens() {
+    for status in [422, 500] {
+        let upstream = with_tokens().await;
+        upstream.on(Match::token().asking("evil"), Fault::status(status));
+        let mirror = TestMirror::builder().upstream("docker.io", &upstream);
+        Provoked::start(upstream, mirror).await.others_pull(&[404, 502]).await;
+    }
+}
+
+/// Everything that was asked as this account was left alone, also what needs no new token.
+#[tokio::test]
+async fn repositories_for_which_a_token_service_limits_the_rate_keep_nobody_else_from_its_tokens() {
+    let upstream = with_tokens().await;
+    upstream.on(Match::token().asking("evil"), Fault::answer(429, &[("retry-after", "60")], ""));
+    let mirror = TestMirror::builder().upstream("docker.io", &upstream);
+    let provoked = Provoked::start(upstream, mirror).await;
+    provoked.others_pull(&[429]).await;
+    assert!(provoked.upstream.count("GET", "/evil/") <= 24);
+}
+
+/// While a service limits the rate it is asked by a few who find that out, and then by nobody; but who needs no new token is served.
+#[tokio::test]
+async fn a_token_service_that_limits_the_rate_for_several_is_asked_by_nobody_and_what_needs_no_token_comes() {
+    let upstream = with_tokens().await;
+    let image = Image::new(1).layers(&[1000]).put(&upstream, "library/app", "latest");
+    let mirror = TestMirror::builder().upstream("docker.io", &upstream);
+    let provoked = Provoked::start(upstream, mirror).await;
+    provoked.get(&image.tag_path("latest"), &[OTHER]).await.expect(200);
+    provoked.upstream.on(Match::token(), Fault::answer(429, &[("retry-after", "60")], ""));
+    provoked.upstream.forget_requests();
+    for n in 0..20 {
+        let from = format!("198.51.100.{n}");
+        let path = format!("/v2/library/other{n}/manifests/latest");
+        provoked.get(&path, &[("x-forwarded-for", &from)]).await.expect(429);
+    }
+    assert_eq!(provoked.upstream.token_requests(), 3);
+    provoked.get(&image.blob_path(&image.layers[0]), &[ATTACKER]).await.expect(200);
+}
+
+/// Who makes up logins at which the service fails kept everyone from logging in.
+#[tokio::test]
+async fn logins_at_which_a_token_service_fails_keep_nobody_else_out() {
+    for status in [422, 500] {
+        let upstream =
+            Registry::with(Like::DockerHub.setup().login("alice", "canary-of-alice").login("bob", "canary-of-bob")).await;
+        upstream.on(Match::token().by(ANONYMOUS), Fault::status(status));
+        let mirror = TestMirror::builder().gate("docker.io", &upstream, HOST);
+        let provoked = Provoked::start(upstream, mirror).await;
+        for (user, password) in [("alice", "canary-of-alice"), ("bob", "canary-of-bob")] {
+            for n in 0..10 {
+                let made_up = basic(&format!("evil-{user}-{n}"), "x");
+                let answer = provoked.get("/token", &[("host", HOST), ("authorization", &made_up), ATTACKER]).await;
+                assert!([401, 503].contains(&answer.status), "{}", answer.text());
+            }
+            let right = basic(user, password);
+            provoked.get("/token", &[("host", HOST), ("authorization", &right), OTHER]).await.expect(200);
+        }
+    }
+}

@@ -1,6 +1,7 @@
 //! Fills: of an upstream one per digest, however many clients; it outlives them all.
 
 mod beside;
+mod brought;
 mod interest;
 mod running;
 #[cfg(all(test, feature = "schedules"))]

@@ -2,16 +2,17 @@
 //! after, a segment each. The bytes are taken in their order, so that who reads at the front never waits for the end.
 
 use std::collections::VecDeque;
+use std::future::pending;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::upstream::{Aside, Body, Error, Shortcut, Source, Span};
 
+use super::brought::{Bringing, Brought, pipe};
 use super::running::Fill;
 
 /// The bytes of a blob from one place on.
@@ -38,7 +39,7 @@ enum Front {
 /// A part of the blob, on its way into memory.
 struct Segment {
     span: Range<u64>,
-    bytes: mpsc::UnboundedReceiver<Result<Bytes, Error>>,
+    brought: Brought,
     /// Has the right to it as long as it is there, which bounds also what is in memory, of all fills of an upstream.
     _task: AbortOnDropHandle<()>,
 }
@@ -98,13 +99,13 @@ impl Segments {
             let next = self.ahead.front_mut().filter(|next| next.span.start == self.at);
             match (&mut self.front, next) {
                 // The body is let go when there is something in its place.
-                (Front::Body(..), Some(next)) => match next.bytes.recv().await {
-                    Some(Ok(bytes)) => {
+                (Front::Body(..), Some(next)) => match next.brought.next().await {
+                    Ok(Some(bytes)) => {
                         self.at += bytes.len() as u64;
                         self.take_next();
                         return Ok(Some(bytes));
                     }
-                    Some(Err(_)) | None => self.go_on_alone(),
+                    Err(_) | Ok(None) => self.go_on_alone(),
                 },
                 (Front::Body(body, beyond), None) => {
                     let bytes = match beyond.take() {
@@ -129,7 +130,7 @@ impl Segments {
                     self.take_next();
                 }
                 (Front::Segment(segment), _) => {
-                    let bytes = segment.bytes.recv().await.ok_or_else(Error::ended_early)??;
+                    let bytes = segment.brought.next().await?.ok_or_else(Error::ended_early)?;
                     self.at += bytes.len() as u64;
                     return Ok(Some(bytes));
                 }
@@ -187,26 +188,24 @@ impl Segments {
     }
 
     fn segment(&self, span: Range<u64>, mut aside: Aside) -> Segment {
-        let (send, bytes) = mpsc::unbounded_channel();
+        let (bringing, brought) = pipe();
         let (fill, sources, shortcut) = (Arc::clone(&self.fill), Arc::clone(&self.sources), Arc::clone(&self.shortcut));
         let asked = Span { start: span.start, end: Some(span.end) };
         let task = tokio::spawn(async move {
-            let brought = tokio::select! {
-                brought = bring(&fill, asked, &shortcut, &sources, &send) => brought,
-                error = aside.lost() => {
-                    // Nobody may be there any more.
-                    let _ = send.send(Err(error));
-                    return;
+            let all = async {
+                match bring(&fill, asked, &shortcut, &sources, &bringing).await {
+                    Ok(()) => bringing.end(),
+                    Err(error) => bringing.fail(error),
                 }
+                // It is in memory until it is taken.
+                pending::<()>().await;
             };
-            if let Err(error) = brought {
-                let _ = send.send(Err(error));
+            tokio::select! {
+                () = all => {}
+                error = aside.lost() => bringing.lose(error),
             }
-            drop(send);
-            // What it has brought is in memory until it is taken.
-            aside.lost().await;
         });
-        Segment { span, bytes, _task: AbortOnDropHandle::new(task) }
+        Segment { span, brought, _task: AbortOnDropHandle::new(task) }
     }
 }
 
@@ -215,7 +214,7 @@ async fn bring(
     span: Span,
     shortcut: &Shortcut,
     sources: &Mutex<Vec<Source>>,
-    send: &mpsc::UnboundedSender<Result<Bytes, Error>>,
+    bringing: &Bringing,
 ) -> Result<(), Error> {
     let length = span.end.unwrap_or(span.start) - span.start;
     let answer = fill.origin.ask().part_of_blob(&fill.digest, span, shortcut).await?;
@@ -229,9 +228,7 @@ async fn bring(
         let mut bytes = body.chunk().await?.ok_or_else(Error::ended_early)?;
         bytes.truncate(missing);
         missing -= bytes.len();
-        if send.send(Ok(bytes)).is_err() {
-            break;
-        }
+        bringing.push(bytes);
     }
     Ok(())
 }

@@ -142,14 +142,14 @@ impl Cause {
             Refusal::NotAllowed(_) => Self::NotAllowed,
             Refusal::TooManyLogins { .. } => Self::TooManyLogins,
             Refusal::WrongContent(_) => Self::WrongContent,
-            Refusal::Upstream(error) => match error {
+            Refusal::Upstream(error) => match error.cause() {
                 Error::NotFound | Error::Left => return None,
                 Error::Unsupported(_) => Self::Unsupported,
                 Error::Denied => Self::Denied,
                 Error::Credentials(_) | Error::UnlistedTokenHost(_) => Self::Credentials,
                 Error::RateLimited { .. } => Self::RateLimited,
                 Error::QuotaSpent { .. } => Self::QuotaSpent,
-                Error::Unavailable { .. } | Error::RefusedElsewhere(_) => Self::Unavailable,
+                Error::Unavailable { .. } | Error::RefusedElsewhere(_) | Error::LeftAlone(_) => Self::Unavailable,
                 Error::NoSocket(_) => Self::NoSocket,
                 Error::Busy => Self::Busy,
                 Error::Loop => Self::Loop,

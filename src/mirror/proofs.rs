@@ -91,8 +91,6 @@ impl Mirror {
             return self.ask_for_proof(origin, digest, kind, by, false).await.map(Proven::Now);
         };
         let now = self.0.clock.now();
-        // Where nobody is asked it costs nothing to try.
-        let in_vain = origin.ask().is_in_vain();
         let why = match self.0.unasked.get(&origin.view()).filter(|unasked| now < unasked.until) {
             Some(unasked) => unasked.why,
             None => match self.in_time(self.ask_for_proof(origin, digest, kind, By::Head, true)).await {
@@ -103,7 +101,8 @@ impl Mirror {
                 Ok(_) => upstream::Error::something_else().into(),
                 Err(Refusal::Upstream(error)) if error.is_definitive() => return Err(error.into()),
                 Err(why) => {
-                    if !in_vain {
+                    // Where nobody is asked it costs nothing to try.
+                    if !matches!(why, Refusal::Upstream(upstream::Error::LeftAlone(_))) {
                         self.0.unasked.insert(origin.view(), Unasked { until: now + WAIT, why: why.clone() });
                     }
                     why

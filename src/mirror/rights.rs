@@ -135,7 +135,12 @@ impl Mirror {
             {
                 Ok(())
             }
-            Err(error @ (upstream::Error::RateLimited { .. } | upstream::Error::Busy | upstream::Error::Left)) => Err(error),
+            Err(
+                error @ (upstream::Error::RateLimited { .. }
+                | upstream::Error::LeftAlone(_)
+                | upstream::Error::Busy
+                | upstream::Error::Left),
+            ) => Err(error),
             _ => Err(upstream::Error::something_else()),
         }
     }

@@ -151,8 +151,6 @@ impl Mirror {
     }
 
     async fn check_tag_and_note(self, origin: Origin, tag: Tag, seen: Option<TagRecord>) -> Result<Checked, Refusal> {
-        // Where nobody is asked it costs nothing to try.
-        let in_vain = origin.ask().is_in_vain();
         let checked = self.check_tag_now(&origin, &tag, seen.as_ref()).await;
         let (key, now) = ((origin.view(), tag), self.0.clock.now());
         match &checked {
@@ -161,19 +159,20 @@ impl Mirror {
                 self.0.held_off.answered(&key, now);
                 self.forget_tag(&origin, &key.1, error);
             }
-            // A loop is one of the way that this request has come; another may come by another.
+            // A loop is one of the way that this request has come; another may come by another. Where nobody is asked it costs nothing to
+            // try.
             Err(
                 Refusal::Upstream(
                     upstream::Error::Offline
                     | upstream::Error::Loop
+                    | upstream::Error::LeftAlone(_)
                     | upstream::Error::Busy
                     | upstream::Error::Left
                     | upstream::Error::NoSocket(_),
                 )
                 | Refusal::Interrupted,
             ) => {}
-            Err(why) if !in_vain => self.0.held_off.failed(key, now, why),
-            Err(_) => {}
+            Err(why) => self.0.held_off.failed(key, now, why),
         }
         checked
     }

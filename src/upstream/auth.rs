@@ -66,7 +66,7 @@ pub(super) struct Proof {
 const NEW: Duration = Duration::from_secs(10);
 /// Token services that are remembered, and for how many logins they limit the rate.
 const SERVICES: u64 = 100;
-const LIMITED: u64 = 10_000;
+const LIMITED: u64 = 1_000;
 /// A token service that has taken this long to give nothing is not asked again for moments.
 const LONG: Duration = Duration::from_secs(1);
 /// How much memory the tokens may take, and the challenges: how long each is, the upstream says.
@@ -186,7 +186,7 @@ impl Auth {
         let said = self.ask_about(login, askers).await;
         let failed = |why, of| _ = self.checks.failed(self.clock.now(), why, Failure::Any, of);
         match &said {
-            Err(Error::NoSocket(_)) | Ok(Err(Error::NoSocket(_))) => {}
+            Err(Error::NoSocket(_) | Error::LeftAlone(_)) | Ok(Err(Error::NoSocket(_) | Error::LeftAlone(_))) => {}
             Err(why @ Error::Unavailable { .. }) => failed(why, None),
             Ok(Err(why @ Error::Unavailable { .. })) => failed(why, Some(askers)),
             _ => self.checks.succeeded(),
@@ -267,7 +267,7 @@ impl Auth {
                     let failure = if *timed_out || began.elapsed() >= LONG { Failure::Silent } else { Failure::Any };
                     service.failed(clock.now(), why, failure, Some(&askers));
                 }
-                Err(Error::NoSocket(_)) => {}
+                Err(Error::NoSocket(_) | Error::LeftAlone(_)) => {}
                 _ => service.succeeded(),
             }
             match &fetched {
@@ -276,15 +276,16 @@ impl Auth {
                     limited.failed(clock.now(), why, Failure::Told(*until), Some(&askers));
                 }
                 Err(_) => {}
-                Ok(_) => limited.invalidate(&for_realm),
+                Ok(_) => limited.get(&for_realm).iter().for_each(|limited| limited.succeeded_for(&askers)),
             }
             tokens.insert(for_key, fetched.clone()?);
             fetched
         });
         let fetched = fetched.await.unwrap_or_else(|lost| Err(Error::unavailable(lost.to_string())));
         match (fetched, held) {
-            (Err(Error::Unavailable { .. } | Error::NoSocket(_) | Error::RateLimited { .. }), Some(held))
-                if self.clock.now() < held.expires_at =>
+            (Err(error), Some(held))
+                if matches!(error.cause(), Error::Unavailable { .. } | Error::NoSocket(_) | Error::RateLimited { .. })
+                    && self.clock.now() < held.expires_at =>
             {
                 Ok(Proof::of(&held))
             }

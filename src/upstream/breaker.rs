@@ -15,7 +15,8 @@ use super::error::Error;
 /// goes through, and what becomes of it decides.
 ///
 /// What is asked for, clients make up, and some of them what fails. So a failure that depends on it opens the breaker for those alone
-/// who have asked; others find out for themselves. Only that it keeps several waiting, or wants them to wait, is believed for everyone.
+/// who have asked; others find out for themselves, and it shows that someone is there. Only that it keeps several waiting, or wants them to
+/// wait, is believed for everyone.
 pub(super) struct Breaker {
     /// For so long it is open the first time; then for twice as long each time.
     shortest: Duration,
@@ -83,7 +84,7 @@ impl Breaker {
     /// Whether something that is sent at once may be asked at `now`, for one of these.
     ///
     /// # Errors
-    /// What the last failure was.
+    /// [`Error::LeftAlone`].
     pub(super) fn admit(&self, now: Timestamp, askers: &Askers) -> Result<(), Error> {
         let mut state = self.lock();
         let state = &mut *state;
@@ -100,16 +101,17 @@ impl Breaker {
     /// Whether it is worth preparing to ask something at `now`, for one of these.
     ///
     /// # Errors
-    /// What the last failure was.
+    /// [`Error::LeftAlone`].
     pub(super) fn check(&self, now: Timestamp, askers: &Askers) -> Result<(), Error> {
         self.lock().check(now, askers).map(drop)
     }
 
-    /// Until when nothing is asked for everyone, or else for those who have asked last, and what the last failure was.
+    /// Until when nothing is asked for everyone, or for several, and what the last failure was.
     pub(super) fn open_until(&self, now: Timestamp) -> Option<(Timestamp, Error)> {
         let state = self.lock();
-        let open = |gate: &Gate| gate.check(now).err().map(|why| (gate.closed_from, why));
-        open(&state.everyone).or_else(|| state.askers.values().filter_map(open).max_by_key(|(until, _)| *until))
+        let open = |gate: &Gate| gate.check(now).err().map(|why| (gate.closed_from, why.clone()));
+        let several = state.are_several(|gate| gate.check(now).is_err()).then(|| state.askers.values().filter_map(open));
+        open(&state.everyone).or_else(|| several?.max_by_key(|(until, _)| *until))
     }
 
     pub(super) fn succeeded(&self) {
@@ -119,14 +121,26 @@ impl Breaker {
         }
     }
 
+    /// Likewise, of one thing or another that they have asked for: what others were told is still so.
+    pub(super) fn succeeded_for(&self, askers: &Askers) {
+        let mut state = self.lock();
+        if state.everyone.failures > 0 || !state.askers.is_empty() {
+            state.everyone = Gate::default();
+            askers.answerable().into_iter().for_each(|who| _ = state.askers.remove(&crowd(who, SMALLEST)));
+        }
+    }
+
     /// `of`: those who have asked, where it depends on what they have asked for. Returns true if this opens it, for anyone.
     pub(super) fn failed(&self, now: Timestamp, why: &Error, failure: Failure<'_>, of: Option<&Askers>) -> bool {
         let mut state = self.lock();
         let state = &mut *state;
-        // Once it is open, whatever tries decides.
-        let Some(askers) = of.filter(|_| state.everyone.failures < FEW) else {
-            return state.everyone.failed(now, why, failure, self.shortest);
-        };
+        let Some(askers) = of else { return state.everyone.failed(now, why, failure, self.shortest) };
+        if state.everyone.failures >= FEW {
+            if lets_wait(why) {
+                return state.everyone.failed(now, why, failure, self.shortest);
+            }
+            state.everyone = Gate::default();
+        }
         let mut opened = false;
         for who in askers.answerable() {
             let who = crowd(who, SMALLEST);
@@ -137,10 +151,7 @@ impl Breaker {
                 opened |= state.askers.entry(who).or_default().failed(now, why, failure, self.shortest);
             }
         }
-        let kept_waiting = |gate: &Gate| now < gate.closed_from && gate.why.as_ref().is_some_and(lets_wait);
-        let kept_waiting = state.askers.iter().filter(|(_, gate)| kept_waiting(gate));
-        let several = kept_waiting.map(|((who, _), _)| crowd(*who, SIZES[0])).collect::<BTreeSet<_>>().len() >= SEVERAL;
-        if opened && several {
+        if opened && state.are_several(|gate| gate.check(now).is_err_and(lets_wait)) {
             let failure = if let Failure::Told(_) = failure { failure } else { Failure::Silent };
             state.everyone.failed(now, why, failure, self.shortest);
         }
@@ -162,25 +173,32 @@ fn lets_wait(why: &Error) -> bool {
 impl State {
     /// For whom it may be asked.
     fn check(&self, now: Timestamp, askers: &Askers) -> Result<Crowd, Error> {
-        self.everyone.check(now)?;
-        let mut refused = None;
+        let refused = |why: &Error| Error::LeftAlone(Box::new(why.clone()));
+        self.everyone.check(now).map_err(refused)?;
+        let mut outcome = Err(Error::Left);
         for who in askers.answerable() {
             let who = crowd(who, SMALLEST);
             match self.askers.get(&who).map_or(Ok(()), |gate| gate.check(now)) {
                 Ok(()) => return Ok(who),
-                Err(why) => refused = refused.or(Some(why)),
+                Err(why) => outcome = Err(refused(why)),
             }
         }
-        Err(refused.unwrap_or(Error::Left))
+        outcome
+    }
+
+    /// Whether those of whom this is so are in several networks, and not one who has several.
+    fn are_several(&self, are: impl Fn(&Gate) -> bool) -> bool {
+        let networks = self.askers.iter().filter(|(_, gate)| are(gate)).map(|((who, _), _)| crowd(*who, SIZES[0]));
+        networks.collect::<BTreeSet<_>>().len() >= SEVERAL
     }
 }
 
 // === impl Gate ===
 
 impl Gate {
-    fn check(&self, now: Timestamp) -> Result<(), Error> {
+    fn check(&self, now: Timestamp) -> Result<(), &Error> {
         match &self.why {
-            Some(why) if now < self.closed_from => Err(why.clone()),
+            Some(why) if now < self.closed_from => Err(why),
             _ => Ok(()),
         }
     }
@@ -254,7 +272,7 @@ mod tests {
         assert!(!breaker.failed(start, &WHY, Failure::Any, None));
         assert!(breaker.admit(start, &anyone).is_ok());
         assert!(breaker.failed(start, &WHY, Failure::Any, None), "the third in a row");
-        assert_eq!(breaker.admit(start, &anyone), Err(WHY));
+        assert_eq!(breaker.admit(start, &anyone), Err(Error::LeftAlone(Box::new(WHY))));
         assert_eq!(breaker.open_until(start), Some((start + SHORTEST, WHY)));
         let later = start + SHORTEST;
         assert!(breaker.check(later, &anyone).is_ok(), "one may try");
@@ -289,6 +307,35 @@ mod tests {
         assert!(breaker.admit(later, &who).is_err(), "once it is open, whatever tries decides");
     }
 
+    /// Who won the race to be the one that tries kept it open for everyone with what fails for him.
+    #[test]
+    fn who_tries_with_what_fails_for_him_shows_that_someone_is_there() {
+        let (breaker, start) = (Breaker::new(SHORTEST), Timestamp::default());
+        breaker.failed(start, &WHY, Failure::Dead, None);
+        let later = start + SHORTEST;
+        assert!(breaker.admit(later, &client(1)).is_ok());
+        assert!(breaker.admit(later, &client(2)).is_err());
+        breaker.failed(later, &WHY, Failure::Of("a"), Some(&client(1)));
+        assert!(breaker.admit(later, &client(2)).is_ok());
+        let hangs = Error::timed_out("no answer");
+        breaker.failed(later, &WHY, Failure::Dead, None);
+        breaker.failed(later, &hangs, Failure::Of("a"), Some(&client(1)));
+        assert!(breaker.admit(later, &client(2)).is_err(), "nobody has answered");
+    }
+
+    #[test]
+    fn what_one_is_told_is_so_also_when_another_is_answered() {
+        let (breaker, start) = (Breaker::new(SHORTEST), Timestamp::default());
+        let until = start + Duration::from_mins(1);
+        for n in [1, 2] {
+            breaker.failed(start, &WHY, Failure::Told(until), Some(&client(n)));
+        }
+        breaker.succeeded_for(&client(3));
+        assert!([1, 2].iter().all(|n| breaker.admit(start, &client(*n)).is_err()));
+        breaker.succeeded_for(&client(1));
+        assert_eq!([1, 2].map(|n| breaker.admit(start, &client(n)).is_ok()), [true, false]);
+    }
+
     #[test]
     fn who_asks_for_what_fails_keeps_nobody_else_from_asking() {
         let (breaker, start) = (Breaker::new(SHORTEST), Timestamp::default());
@@ -296,7 +343,7 @@ mod tests {
             breaker.failed(start, &WHY, Failure::Of(&thing.to_string()), Some(&client(thing % 10)));
         }
         assert!((0..10).all(|n| breaker.admit(start, &client(n)).is_err()));
-        assert_eq!(breaker.open_until(start).map(|(_, why)| why), Some(WHY), "it is told");
+        assert_eq!(breaker.open_until(start).map(|(_, why)| why), Some(WHY), "of ten it is told");
         assert!(breaker.admit(start, &client(10)).is_ok());
         assert!(breaker.admit(start, &Askers::default()).is_ok());
         let company = client(1).company();
@@ -318,7 +365,7 @@ mod tests {
             }
             assert_eq!([1, 2, 3].map(|n| breaker.admit(start, &client(n)).is_ok()), [false, false, true]);
             breaker.failed(start, &why, failure, Some(&client(3)));
-            assert_eq!(breaker.admit(start, &client(4)), Err(why));
+            assert_eq!(breaker.admit(start, &client(4)).map_err(|error| error.cause().clone()), Err(why));
             assert!(breaker.admit(until, &client(4)).is_ok());
             assert!(breaker.admit(until, &client(5)).is_err(), "one tries");
         }

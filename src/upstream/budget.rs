@@ -97,14 +97,6 @@ impl Budget {
         if now < from { Err(from) } else { Ok(()) }
     }
 
-    /// Someone on the way to an answer limits the rate: `/v2/`, or whoever the registry has sent us to.
-    pub(super) fn leave_alone(&mut self, purpose: Purpose, now: Timestamp, until: Timestamp) {
-        // What the registry itself has said has been taken notice of.
-        if self.admit(purpose, now).is_ok() {
-            self.all_from = until;
-        }
-    }
-
     /// Takes notice of an answer. `Err`: it limits the rate, and nothing is to be asked before then.
     ///
     /// # Errors

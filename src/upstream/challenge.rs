@@ -17,6 +17,9 @@ pub(super) struct TokenKey {
     pub(super) scope: Option<String>,
 }
 
+/// In bytes. Realms are remembered by the hundred.
+const LONGEST_REALM: usize = 2 << 10;
+
 // === impl Challenge ===
 
 impl Challenge {
@@ -28,7 +31,7 @@ impl Challenge {
             let Some((scheme, parameters)) = value.split_once(' ').or(Some((value, ""))) else { continue };
             if scheme.eq_ignore_ascii_case("bearer") {
                 let parameter = |name| parameter(parameters, name);
-                let realm = parameter("realm")?;
+                let realm = parameter("realm").filter(|realm| realm.len() <= LONGEST_REALM)?;
                 return Some(Self::Bearer(TokenKey { realm, service: parameter("service"), scope: parameter("scope") }));
             }
             if scheme.eq_ignore_ascii_case("basic") {
@@ -91,6 +94,8 @@ mod tests {
         assert!(matches!(challenge(&["Basic realm=\"x\"", bare]), Some(Challenge::Bearer(key)) if key.scope.is_none()));
         assert_eq!(challenge(&["Basic realm=\"x\""]), Some(Challenge::Basic));
         assert_eq!(challenge(&["Negotiate", "Bearer", "Bearer realm=\"unclosed"]), None);
+        let of_length = |length| challenge(&[&*format!("Bearer realm=\"{}\"", "x".repeat(length))]).is_some();
+        assert_eq!([LONGEST_REALM, LONGEST_REALM + 1].map(of_length), [true, false]);
         assert_eq!(challenge(&[]), None);
     }
 }

@@ -35,6 +35,9 @@ impl Counts {
 
     /// A request has been sent, and this became of it after this time.
     pub(super) fn asked(&self, purpose: Purpose, outcome: Result<StatusCode, &Error>, took: Duration) {
+        if matches!(outcome, Err(Error::LeftAlone(_))) {
+            return;
+        }
         if outcome.is_ok() {
             self.metrics.upstream_began(&self.upstream, purpose.word(), took);
         }

@@ -34,6 +34,8 @@ pub(super) struct Endpoint {
     bodies: Breaker,
     /// An address that another has outrun by far is likewise asked after that one for moments.
     starts: Breaker,
+    /// Whether someone on the way to an answer limits the rate: `/v2/`, or whoever the registry sends on to.
+    pub(super) limited: Breaker,
     /// Blobs of which it has given wrong bytes, and until when others are asked for them first.
     wrong: moka::sync::Cache<Digest, Timestamp>,
     warned: Seldom,
@@ -65,10 +67,10 @@ impl Endpoint {
         let client = Arc::new(Client::new(url, options, trusted, resolver, clock.clone(), counts)?);
         let auth = Auth::new(Arc::clone(&client), Arc::clone(trust), clock.clone());
         // As long as can be, as a transfer waits before it is taken up again.
-        let [bodies, starts] = [(); 2].map(|()| Breaker::new(breaker::LONGEST));
+        let [bodies, starts, limited] = [(); 3].map(|()| Breaker::new(breaker::LONGEST));
         let (wrong, clients) = (moka::sync::Cache::new(REMEMBERED), moka::sync::Cache::new(REMEMBERED));
         let (warned, budgets) = (Seldom::default(), Current::default());
-        let endpoint = Self { client, auth, trusted, bodies, starts, wrong, warned, budgets, clients, clock };
+        let endpoint = Self { client, auth, trusted, bodies, starts, limited, wrong, warned, budgets, clients, clock };
         endpoint.set_accounts(accounts);
         Ok(endpoint)
     }
@@ -125,7 +127,8 @@ impl Endpoint {
     pub(super) fn cool_down(&self, now: Timestamp) -> Duration {
         let budgets = self.budgets.get();
         let limited = budgets.values().map(|budget| lock(budget).admit(Purpose::Blob, now).err().unwrap_or_default());
-        let left_alone = self.client.left_alone(now).map(|(until, _)| until);
+        let left_alone =
+            [self.client.left_alone(now), self.limited.open_until(now)].into_iter().flatten().map(|(until, _)| until).max();
         limited.min().max(left_alone).unwrap_or_default().since(now)
     }
 

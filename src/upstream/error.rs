@@ -51,6 +51,9 @@ pub enum Error {
     /// What was asked has come round to one who had asked it already.
     #[error("the upstream leads back to larder itself; its url must be the registry's own")]
     Loop,
+    /// It was not asked: this was the matter when it was, a moment ago, so that it is left alone for moments. That says nothing new.
+    #[error("{0}")]
+    LeftAlone(Box<Self>),
     /// larder is sealed and asks nobody.
     #[error("larder is offline")]
     Offline,
@@ -85,6 +88,12 @@ impl Error {
             400 | 413 | 414 | 431 => Self::Unsupported(status),
             _ => Self::unavailable(format!("{who} answers {status}")),
         }
+    }
+
+    /// What is the matter, found out now or a moment ago.
+    #[must_use]
+    pub fn cause(&self) -> &Self {
+        if let Self::LeftAlone(why) = self { why } else { self }
     }
 
     /// Whether it is the same however often the upstream is asked.

@@ -126,11 +126,14 @@ impl Upstream {
         let mut waiting = order.iter().copied().enumerate();
         let mut asked = FuturesUnordered::new();
         let (mut failed, mut trouble): (Vec<usize>, Option<(usize, Error)>) = (Vec::new(), None);
+        let mut found_out = false;
         let mut hedge_at = Instant::now();
         loop {
             if asked.is_empty() {
                 let Some((turn, endpoint)) = waiting.next() else {
-                    return Err(trouble.map_or(Error::Offline, |(_, error)| error));
+                    let error = trouble.map_or(Error::Offline, |(_, error)| error);
+                    // That is new where any of them was asked.
+                    return Err(if found_out { error.cause().clone() } else { error });
                 };
                 asked.push(self.ask_one(turn, endpoint, question, None));
                 hedge_at = Instant::now() + self.hedge_after;
@@ -147,12 +150,14 @@ impl Upstream {
                     }
                     Err(
                         error @ (Error::Unavailable { .. }
+                        | Error::LeftAlone(_)
                         | Error::RefusedElsewhere(_)
                         | Error::RateLimited { .. }
                         | Error::Credentials(_)
                         | Error::UnlistedTokenHost(_)
                         | Error::NoSocket(_)),
                     ) => {
+                        found_out |= !matches!(error, Error::LeftAlone(_));
                         // What the first one says counts: the others are asked for its sake.
                         if trouble.as_ref().is_none_or(|(earlier, _)| turn < *earlier) {
                             trouble = Some((turn, error));
@@ -160,7 +165,10 @@ impl Upstream {
                         failed.push(turn);
                     }
                     Err(error) if self.is_first(endpoint) => return Err(error),
-                    Err(_) => failed.push(turn),
+                    Err(_) => {
+                        found_out = true;
+                        failed.push(turn);
+                    }
                 },
                 () = tokio::time::sleep_until(hedge_at), if waiting.len() > 0 => {
                     if let Some(place) = self.places.take_spare(&question.behalf.askers, question.blob.is_some())

@@ -269,7 +269,7 @@ impl Upstream {
         let mut said = Err(Error::Offline);
         for endpoint in endpoints.iter().filter(|endpoint| endpoint.trusted) {
             said = endpoint.auth.check(&login, &askers).await;
-            if !matches!(said.clone().flatten(), Err(Error::Unavailable { .. })) {
+            if !matches!(said.clone().flatten(), Err(Error::Unavailable { .. } | Error::LeftAlone(_))) {
                 break;
             }
         }

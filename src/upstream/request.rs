@@ -162,6 +162,7 @@ impl Asking<'_> {
                 Err(
                     error @ (Error::Offline
                     | Error::Loop
+                    | Error::LeftAlone(_)
                     | Error::RateLimited { .. }
                     | Error::Unavailable { timed_out: true, .. }),
                 ) => {

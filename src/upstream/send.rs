@@ -9,10 +9,12 @@ use reqwest::{Response, Url};
 
 use crate::clock::Timestamp;
 use crate::oci::{Digest, RepositoryName};
+use crate::room::Askers;
 use crate::traces::{Span, SpanKind};
 
 use super::accounts::Account;
 use super::auth::{Login, LoginKey, Proof, refused};
+use super::breaker::Failure;
 use super::budget::{Purpose, cool_down};
 use super::client::Followed;
 use super::endpoint::Endpoint;
@@ -53,16 +55,21 @@ enum Principal {
 impl Upstream {
     /// Asks as each account in turn until one is let in that has not used up its budget.
     pub(super) async fn send_to(&self, endpoint: &Endpoint, question: &Question<'_>) -> Result<Response, Error> {
-        endpoint.client.check(&question.behalf.askers)?;
+        let askers = &question.behalf.askers;
+        endpoint.client.check(askers)?;
+        endpoint.limited.admit(self.clock.now(), askers)?;
         let (mut limited, mut shut_out): (Option<Timestamp>, Option<Error>) = (None, None);
+        let mut told_now = false;
         for principal in self.principals(question) {
             let admitted = endpoint.budget(principal.key(), |budget| budget.admit(question.purpose, self.clock.now()));
             let until = match admitted {
                 Ok(()) => match self.send_as(endpoint, &principal, question).await {
                     Err(Error::RateLimited { until }) => {
                         tracing::warn!(upstream = %self.name, host = %endpoint.client.host(), "the upstream limits the rate of requests; it is left alone for a while");
+                        told_now = true;
                         until
                     }
+                    Err(Error::LeftAlone(why)) if let Error::RateLimited { until } = *why => until,
                     Err(error @ Error::Credentials(_)) => {
                         shut_out.get_or_insert(error);
                         continue;
@@ -75,7 +82,9 @@ impl Upstream {
             };
             limited = Some(limited.map_or(until, |earliest| earliest.min(until)));
         }
-        Err(limited.map(|until| Error::RateLimited { until }).or(shut_out).unwrap_or(Error::Offline))
+        let limited = limited.map(|until| Error::RateLimited { until });
+        let limited = limited.map(|why| if told_now { why } else { Error::LeftAlone(Box::new(why)) });
+        Err(limited.or(shut_out).unwrap_or(Error::Offline))
     }
 
     fn principals(&self, question: &Question<'_>) -> Vec<Principal> {
@@ -155,7 +164,7 @@ impl Upstream {
                 // First with nothing or what is held, then with what is asked for, then with what `/v2/` wants.
                 StatusCode::UNAUTHORIZED if own && tries > 0 => {
                     let wanted = endpoint.auth.wanted(login, repository, response.headers(), sent.as_ref(), askers).await;
-                    let better = match self.heeding(endpoint, login, question, wanted)? {
+                    let better = match self.heeding(endpoint, askers, wanted)? {
                         Some(challenge) => endpoint.auth.meet(&challenge, login, askers).await?,
                         None => None,
                     };
@@ -180,22 +189,20 @@ impl Upstream {
                 }
                 _ => {
                     let judged = self.judge(&response, own, login.key, sent.as_ref());
-                    return self.heeding(endpoint, login, question, judged).map(|()| response);
+                    return self.heeding(endpoint, askers, judged).map(|()| response);
                 }
             }
         }
     }
 
-    /// Where someone on the way to the answer limits the rate, nothing more is asked so for as long as it says.
-    fn heeding<T>(
-        &self,
-        endpoint: &Endpoint,
-        login: &Login,
-        question: &Question<'_>,
-        said: Result<T, Error>,
-    ) -> Result<T, Error> {
-        if let Err(Error::RateLimited { until }) = &said {
-            endpoint.budget(login.key, |budget| budget.leave_alone(question.purpose, self.clock.now(), *until));
+    /// Where someone on the way to the answer limits the rate, nothing more is asked for as long as it says.
+    fn heeding<T>(&self, endpoint: &Endpoint, askers: &Askers, said: Result<T, Error>) -> Result<T, Error> {
+        match &said {
+            Err(why @ Error::RateLimited { until }) => {
+                endpoint.limited.failed(self.clock.now(), why, Failure::Told(*until), Some(askers));
+            }
+            Err(_) => {}
+            Ok(_) => endpoint.limited.succeeded_for(askers),
         }
         said
     }

@@ -1,7 +1,7 @@
 //! Who makes up what an upstream, or its token service, fails at: that keeps nobody else from it.
 
 use crate::support::{
-    ANONYMOUS, Answer, Auth, Client, Fault, Image, Like, Match, Registry, Setup, StoppedMirror, TestMirror, basic,
+    ANONYMOUS, Answer, Auth, Blobs, Client, Fault, Image, Like, Match, Registry, Setup, StoppedMirror, TestMirror, basic, noise,
 };
 
 const HOST: &str = "hub.mirror.test";
@@ -115,4 +115,69 @@ async fn logins_at_which_a_token_service_fails_keep_nobody_else_out() {
             provoked.get("/token", &[("host", HOST), ("authorization", &right), OTHER]).await.expect(200);
         }
     }
+}
+
+/// That he was kept from what he asks for was taken for an answer about logins, and kept everyone from logging in.
+#[tokio::test]
+async fn who_is_kept_out_himself_keeps_nobody_else_from_logging_in() {
+    let upstream = Registry::start().await;
+    upstream.on(Match::any("/evil/"), Fault::status(502));
+    let mirror = TestMirror::builder().gate("docker.io", &upstream, HOST);
+    let provoked = Provoked::start(upstream, mirror).await;
+    let nobody =
+        provoked.get("/token", &[("host", HOST), ATTACKER]).await.expect(200).json()["token"].as_str().unwrap().to_owned();
+    let nobody = format!("Bearer {nobody}");
+    for (user, password) in [("alice", "canary-of-alice"), ("bob", "canary-of-bob")] {
+        for n in 0..4 {
+            let path = format!("/v2/evil/{user}{n}/tags/list");
+            provoked.get(&path, &[("host", HOST), ("authorization", &nobody), ATTACKER]).await.expect(502);
+        }
+        for n in 0..10 {
+            let made_up = basic(&format!("evil-{user}-{n}"), "x");
+            provoked.get("/token", &[("host", HOST), ("authorization", &made_up), ATTACKER]).await.expect(503);
+        }
+        let right = basic(user, password);
+        provoked.get("/token", &[("host", HOST), ("authorization", &right), OTHER]).await.expect(200);
+    }
+}
+
+/// That he is kept out was noted as a failure of the tag, which then nobody was given for moments.
+#[tokio::test]
+async fn who_is_kept_out_himself_keeps_nobody_else_from_a_tag() {
+    for own in [false, true] {
+        let upstream = if own { Registry::start().await } else { with_tokens().await };
+        let limited = Fault::answer(429, &[("retry-after", "60")], "");
+        upstream.on(
+            if own { Match::any("/evil/") } else { Match::token().asking("evil") },
+            if own { Fault::status(502) } else { limited },
+        );
+        let image = Image::new(1).put(&upstream, "library/app", "latest");
+        let mirror = TestMirror::builder().upstream("docker.io", &upstream);
+        let provoked = Provoked::start(upstream, mirror).await;
+        for n in 0..4 {
+            let status = provoked.get(&format!("/v2/evil/n{n}/manifests/latest"), &[ATTACKER]).await.status;
+            assert_eq!(status, if own { 502 } else { 429 });
+        }
+        for _ in 0..10 {
+            let status = provoked.get(&image.tag_path("latest"), &[ATTACKER]).await.status;
+            assert_eq!(status, if own { 502 } else { 429 });
+        }
+        provoked.get(&image.tag_path("latest"), &[OTHER]).await.expect(200);
+    }
+}
+
+/// One blob that lay where the rate was limited kept everyone from all others for as long as that said.
+#[tokio::test]
+async fn a_place_that_limits_the_rate_of_one_blob_keeps_nobody_else_from_another() {
+    let upstream = Registry::with(Setup { blobs: Blobs::REDIRECTED, ..Setup::default() }).await;
+    let [limited, other] = [1, 2].map(|seed| upstream.put_blob("library/app", noise(seed, 1000)));
+    upstream.on(Match::storage(&limited), Fault::answer(429, &[("retry-after", "600")], ""));
+    let mirror = TestMirror::builder().upstream("docker.io", &upstream);
+    let provoked = Provoked::start(upstream, mirror).await;
+    let path = |digest| format!("/v2/library/app/blobs/{digest}");
+    for _ in 0..5 {
+        provoked.get(&path(&limited), &[ATTACKER]).await.expect(429);
+    }
+    assert_eq!(provoked.upstream.count("GET", &limited), 1);
+    provoked.get(&path(&other), &[OTHER]).await.expect(200);
 }

@@ -101,6 +101,9 @@ pub(in crate::server) fn panicked() -> Response<Body> {
 /// Why a mirror has no answer, as clients best understand it.
 pub(in crate::server) fn refusal(refusal: &Refusal, kind: Kind, wait: impl Fn(Timestamp) -> Duration) -> Response<Body> {
     use upstream::Error;
+    if let Refusal::Upstream(Error::LeftAlone(why)) = refusal {
+        return self::refusal(&Refusal::Upstream((**why).clone()), kind, wait);
+    }
     let unknown = match kind {
         Kind::Blob | Kind::BlobOrSleep => ErrorCode::BlobUnknown,
         // NAME_UNKNOWN makes podman fail where it looks for a signature that need not be there; oras where for referrers.
@@ -128,7 +131,11 @@ pub(in crate::server) fn refusal(refusal: &Refusal, kind: Kind, wait: impl Fn(Ti
         }
         Refusal::Upstream(Error::Unavailable { timed_out: true, .. }) => (StatusCode::GATEWAY_TIMEOUT, ErrorCode::Unavailable),
         Refusal::Upstream(
-            Error::Unavailable { .. } | Error::RefusedElsewhere(_) | Error::Credentials(_) | Error::UnlistedTokenHost(_),
+            Error::Unavailable { .. }
+            | Error::LeftAlone(_)
+            | Error::RefusedElsewhere(_)
+            | Error::Credentials(_)
+            | Error::UnlistedTokenHost(_),
         )
         | Refusal::WrongContent(_) => (StatusCode::BAD_GATEWAY, ErrorCode::Unavailable),
         // Passed on by each on the way round, and repeated by no client.

@@ -77,7 +77,7 @@ async fn upstreams(config: &Config, registries: &Registries) -> Vec<Finding> {
 }
 
 fn advice(error: &Error) -> &'static str {
-    match error {
+    match error.cause() {
         Error::Credentials(_) | Error::Denied => "look at its username, password_file, docker_config or credential_helper",
         Error::RateLimited { .. } => "wait, or give it an account",
         Error::Loop => "give as its url that of the registry",

@@ -203,10 +203,13 @@ impl Refusal {
         }
     }
 
-    /// Whether it is said of the one who has asked, of the line that he stood in or of the way that he came by, and not of what was
+    /// Whether it is said of the one who has asked, of the line that he stood in, of the way that he came by or of what else he has asked for, and not of what was
     /// asked for.
     fn is_of_who_asked(&self) -> bool {
-        matches!(self, Self::Upstream(upstream::Error::Busy | upstream::Error::Left | upstream::Error::Loop))
+        matches!(
+            self,
+            Self::Upstream(upstream::Error::Busy | upstream::Error::Left | upstream::Error::LeftAlone(_) | upstream::Error::Loop)
+        )
     }
 }
 

@@ -166,14 +166,21 @@ impl Document {
                 let shown = |text: &str| if is_token(text) { text.to_owned() } else { "no media type at all".into() };
                 Err(BadManifest::TypeConflict { header: shown(&header), body: shown(body) })
             }
-            (Some(header), _) if is_token(&header) && !header.starts_with("text/html") => Ok(header),
-            (None, Some(body)) if is_token(body) => Ok(body.clone()),
+            (Some(header), _) if is_json(&header) => Ok(header),
+            (None, Some(body)) if is_json(body) => Ok(body.clone()),
             (None, None) if self.manifests.is_some() => Ok(INDEX_TYPE.into()),
             (None, None) if self.config.is_some() || self.layers.is_some() => Ok(MANIFEST_TYPE.into()),
             (None, None) if self.fs_layers.is_some() => Ok(SCHEMA_1_TYPE.into()),
             _ => Err(BadManifest::NoType),
         }
     }
+}
+
+/// A manifest says itself what it is, and so could anyone who has it served. As what it is served, a browser takes for no page.
+fn is_json(media_type: &str) -> bool {
+    let kind = media_type.strip_prefix("application/").unwrap_or_default();
+    let is_json = kind == "json" || ["+json", "+prettyjws"].iter().any(|suffix| kind.ends_with(suffix));
+    is_json && is_token(media_type) && !media_type.contains([';', ','])
 }
 
 /// Fit for a header and for a field of the records: visible ASCII without spaces.
@@ -240,6 +247,18 @@ mod tests {
         }
         assert!(matches!(Manifest::parse(Some("text/html"), b"<html>"), Err(BadManifest::NotJson(_))));
         assert_eq!(Manifest::parse(Some("text/html"), b"{}").unwrap_err(), BadManifest::NoType);
+        for page in [
+            "text/html",
+            "application/xhtml+xml",
+            "image/svg+xml",
+            "text/html;a=application/x+json",
+            "application/json,text/html",
+        ] {
+            for header in [None, Some("application/json"), Some(page)] {
+                let manifest = format!(r#"{{"mediaType":"{page}","config":{{}}}}"#);
+                assert!(Manifest::parse(header, manifest.as_bytes()).is_err(), "{header:?} {page}");
+            }
+        }
         for header in [INDEX_TYPE, MANIFEST_TYPE, DOCKER_LIST_TYPE, DOCKER_MANIFEST_TYPE] {
             assert_eq!(Manifest::parse(Some(header), br#"{"errors":[]}"#).unwrap_err(), BadManifest::Empty, "{header}");
         }

@@ -60,10 +60,12 @@ const LONGEST_NAME: usize = 255;
 // === impl Page ===
 
 impl Page {
-    /// The page that a registry names by a query of its own. `None` if that is too long, or could not stand in a URL.
+    /// The page that a registry names by a query of its own. `None` if that is too long, or could not stand in a URL, or would name another
+    /// registry to one that asks several.
     #[must_use]
     pub fn by_query(query: &str) -> Option<Self> {
         let legal = query.len() <= LONGEST_NEXT && query.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
+        let legal = legal && form_urlencoded::parse(query.as_bytes()).all(|(key, _)| key != "ns");
         legal.then(|| Self { next: Some(query.to_owned()), ..Self::default() })
     }
 
@@ -290,6 +292,14 @@ mod tests {
             assert_eq!((asked.query(), &asked), (query.to_owned(), &page));
         }
         assert_eq!(Page::by_query(&"x".repeat(LONGEST_NEXT + 1)), None);
+        for elsewhere in ["ns=ghcr.io&last=q", "last=q&%6es=ghcr.io"] {
+            assert_eq!(Page::by_query(elsewhere), None);
+            let asked = format!(
+                "/v2/a/tags/list?{}",
+                form_urlencoded::Serializer::new(String::new()).append_pair("next", elsewhere).finish()
+            );
+            assert!(matches!(route(&asked), Route::Invalid(..)), "{asked}");
+        }
     }
 
     #[test]

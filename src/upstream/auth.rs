@@ -14,12 +14,14 @@ use crate::oci::RepositoryName;
 use crate::room::Askers;
 
 use super::behalf::{ClientCredential, CredentialKey};
-use super::breaker::{Breaker, Failure, LEFT_ALONE};
+use super::breaker::Breaker;
 use super::budget::cool_down;
 use super::challenge::{Challenge, TokenKey};
 use super::client::Client;
 use super::credentials::Credential;
 use super::error::Error;
+use super::gate::Failure;
+use super::rate_limits::RateLimits;
 use super::token::{self, Token};
 use super::trust::Trust;
 
@@ -34,9 +36,9 @@ pub(super) struct Auth {
     /// How token services fare, by realm: one that is down is not waited for by everyone.
     services: moka::sync::Cache<String, Arc<Breaker>>,
     /// Which of them limit the rate for whom.
-    limited: moka::sync::Cache<(LoginKey, String), Arc<Breaker>>,
+    rate_limits: Arc<RateLimits<(LoginKey, String)>>,
     /// How it fares to ask about logins, of which clients make up any number.
-    checks: Breaker,
+    checks: Arc<Breaker>,
     clock: Clock,
 }
 
@@ -64,9 +66,8 @@ pub(super) struct Proof {
 }
 
 const NEW: Duration = Duration::from_secs(10);
-/// Token services that are remembered, and for how many logins they limit the rate.
+/// Token services that are remembered.
 const SERVICES: u64 = 100;
-const LIMITED: u64 = 1_000;
 /// A token service that has taken this long to give nothing is not asked again for moments.
 const LONG: Duration = Duration::from_secs(1);
 /// How much memory the tokens may take, and the challenges: how long each is, the upstream says.
@@ -84,9 +85,9 @@ impl Auth {
         let of_token = |(_, key): &(LoginKey, TokenKey), token: &Token| weight(key.weight() + token.header.len());
         let challenges = moka::sync::Cache::builder().max_capacity(CHALLENGE_BYTES).weigher(of_challenge).build();
         let tokens = moka::sync::Cache::builder().max_capacity(TOKEN_BYTES).weigher(of_token).build();
-        let (services, limited) = (moka::sync::Cache::new(SERVICES), moka::sync::Cache::new(LIMITED));
-        let (fetching, checks) = (Flights::default(), Breaker::new(LEFT_ALONE));
-        Self { client, trust, challenges, tokens, fetching, services, limited, checks, clock }
+        let (services, rate_limits) = (moka::sync::Cache::new(SERVICES), Arc::default());
+        let (fetching, checks) = (Flights::default(), Breaker::new(clock.clone()));
+        Self { client, trust, challenges, tokens, fetching, services, rate_limits, checks, clock }
     }
 
     /// What to show with a request for `repository`, as far as it is known what is wanted.
@@ -182,13 +183,14 @@ impl Auth {
     /// # Errors
     /// It was not shown to anyone.
     pub(super) async fn check(&self, login: &Login, askers: &Askers) -> Result<Result<(), Error>, Error> {
-        self.checks.admit(self.clock.now(), askers)?;
+        self.checks.admit(askers, || self.client.knock()).await?;
         let said = self.ask_about(login, askers).await;
-        let failed = |why, of| _ = self.checks.failed(self.clock.now(), why, Failure::Any, of);
         match &said {
             Err(Error::NoSocket(_) | Error::LeftAlone(_)) | Ok(Err(Error::NoSocket(_) | Error::LeftAlone(_))) => {}
-            Err(why @ Error::Unavailable { .. }) => failed(why, None),
-            Ok(Err(why @ Error::Unavailable { .. })) => failed(why, Some(askers)),
+            Err(why @ Error::Unavailable { .. }) => _ = self.checks.failed(why, Failure::Any),
+            Ok(Err(why @ Error::Unavailable { .. })) => {
+                _ = self.checks.failed_for(askers, why, Failure::Any, || self.client.knock());
+            }
             _ => self.checks.succeeded(),
         }
         said
@@ -253,11 +255,13 @@ impl Auth {
             })?;
         let (client, clock, tokens) = (Arc::clone(&self.client), self.clock.clone(), self.tokens.clone());
         let (for_key, for_realm) = ((login.key, key.clone()), (login.key, key.realm.clone()));
-        let (limited, askers) = (self.limited.clone(), askers.clone());
-        let service = self.services.get_with(key.realm.clone(), || Arc::new(Breaker::new(LEFT_ALONE)));
+        let (rate_limits, askers) = (Arc::clone(&self.rate_limits), askers.clone());
+        let service = self.services.get_with(key.realm.clone(), || Breaker::new(self.clock.clone()));
         let fetched = self.fetching.join(for_key.clone(), || async move {
-            limited.get(&for_realm).map_or(Ok(()), |limited| limited.admit(clock.now(), &askers))?;
-            service.admit(clock.now(), &askers)?;
+            let left_alone = |until| Error::LeftAlone(Box::new(Error::RateLimited { until }));
+            rate_limits.check(clock.now(), &for_realm, &askers).map_err(left_alone)?;
+            let knock = || request.knock(&client);
+            service.admit(&askers, knock).await?;
             let began = Instant::now();
             let fetched = request.send(&client, &clock, &askers).await;
             client.counts.token_asked(&fetched);
@@ -265,18 +269,13 @@ impl Auth {
             match &fetched {
                 Err(why @ Error::Unavailable { timed_out, .. }) => {
                     let failure = if *timed_out || began.elapsed() >= LONG { Failure::Silent } else { Failure::Any };
-                    service.failed(clock.now(), why, failure, Some(&askers));
+                    service.failed_for(&askers, why, failure, knock);
                 }
                 Err(Error::NoSocket(_) | Error::LeftAlone(_)) => {}
                 _ => service.succeeded(),
             }
-            match &fetched {
-                Err(why @ Error::RateLimited { until }) => {
-                    let limited = limited.get_with(for_realm, || Arc::new(Breaker::new(LEFT_ALONE)));
-                    limited.failed(clock.now(), why, Failure::Told(*until), Some(&askers));
-                }
-                Err(_) => {}
-                Ok(_) => limited.get(&for_realm).iter().for_each(|limited| limited.succeeded_for(&askers)),
+            if let Err(Error::RateLimited { until }) = fetched {
+                rate_limits.told(clock.now(), &for_realm, &askers, until);
             }
             tokens.insert(for_key, fetched.clone()?);
             fetched

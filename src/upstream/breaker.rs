@@ -1,41 +1,22 @@
 //! Leaves an address alone that does not answer.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::clock::Timestamp;
+use crate::clock::{Clock, Timestamp};
 use crate::network::{Crowd, SIZES, SMALLEST, crowd};
 use crate::room::Askers;
 
 use super::error::Error;
+use super::gate::{Failure, Gate, LEFT_ALONE, LONGEST};
 
-/// Opens after a few failures in a row, or at once where nobody is there. While it is open nothing is asked; then one request
-/// goes through, and what becomes of it decides.
-///
-/// What is asked for, clients make up, and some of them what fails. So a failure that depends on it opens the breaker for those alone
-/// who have asked; others find out for themselves, and it shows that someone is there. Only that it keeps several waiting, or wants them to
-/// wait, is believed for everyone.
+/// What is asked for, clients make up, and some of them what fails, or lets wait. So a failure that depends on it closes the way for those
+/// alone who have asked. It is closed for everyone, and opened again, by what nobody has chosen: that no connection leads there, and what
+/// becomes of a knock, which is a question of larder's own. One that keeps several waiting is knocked at.
 pub(super) struct Breaker {
-    /// For so long it is open the first time; then for twice as long each time.
-    shortest: Duration,
     state: Mutex<State>,
-}
-
-/// How much a failure says of the address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Failure<'a> {
-    /// Nobody is there, which it has taken long to find out: it opens at once, and nobody else pays for that so soon.
-    Silent,
-    /// Nobody is there: it opens at once.
-    Dead,
-    /// It wants to be left alone until then: it opens at once.
-    Told(Timestamp),
-    /// One of a few.
-    Any,
-    /// Of this thing. Until it is open, what has failed before says no more of the rest.
-    Of(&'a str),
+    clock: Clock,
 }
 
 #[derive(Default)]
@@ -43,119 +24,101 @@ struct State {
     everyone: Gate,
     /// By the networks of the askers.
     askers: BTreeMap<Crowd, Gate>,
+    /// Nobody is knocked at before, for what several wait for.
+    next_knock: Timestamp,
 }
 
-/// What is known for someone.
-#[derive(Default)]
-struct Gate {
-    /// In a row.
-    failures: u32,
-    /// What has failed, where one thing is told from another.
-    things: Vec<u64>,
-    /// Nothing is asked before.
-    closed_from: Timestamp,
-    why: Option<Error>,
-}
-
-/// Says something at most once in a while, however often it is the case.
-#[derive(Default)]
-pub(super) struct Seldom(Mutex<Timestamp>);
-
-/// So many failures in a row open it.
-const FEW: u32 = 3;
-/// So many askers who are kept waiting open it for everyone.
-const SEVERAL: usize = 3;
-/// What has come back is found again within this.
-pub(super) const LONGEST: Duration = Duration::from_secs(5);
-/// For so long an address is left alone that fails, for a start.
-pub(super) const LEFT_ALONE: Duration = Duration::from_secs(1);
-/// How often the log is told that an address fails.
-const SELDOM: Duration = Duration::from_secs(10);
+/// So many askers who are kept waiting, or away, are enough to ask for everyone.
+pub(super) const SEVERAL: usize = 3;
 /// Of so many askers it is remembered how they fared; others find out again.
 const REMEMBERED: usize = 1_000;
 
 // === impl Breaker ===
 
 impl Breaker {
-    pub(super) fn new(shortest: Duration) -> Self {
-        Self { shortest, state: Mutex::default() }
+    pub(super) fn new(clock: Clock) -> Arc<Self> {
+        Arc::new(Self { state: Mutex::default(), clock })
     }
 
-    /// Whether something that is sent at once may be asked at `now`, for one of these.
+    /// Whether something that is sent at once may be asked for one of these. Where nobody answered, `knock` finds out first whether someone
+    /// is there again, and goes on to its end without the caller.
+    ///
+    /// Cancel safe.
     ///
     /// # Errors
-    /// [`Error::LeftAlone`].
-    pub(super) fn admit(&self, now: Timestamp, askers: &Askers) -> Result<(), Error> {
-        let mut state = self.lock();
-        let state = &mut *state;
-        let who = state.check(now, askers)?;
-        // This one tries; the others wait for what becomes of it, or for as long as a try may reasonably take.
-        for gate in [Some(&mut state.everyone), state.askers.get_mut(&who)].into_iter().flatten() {
-            if gate.failures >= FEW {
-                gate.closed_from = now + LONGEST;
-            }
+    /// [`Error::LeftAlone`], or what became of the knock.
+    pub(super) async fn admit<F>(self: &Arc<Self>, askers: &Askers, knock: impl FnOnce() -> F) -> Result<(), Error>
+    where
+        F: Future<Output = Result<(), Error>> + Send + 'static,
+    {
+        let first = self.lock().admit(self.clock.now(), askers)?;
+        if !first {
+            return Ok(());
         }
-        Ok(())
+        let knocked = tokio::spawn(Arc::clone(self).knock(knock()));
+        knocked.await.unwrap_or_else(|lost| Err(Error::unavailable(lost.to_string())))
     }
 
-    /// Whether it is worth preparing to ask something at `now`, for one of these.
+    /// Whether it is worth preparing to ask something for one of these.
     ///
     /// # Errors
     /// [`Error::LeftAlone`].
-    pub(super) fn check(&self, now: Timestamp, askers: &Askers) -> Result<(), Error> {
-        self.lock().check(now, askers).map(drop)
+    pub(super) fn check(&self, askers: &Askers) -> Result<(), Error> {
+        self.lock().check(self.clock.now(), askers).map(drop)
     }
 
     /// Until when nothing is asked for everyone, or for several, and what the last failure was.
     pub(super) fn open_until(&self, now: Timestamp) -> Option<(Timestamp, Error)> {
         let state = self.lock();
-        let open = |gate: &Gate| gate.check(now).err().map(|why| (gate.closed_from, why.clone()));
-        let several = state.are_several(|gate| gate.check(now).is_err()).then(|| state.askers.values().filter_map(open));
-        open(&state.everyone).or_else(|| several?.max_by_key(|(until, _)| *until))
+        let several = networks(state.askers.iter().filter_map(|(who, gate)| Some((*who, gate.closed(now)?.0)))).len() >= SEVERAL;
+        let several = several.then(|| state.askers.values().filter_map(|gate| gate.closed(now)));
+        state.everyone.closed(now).or_else(|| several?.max_by_key(|(until, _)| *until))
     }
 
     pub(super) fn succeeded(&self) {
         let mut state = self.lock();
-        if state.everyone.failures > 0 || !state.askers.is_empty() {
+        if state.everyone.is_in_doubt() || !state.askers.is_empty() {
             *state = State::default();
         }
     }
 
-    /// Likewise, of one thing or another that they have asked for: what others were told is still so.
-    pub(super) fn succeeded_for(&self, askers: &Askers) {
-        let mut state = self.lock();
-        if state.everyone.failures > 0 || !state.askers.is_empty() {
-            state.everyone = Gate::default();
-            askers.answerable().into_iter().for_each(|who| _ = state.askers.remove(&crowd(who, SMALLEST)));
-        }
+    /// Nobody has chosen what has failed. Returns true if this closes it.
+    pub(super) fn failed(&self, why: &Error, failure: Failure<'_>) -> bool {
+        self.lock().everyone.failed(self.clock.now(), why, failure, LEFT_ALONE)
     }
 
-    /// `of`: those who have asked, where it depends on what they have asked for. Returns true if this opens it, for anyone.
-    pub(super) fn failed(&self, now: Timestamp, why: &Error, failure: Failure<'_>, of: Option<&Askers>) -> bool {
+    /// It depends on what these have asked for. Returns true if this closes it for anyone.
+    pub(super) fn failed_for<F>(
+        self: &Arc<Self>,
+        askers: &Askers,
+        why: &Error,
+        failure: Failure<'_>,
+        knock: impl FnOnce() -> F,
+    ) -> bool
+    where
+        F: Future<Output = Result<(), Error>> + Send + 'static,
+    {
+        let (closed, is_in_doubt) = self.lock().failed_for(self.clock.now(), askers, why, failure);
+        if is_in_doubt {
+            drop(tokio::spawn(Arc::clone(self).knock(knock())));
+        }
+        closed
+    }
+
+    async fn knock(self: Arc<Self>, knock: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {
+        let said = tokio::time::timeout(LONGEST, knock).await;
+        let said = said.unwrap_or_else(|_| Err(Error::timed_out("nobody answers")));
         let mut state = self.lock();
-        let state = &mut *state;
-        let Some(askers) = of else { return state.everyone.failed(now, why, failure, self.shortest) };
-        if state.everyone.failures >= FEW {
-            if lets_wait(why) {
-                return state.everyone.failed(now, why, failure, self.shortest);
-            }
-            state.everyone = Gate::default();
-        }
-        let mut opened = false;
-        for who in askers.answerable() {
-            let who = crowd(who, SMALLEST);
-            if state.askers.len() >= REMEMBERED && !state.askers.contains_key(&who) {
-                state.askers.retain(|_, gate| now < gate.closed_from);
-            }
-            if state.askers.len() < REMEMBERED || state.askers.contains_key(&who) {
-                opened |= state.askers.entry(who).or_default().failed(now, why, failure, self.shortest);
+        match &said {
+            // What is askers' own is still so.
+            Ok(()) => state.everyone = Gate::default(),
+            Err(Error::NoSocket(_)) => state.everyone.is_to_be_tried(self.clock.now()),
+            Err(why) => {
+                let failure = if is_wait(why) { Failure::Silent } else { Failure::Dead };
+                state.everyone.failed(self.clock.now(), why, failure, LEFT_ALONE);
             }
         }
-        if opened && state.are_several(|gate| gate.check(now).is_err_and(lets_wait)) {
-            let failure = if let Failure::Told(_) = failure { failure } else { Failure::Silent };
-            state.everyone.failed(now, why, failure, self.shortest);
-        }
-        opened
+        said
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -163,9 +126,19 @@ impl Breaker {
     }
 }
 
-/// Whether to find that out takes a while, or to do so again is not wanted.
-fn lets_wait(why: &Error) -> bool {
-    matches!(why, Error::Unavailable { timed_out: true, .. } | Error::RateLimited { .. })
+/// Whether to find that out takes a while.
+fn is_wait(why: &Error) -> bool {
+    matches!(why, Error::Unavailable { timed_out: true, .. })
+}
+
+/// The networks of these, and the latest of what is so of each: one client may have many of the smaller ones.
+pub(super) fn networks(crowds: impl Iterator<Item = (Crowd, Timestamp)>) -> BTreeMap<(Option<IpAddr>, u8), Timestamp> {
+    let mut networks = BTreeMap::new();
+    for ((who, _), until) in crowds {
+        let latest: &mut Timestamp = networks.entry(crowd(who, SIZES[0])).or_default();
+        *latest = until.max(*latest);
+    }
+    networks
 }
 
 // === impl State ===
@@ -173,232 +146,209 @@ fn lets_wait(why: &Error) -> bool {
 impl State {
     /// For whom it may be asked.
     fn check(&self, now: Timestamp, askers: &Askers) -> Result<Crowd, Error> {
-        let refused = |why: &Error| Error::LeftAlone(Box::new(why.clone()));
-        self.everyone.check(now).map_err(refused)?;
+        self.everyone.check(now).map_err(left_alone)?;
         let mut outcome = Err(Error::Left);
         for who in askers.answerable() {
             let who = crowd(who, SMALLEST);
             match self.askers.get(&who).map_or(Ok(()), |gate| gate.check(now)) {
                 Ok(()) => return Ok(who),
-                Err(why) => outcome = Err(refused(why)),
+                Err(why) => outcome = Err(left_alone(why)),
             }
         }
         outcome
     }
 
-    /// Whether those of whom this is so are in several networks, and not one who has several.
-    fn are_several(&self, are: impl Fn(&Gate) -> bool) -> bool {
-        let networks = self.askers.iter().filter(|(_, gate)| are(gate)).map(|((who, _), _)| crowd(*who, SIZES[0]));
-        networks.collect::<BTreeSet<_>>().len() >= SEVERAL
-    }
-}
-
-// === impl Gate ===
-
-impl Gate {
-    fn check(&self, now: Timestamp) -> Result<(), &Error> {
-        match &self.why {
-            Some(why) if now < self.closed_from => Err(why),
-            _ => Ok(()),
-        }
+    /// Returns true if it is to be found out first whether someone is there.
+    fn admit(&mut self, now: Timestamp, askers: &Askers) -> Result<bool, Error> {
+        let who = self.check(now, askers)?;
+        self.askers.get_mut(&who).map_or(Ok(false), |gate| gate.admit(now)).map_err(left_alone)?;
+        self.everyone.admit(now).map_err(left_alone)
     }
 
-    /// Returns true if this closes it.
-    fn failed(&mut self, now: Timestamp, why: &Error, failure: Failure<'_>, shortest: Duration) -> bool {
-        let before = self.failures;
-        if let Failure::Of(thing) = failure
-            && before < FEW
-        {
-            let mut hasher = DefaultHasher::new();
-            thing.hash(&mut hasher);
-            let thing = hasher.finish();
-            if self.things.contains(&thing) {
-                return false;
+    /// Whether this closes it for anyone, and whether someone is there is to be found out.
+    fn failed_for(&mut self, now: Timestamp, askers: &Askers, why: &Error, failure: Failure<'_>) -> (bool, bool) {
+        let mut closed = false;
+        for who in askers.answerable() {
+            let who = crowd(who, SMALLEST);
+            if self.askers.len() >= REMEMBERED && !self.askers.contains_key(&who) {
+                self.askers.retain(|_, gate| gate.check(now).is_err());
             }
-            self.things.push(thing);
+            if self.askers.len() < REMEMBERED || self.askers.contains_key(&who) {
+                closed |= self.askers.entry(who).or_default().failed(now, why, failure, LEFT_ALONE);
+            }
         }
-        self.failures = before.saturating_add(1);
-        if matches!(failure, Failure::Silent | Failure::Dead | Failure::Told(_)) {
-            self.failures = self.failures.max(FEW);
+        let waiting = |gate: &Gate| gate.closed(now).filter(|(_, why)| is_wait(why)).map(|(until, _)| until);
+        let waiting = self.askers.iter().filter_map(|(who, gate)| Some((*who, waiting(gate)?)));
+        let doubt = now >= self.next_knock && is_wait(why) && networks(waiting).len() >= SEVERAL;
+        if doubt {
+            self.next_knock = now + LONGEST;
         }
-        if self.failures < FEW {
-            return false;
-        }
-        let doubled = shortest * (1 << (self.failures - FEW).min(8));
-        self.closed_from = match failure {
-            Failure::Told(until) => until,
-            Failure::Silent => now + LONGEST,
-            _ => now + doubled.min(LONGEST),
-        };
-        self.why = Some(why.clone());
-        before < FEW
+        (closed, doubt)
     }
 }
 
-// === impl Seldom ===
-
-impl Seldom {
-    /// Whether to say it at `now`.
-    pub(super) fn is_due(&self, now: Timestamp) -> bool {
-        let mut next = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let due = now >= *next;
-        if due {
-            *next = now + SELDOM;
-        }
-        due
-    }
+fn left_alone(why: &Error) -> Error {
+    Error::LeftAlone(Box::new(why.clone()))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
 
     use super::*;
 
-    const SHORTEST: Duration = Duration::from_secs(1);
     const WHY: Error = Error::Unsupported(502);
+
+    /// One with an address behind it that answers a knock as it is told.
+    struct Case {
+        breaker: Arc<Breaker>,
+        clock: Clock,
+        knocks: Arc<AtomicUsize>,
+        answer: Result<(), Error>,
+    }
+
+    impl Case {
+        fn new(answer: Result<(), Error>) -> Self {
+            let clock = Clock::still();
+            Self { breaker: Breaker::new(clock.clone()), clock, knocks: Arc::default(), answer }
+        }
+
+        fn knock(&self) -> impl Future<Output = Result<(), Error>> + use<> {
+            let (knocks, answer) = (Arc::clone(&self.knocks), self.answer.clone());
+            async move {
+                knocks.fetch_add(1, Ordering::Relaxed);
+                answer
+            }
+        }
+
+        async fn admit(&self, askers: &Askers) -> Result<(), Error> {
+            self.breaker.admit(askers, || self.knock()).await
+        }
+
+        fn fails_for(&self, n: u8, why: &Error, failure: Failure<'_>) -> bool {
+            self.breaker.failed_for(&client(n), why, failure, || self.knock())
+        }
+
+        /// Knocks until now, once those that are under way have come to their end.
+        async fn knocks(&self) -> usize {
+            for _ in 0..10 {
+                tokio::task::yield_now().await;
+            }
+            self.knocks.load(Ordering::Relaxed)
+        }
+
+        async fn admitted<const N: usize>(&self, clients: [u8; N]) -> [bool; N] {
+            let mut admitted = [false; N];
+            for (admitted, n) in admitted.iter_mut().zip(clients) {
+                *admitted = self.admit(&client(n)).await.is_ok();
+            }
+            admitted
+        }
+    }
 
     fn client(n: u8) -> Askers {
         Askers::from(IpAddr::from([192, 0, 2, n]))
     }
 
-    #[test]
-    fn it_opens_after_three_failures_in_a_row_and_tries_with_one_request() {
-        let (breaker, start, anyone) = (Breaker::new(SHORTEST), Timestamp::default(), client(1));
-        assert!(!breaker.failed(start, &WHY, Failure::Any, None));
-        assert!(!breaker.failed(start, &WHY, Failure::Any, None));
-        breaker.succeeded();
-        assert!(!breaker.failed(start, &WHY, Failure::Any, None));
-        assert!(!breaker.failed(start, &WHY, Failure::Any, None));
-        assert!(breaker.admit(start, &anyone).is_ok());
-        assert!(breaker.failed(start, &WHY, Failure::Any, None), "the third in a row");
-        assert_eq!(breaker.admit(start, &anyone), Err(Error::LeftAlone(Box::new(WHY))));
-        assert_eq!(breaker.open_until(start), Some((start + SHORTEST, WHY)));
-        let later = start + SHORTEST;
-        assert!(breaker.check(later, &anyone).is_ok(), "one may try");
-        assert!(breaker.admit(later, &anyone).is_ok(), "which it is not yet by being about to");
-        assert!(breaker.admit(later, &client(2)).is_err(), "and no other with it");
-        breaker.succeeded();
-        assert!(breaker.admit(later, &anyone).is_ok());
-        assert!(breaker.admit(later, &anyone).is_ok());
+    fn hangs() -> Error {
+        Error::timed_out("no answer")
     }
 
-    #[test]
-    fn where_nobody_is_there_one_failure_is_enough() {
-        for (failure, alone) in [(Failure::Dead, SHORTEST), (Failure::Silent, LONGEST)] {
-            let (breaker, start, anyone) = (Breaker::new(SHORTEST), Timestamp::default(), client(1));
-            assert!(breaker.failed(start, &WHY, failure, None));
-            assert!(breaker.admit(start + alone - Duration::from_millis(1), &anyone).is_err());
-            assert!(breaker.admit(start + alone, &anyone).is_ok());
-        }
+    #[tokio::test]
+    async fn where_no_connection_leads_a_knock_finds_out_and_nobody_asks_before() {
+        let mut case = Case::new(Err(WHY));
+        assert!(case.breaker.failed(&WHY, Failure::Dead));
+        assert_eq!(case.admit(&client(1)).await, Err(left_alone(&WHY)));
+        assert_eq!(case.breaker.open_until(case.clock.now()), Some((case.clock.now() + LEFT_ALONE, WHY)));
+        case.clock.advance(LEFT_ALONE);
+        assert!(case.breaker.check(&client(1)).is_ok(), "it is worth a try");
+        assert_eq!(case.admit(&client(1)).await, Err(WHY), "that is new");
+        assert_eq!(case.admit(&client(2)).await, Err(left_alone(&WHY)));
+        case.answer = Ok(());
+        case.clock.advance(LONGEST);
+        assert_eq!(case.admitted([2, 1, 3]).await, [true; 3]);
+        assert_eq!(case.knocks().await, 2);
     }
 
-    #[test]
-    fn two_things_that_fail_again_and_again_keep_nobody_from_the_others() {
-        let (breaker, start, who) = (Breaker::new(SHORTEST), Timestamp::default(), client(1));
-        for _ in 0..10 {
-            assert!(!breaker.failed(start, &WHY, Failure::Of("a"), Some(&who)));
-            assert!(!breaker.failed(start, &WHY, Failure::Of("b"), Some(&who)));
-        }
-        assert!(breaker.failed(start, &WHY, Failure::Of("c"), Some(&who)), "three are not their own fault");
-        let later = start + SHORTEST;
-        assert!(breaker.admit(later, &who).is_ok());
-        breaker.failed(later, &WHY, Failure::Of("a"), Some(&who));
-        assert!(breaker.admit(later, &who).is_err(), "once it is open, whatever tries decides");
+    /// Who won the race to be the one that tries kept it closed for everyone with what lets him wait.
+    #[tokio::test]
+    async fn who_leaves_before_the_knock_is_answered_keeps_nobody_out() {
+        let case = Case::new(Ok(()));
+        case.breaker.failed(&WHY, Failure::Dead);
+        case.clock.advance(LEFT_ALONE);
+        let anyone = client(1);
+        let mut leaves = Box::pin(case.admit(&anyone));
+        assert!(futures_util::poll!(&mut leaves).is_pending());
+        assert!(case.breaker.check(&client(2)).is_err(), "until it is answered");
+        drop(leaves);
+        assert_eq!(case.knocks().await, 1);
+        assert!(case.breaker.check(&client(2)).is_ok());
     }
 
-    /// Who won the race to be the one that tries kept it open for everyone with what fails for him.
-    #[test]
-    fn who_tries_with_what_fails_for_him_shows_that_someone_is_there() {
-        let (breaker, start) = (Breaker::new(SHORTEST), Timestamp::default());
-        breaker.failed(start, &WHY, Failure::Dead, None);
-        let later = start + SHORTEST;
-        assert!(breaker.admit(later, &client(1)).is_ok());
-        assert!(breaker.admit(later, &client(2)).is_err());
-        breaker.failed(later, &WHY, Failure::Of("a"), Some(&client(1)));
-        assert!(breaker.admit(later, &client(2)).is_ok());
-        let hangs = Error::timed_out("no answer");
-        breaker.failed(later, &WHY, Failure::Dead, None);
-        breaker.failed(later, &hangs, Failure::Of("a"), Some(&client(1)));
-        assert!(breaker.admit(later, &client(2)).is_err(), "nobody has answered");
-    }
-
-    #[test]
-    fn what_one_is_told_is_so_also_when_another_is_answered() {
-        let (breaker, start) = (Breaker::new(SHORTEST), Timestamp::default());
-        let until = start + Duration::from_mins(1);
-        for n in [1, 2] {
-            breaker.failed(start, &WHY, Failure::Told(until), Some(&client(n)));
-        }
-        breaker.succeeded_for(&client(3));
-        assert!([1, 2].iter().all(|n| breaker.admit(start, &client(*n)).is_err()));
-        breaker.succeeded_for(&client(1));
-        assert_eq!([1, 2].map(|n| breaker.admit(start, &client(n)).is_ok()), [true, false]);
-    }
-
-    #[test]
-    fn who_asks_for_what_fails_keeps_nobody_else_from_asking() {
-        let (breaker, start) = (Breaker::new(SHORTEST), Timestamp::default());
+    #[tokio::test]
+    async fn who_asks_for_what_fails_keeps_nobody_else_from_asking() {
+        let case = Case::new(Err(WHY));
         for thing in 0..100_u8 {
-            breaker.failed(start, &WHY, Failure::Of(&thing.to_string()), Some(&client(thing % 10)));
+            case.fails_for(thing % 10, &WHY, Failure::Of(&thing.to_string()));
         }
-        assert!((0..10).all(|n| breaker.admit(start, &client(n)).is_err()));
-        assert_eq!(breaker.open_until(start).map(|(_, why)| why), Some(WHY), "of ten it is told");
-        assert!(breaker.admit(start, &client(10)).is_ok());
-        assert!(breaker.admit(start, &Askers::default()).is_ok());
+        assert_eq!(case.admitted([0, 1, 9, 10]).await, [false, false, false, true]);
+        assert_eq!(case.breaker.open_until(case.clock.now()).map(|(_, why)| why), Some(WHY), "of ten it is told");
+        assert!(case.admit(&Askers::default()).await.is_ok());
         let company = client(1).company();
         let _both = [client(1), client(10)].map(|who| company.enter(&who));
-        assert!(breaker.admit(start, &Askers::Company(company)).is_ok(), "one of whom may");
-        breaker.succeeded();
-        assert!((0..10).all(|n| breaker.admit(start, &client(n)).is_ok()));
+        assert!(case.admit(&Askers::Company(company)).await.is_ok(), "one of whom may");
+        case.breaker.succeeded();
+        assert_eq!(case.admitted([0, 1, 9, 10]).await, [true; 4]);
+        assert_eq!(case.knocks().await, 0);
     }
 
-    #[test]
-    fn that_it_keeps_several_waiting_or_wants_to_be_left_alone_is_believed_for_everyone() {
-        let start = Timestamp::default();
-        let until = start + Duration::from_mins(1);
-        let slow = (Error::timed_out("no answer"), Failure::Silent, start + LONGEST);
-        for (why, failure, until) in [slow, (Error::RateLimited { until }, Failure::Told(until), until)] {
-            let breaker = Breaker::new(SHORTEST);
+    #[tokio::test]
+    async fn one_that_keeps_several_waiting_is_knocked_at_and_closed_if_nobody_answers() {
+        for answer in [Ok(()), Err(hangs())] {
+            let case = Case::new(answer.clone());
             for n in [1, 2, 2, 2] {
-                breaker.failed(start, &why, failure, Some(&client(n)));
+                case.fails_for(n, &hangs(), Failure::Silent);
             }
-            assert_eq!([1, 2, 3].map(|n| breaker.admit(start, &client(n)).is_ok()), [false, false, true]);
-            breaker.failed(start, &why, failure, Some(&client(3)));
-            assert_eq!(breaker.admit(start, &client(4)).map_err(|error| error.cause().clone()), Err(why));
-            assert!(breaker.admit(until, &client(4)).is_ok());
-            assert!(breaker.admit(until, &client(5)).is_err(), "one tries");
+            assert_eq!((case.knocks().await, case.admitted([1, 2, 3]).await), (0, [false, false, true]));
+            for n in [3, 4, 5, 6] {
+                case.fails_for(n, &hangs(), Failure::Silent);
+            }
+            assert_eq!(case.knocks().await, 1, "not for each");
+            assert_eq!(case.admitted([1, 3, 7]).await, [false, false, answer.is_ok()], "{answer:?}");
         }
     }
 
-    #[test]
-    fn any_number_of_askers_is_remembered_no_longer_than_they_are_kept_out() {
-        let (breaker, start) = (Breaker::new(SHORTEST), Timestamp::default());
+    #[tokio::test]
+    async fn a_network_whose_addresses_wait_is_one() {
+        let case = Case::new(Err(hangs()));
+        let of_many = |n| Askers::from(IpAddr::from([0x2001, 0xdb8, 1, n, 0, 0, 0, 0]));
+        for n in 0..100 {
+            case.breaker.failed_for(&of_many(n), &hangs(), Failure::Silent, || case.knock());
+        }
+        assert_eq!((case.knocks().await, case.admitted([1]).await), (0, [true]));
+    }
+
+    #[tokio::test]
+    async fn for_want_of_a_socket_nothing_is_found_out_and_the_next_one_tries() {
+        let case = Case::new(Err(Error::NoSocket("none".into())));
+        case.breaker.failed(&WHY, Failure::Silent);
+        case.clock.advance(LONGEST);
+        assert_eq!(case.admitted([1, 2, 3]).await, [false; 3]);
+        assert_eq!(case.knocks().await, 3);
+    }
+
+    #[tokio::test]
+    async fn any_number_of_askers_is_remembered_no_longer_than_they_are_kept_out() {
+        let case = Case::new(Ok(()));
         let asker = |n: u32| Askers::from(IpAddr::from(n.to_be_bytes()));
-        (0..5_000).for_each(|n| _ = breaker.failed(start, &WHY, Failure::Any, Some(&asker(n))));
-        assert_eq!(breaker.lock().askers.len(), REMEMBERED);
-        (0..3).for_each(|_| _ = breaker.failed(start + SHORTEST, &WHY, Failure::Any, Some(&asker(9_999))));
-        assert!(breaker.admit(start + SHORTEST, &asker(9_999)).is_err());
-    }
-
-    #[test]
-    fn what_has_come_back_is_tried_within_five_seconds() {
-        for of in [None, Some(client(1))] {
-            let (breaker, mut now, who) = (Breaker::new(SHORTEST), Timestamp::default(), client(1));
-            for failure in [Failure::Any, Failure::Dead, Failure::Silent, Failure::Of("a")].into_iter().cycle().take(50) {
-                breaker.failed(now, &WHY, failure, of.as_ref());
-                now = now + LONGEST;
-                assert!(breaker.admit(now, &who).is_ok());
-            }
-            assert!(breaker.admit(now, &who).is_err());
-            assert!(breaker.admit(now + LONGEST, &who).is_ok(), "also when the one that tried was never heard of again");
-        }
-    }
-
-    #[test]
-    fn the_log_is_told_once_in_ten_seconds() {
-        let (seldom, start) = (Seldom::default(), Timestamp::default());
-        let told = (0..30).filter(|second| seldom.is_due(start + Duration::from_secs(*second)));
-        assert_eq!(told.collect::<Vec<_>>(), [0, 10, 20]);
+        let fails = |n| case.breaker.failed_for(&asker(n), &WHY, Failure::Any, || case.knock());
+        (0..5_000).for_each(|n| _ = fails(n));
+        assert_eq!(case.breaker.lock().askers.len(), REMEMBERED);
+        case.clock.advance(LEFT_ALONE);
+        (0..3).for_each(|_| _ = fails(9_999));
+        assert!(case.admit(&asker(9_999)).await.is_err());
+        case.clock.advance(Duration::from_secs(1));
+        assert!(case.admit(&asker(9_999)).await.is_ok(), "he tries himself");
     }
 }

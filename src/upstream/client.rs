@@ -12,9 +12,10 @@ use crate::clock::{Clock, Timestamp};
 use crate::metrics::Fetched;
 use crate::room::Askers;
 
-use super::breaker::{Breaker, Failure, LEFT_ALONE, Seldom};
+use super::breaker::Breaker;
 use super::counts::Counts;
 use super::error::Error;
+use super::gate::{Failure, Seldom};
 use super::guard::{Guard, Refused};
 use super::options::Options;
 use super::pace::{Limits, Pace};
@@ -39,7 +40,7 @@ pub(super) struct Client {
     header_timeout: Duration,
     /// Of small bodies.
     pub(super) limits: Limits,
-    breaker: Breaker,
+    breaker: Arc<Breaker>,
     warned: Seldom,
     /// Likewise, of what we are short of ourselves.
     short: Seldom,
@@ -107,7 +108,7 @@ impl Client {
             public_only,
             header_timeout: options.header_timeout,
             limits: Limits::of(options),
-            breaker: Breaker::new(LEFT_ALONE),
+            breaker: Breaker::new(clock.clone()),
             warned: Seldom::default(),
             short: Seldom::default(),
             counts,
@@ -130,7 +131,7 @@ impl Client {
     /// # Errors
     /// What was wrong when it was asked last.
     pub(super) fn check(&self, askers: &Askers) -> Result<(), Error> {
-        self.breaker.check(self.clock.now(), askers)
+        self.breaker.check(askers)
     }
 
     /// Until when the upstream itself is not asked, and what was wrong when it was asked last.
@@ -181,35 +182,45 @@ impl Client {
             }
         }
         if own {
-            self.breaker.admit(self.clock.now(), askers)?;
+            self.breaker.admit(askers, || self.knock()).await?;
         }
         let client = if own { &self.own } else { &self.elsewhere };
+        // Logins are made up as well as what is asked for.
+        let chosen = *url != self.base || headers.contains_key(header::AUTHORIZATION);
         let request = client.request(method, url.clone()).headers(headers);
         let request = match body {
             Some(body) => request.body(body),
             None => request,
         };
-        let (answered, failure) = match timeout(self.header_timeout, request.send()).await {
-            Ok(Ok(response)) => (Ok(response), self.failure(url)),
+        let (answered, nobody) = match timeout(self.header_timeout, request.send()).await {
+            Ok(Ok(response)) => (Ok(response), None),
             Ok(Err(error)) => {
-                let failure = match (error.is_connect(), error.is_timeout()) {
-                    (true, true) => Failure::Silent,
-                    (true, false) => Failure::Dead,
-                    (false, _) => self.failure(url),
-                };
-                (Err(error.into()), failure)
+                let nobody = error.is_connect().then_some(if error.is_timeout() { Failure::Silent } else { Failure::Dead });
+                (Err(error.into()), nobody)
             }
             Err(_) => {
                 let why = format!("no answer within {}", humantime::format_duration(self.header_timeout));
-                (Err(Error::timed_out(why)), self.failure(url))
+                (Err(Error::timed_out(why)), None)
             }
         };
-        match &answered {
-            Err(Error::NoSocket(why)) => self.has_no_socket(why),
-            _ if own => self.note(&answered, failure, askers),
-            _ => {}
+        match (&answered, nobody) {
+            (Err(Error::NoSocket(why)), _) => self.has_no_socket(why),
+            _ if !own => {}
+            (Err(trouble), Some(nobody)) => self.tell(self.breaker.failed(trouble, nobody), trouble),
+            _ => self.note(&answered, chosen.then_some((askers, url.path()))),
         }
         answered
+    }
+
+    /// Whether someone is there, whatever is asked for: `/v2/`.
+    pub(super) fn knock(&self) -> impl Future<Output = Result<(), Error>> + use<> {
+        let (request, patience) = (self.own.get(self.base.clone()), self.header_timeout);
+        async move {
+            match timeout(patience, request.send()).await {
+                Ok(answered) => answered.map(drop).map_err(Error::from),
+                Err(_) => Err(Error::timed_out("no answer")),
+            }
+        }
     }
 
     /// Where a proxy will resolve the name: whether it leads to the inside as far as can be told here.
@@ -227,11 +238,6 @@ impl Client {
         if permitted { Ok(()) } else { Err(Refused::Private(host.into())) }
     }
 
-    /// What it says of the upstream that it fails at this.
-    fn failure<'a>(&self, url: &'a Url) -> Failure<'a> {
-        if *url == self.base { Failure::Any } else { Failure::Of(url.path()) }
-    }
-
     /// That is our own trouble: of the upstream nothing was found out.
     fn has_no_socket(&self, why: &str) {
         self.counts.no_socket();
@@ -240,8 +246,8 @@ impl Client {
         }
     }
 
-    /// How the upstream itself fares.
-    fn note(&self, answered: &Result<Response, Error>, failure: Failure<'_>, askers: &Askers) {
+    /// How the upstream itself fares, and at what, if someone has chosen that.
+    fn note(&self, answered: &Result<Response, Error>, chosen: Option<(&Askers, &str)>) {
         let trouble = match answered {
             Err(error) => error.clone(),
             Ok(response) if matches!(response.status().as_u16(), 502..=504) => {
@@ -249,9 +255,15 @@ impl Client {
             }
             Ok(_) => return self.breaker.succeeded(),
         };
-        let now = self.clock.now();
-        let of = matches!(failure, Failure::Of(_)).then_some(askers);
-        if self.breaker.failed(now, &trouble, failure, of) && self.warned.is_due(now) {
+        let closed = match chosen {
+            Some((askers, path)) => self.breaker.failed_for(askers, &trouble, Failure::Of(path), || self.knock()),
+            None => self.breaker.failed(&trouble, Failure::Any),
+        };
+        self.tell(closed, &trouble);
+    }
+
+    fn tell(&self, closed: bool, trouble: &Error) {
+        if closed && self.warned.is_due(self.clock.now()) {
             tracing::warn!(host = %self.host(), %trouble, "an upstream does not answer; it is left alone for moments");
         }
     }

@@ -9,17 +9,17 @@ use reqwest::Url;
 use crate::clock::{Clock, Timestamp};
 use crate::current::Current;
 use crate::oci::Digest;
-use crate::room::Askers;
 
 use super::LeftAlone;
 use super::accounts::{Account, Accounts};
 use super::auth::{Auth, LoginKey};
-use super::breaker::{self, Breaker, Failure, Seldom};
 use super::budget::{Budget, Purpose};
 use super::client::Client;
 use super::counts::Counts;
 use super::error::Error;
+use super::gate::{Failure, Gate, LONGEST, Seldom};
 use super::options::Options;
+use super::rate_limits::RateLimits;
 use super::resolver::Resolver;
 use super::trust::Trust;
 
@@ -31,11 +31,11 @@ pub(super) struct Endpoint {
     pub(super) trusted: bool,
     /// An address may answer and yet send no blob to its end. It is then asked after the others, and not left alone: it may be
     /// the fault of one blob.
-    bodies: Breaker,
+    bodies: Mutex<Gate>,
     /// An address that another has outrun by far is likewise asked after that one for moments.
-    starts: Breaker,
-    /// Whether someone on the way to an answer limits the rate: `/v2/`, or whoever the registry sends on to.
-    pub(super) limited: Breaker,
+    starts: Mutex<Gate>,
+    /// Of those on the way to an answer: `/v2/`, and whoever the registry sends on to.
+    pub(super) rate_limits: RateLimits<LoginKey>,
     /// Blobs of which it has given wrong bytes, and until when others are asked for them first.
     wrong: moka::sync::Cache<Digest, Timestamp>,
     warned: Seldom,
@@ -66,11 +66,10 @@ impl Endpoint {
         let trusted = trust.permits(&url);
         let client = Arc::new(Client::new(url, options, trusted, resolver, clock.clone(), counts)?);
         let auth = Auth::new(Arc::clone(&client), Arc::clone(trust), clock.clone());
-        // As long as can be, as a transfer waits before it is taken up again.
-        let [bodies, starts, limited] = [(); 3].map(|()| Breaker::new(breaker::LONGEST));
+        let (bodies, starts, rate_limits) = (Mutex::default(), Mutex::default(), RateLimits::default());
         let (wrong, clients) = (moka::sync::Cache::new(REMEMBERED), moka::sync::Cache::new(REMEMBERED));
         let (warned, budgets) = (Seldom::default(), Current::default());
-        let endpoint = Self { client, auth, trusted, bodies, starts, limited, wrong, warned, budgets, clients, clock };
+        let endpoint = Self { client, auth, trusted, bodies, starts, rate_limits, wrong, warned, budgets, clients, clock };
         endpoint.set_accounts(accounts);
         Ok(endpoint)
     }
@@ -84,24 +83,25 @@ impl Endpoint {
 
     /// Whether others are to be asked before it: for the bytes of this blob, or for anything else.
     pub(super) fn is_second_choice(&self, blob: Option<&Digest>) -> bool {
-        let (now, anyone) = (self.clock.now(), Askers::default());
-        let for_blob = |digest| self.bodies.admit(now, &anyone).is_err() || self.gave_wrong(digest);
-        self.starts.admit(now, &anyone).is_err() || blob.is_some_and(for_blob)
+        let now = self.clock.now();
+        let for_blob = |digest| lock(&self.bodies).admit(now).is_err() || self.gave_wrong(digest);
+        lock(&self.starts).admit(now).is_err() || blob.is_some_and(for_blob)
     }
 
     /// It has begun to answer.
     pub(super) fn answered(&self) {
-        self.starts.succeeded();
+        *lock(&self.starts) = Gate::default();
     }
 
     /// Another has answered what it was asked long before.
     pub(super) fn was_outrun(&self) {
-        self.starts.failed(self.clock.now(), &Error::timed_out("another answered before it"), Failure::Silent, None);
+        let why = Error::timed_out("another answered before it");
+        lock(&self.starts).failed(self.clock.now(), &why, Failure::Silent, LONGEST);
     }
 
     /// A blob has come, or enough of it.
     pub(super) fn body_came(&self) {
-        self.bodies.succeeded();
+        *lock(&self.bodies) = Gate::default();
     }
 
     /// A blob has broken off.
@@ -109,7 +109,8 @@ impl Endpoint {
         let now = self.clock.now();
         // To wait once more until it falls silent is too much.
         let failure = if matches!(why, Error::Unavailable { timed_out: true, .. }) { Failure::Silent } else { Failure::Any };
-        if self.bodies.failed(now, why, failure, None) && self.warned.is_due(now) {
+        // As long as can be, as a transfer waits before it is taken up again.
+        if lock(&self.bodies).failed(now, why, failure, LONGEST) && self.warned.is_due(now) {
             tracing::warn!(host = %self.client.host(), %why, "blobs break off; others are asked first for moments");
         }
     }
@@ -126,10 +127,11 @@ impl Endpoint {
     /// For how long it is left alone after `now`: as it does not answer, or lets no account ask.
     pub(super) fn cool_down(&self, now: Timestamp) -> Duration {
         let budgets = self.budgets.get();
-        let limited = budgets.values().map(|budget| lock(budget).admit(Purpose::Blob, now).err().unwrap_or_default());
-        let left_alone =
-            [self.client.left_alone(now), self.limited.open_until(now)].into_iter().flatten().map(|(until, _)| until).max();
-        limited.min().max(left_alone).unwrap_or_default().since(now)
+        let limited = budgets.iter().map(|(account, budget)| {
+            let elsewhere = self.rate_limits.for_everyone(now, &LoginKey::Account(*account));
+            lock(budget).admit(Purpose::Blob, now).err().max(elsewhere).unwrap_or_default()
+        });
+        limited.min().max(self.client.left_alone(now).map(|(until, _)| until)).unwrap_or_default().since(now)
     }
 
     /// Until when that is, and why.
@@ -152,6 +154,6 @@ impl Endpoint {
     }
 }
 
-fn lock(budget: &Mutex<Budget>) -> MutexGuard<'_, Budget> {
-    budget.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -126,14 +126,11 @@ impl Upstream {
         let mut waiting = order.iter().copied().enumerate();
         let mut asked = FuturesUnordered::new();
         let (mut failed, mut trouble): (Vec<usize>, Option<(usize, Error)>) = (Vec::new(), None);
-        let mut found_out = false;
         let mut hedge_at = Instant::now();
         loop {
             if asked.is_empty() {
                 let Some((turn, endpoint)) = waiting.next() else {
-                    let error = trouble.map_or(Error::Offline, |(_, error)| error);
-                    // That is new where any of them was asked.
-                    return Err(if found_out { error.cause().clone() } else { error });
+                    return Err(trouble.map_or(Error::Offline, |(_, error)| error));
                 };
                 asked.push(self.ask_one(turn, endpoint, question, None));
                 hedge_at = Instant::now() + self.hedge_after;
@@ -157,7 +154,6 @@ impl Upstream {
                         | Error::UnlistedTokenHost(_)
                         | Error::NoSocket(_)),
                     ) => {
-                        found_out |= !matches!(error, Error::LeftAlone(_));
                         // What the first one says counts: the others are asked for its sake.
                         if trouble.as_ref().is_none_or(|(earlier, _)| turn < *earlier) {
                             trouble = Some((turn, error));
@@ -165,10 +161,7 @@ impl Upstream {
                         failed.push(turn);
                     }
                     Err(error) if self.is_first(endpoint) => return Err(error),
-                    Err(_) => {
-                        found_out = true;
-                        failed.push(turn);
-                    }
+                    Err(_) => failed.push(turn),
                 },
                 () = tokio::time::sleep_until(hedge_at), if waiting.len() > 0 => {
                     if let Some(place) = self.places.take_spare(&question.behalf.askers, question.blob.is_some())

@@ -14,7 +14,6 @@ use crate::traces::{Span, SpanKind};
 
 use super::accounts::Account;
 use super::auth::{Login, LoginKey, Proof, refused};
-use super::breaker::Failure;
 use super::budget::{Purpose, cool_down};
 use super::client::Followed;
 use super::endpoint::Endpoint;
@@ -57,12 +56,12 @@ impl Upstream {
     pub(super) async fn send_to(&self, endpoint: &Endpoint, question: &Question<'_>) -> Result<Response, Error> {
         let askers = &question.behalf.askers;
         endpoint.client.check(askers)?;
-        endpoint.limited.admit(self.clock.now(), askers)?;
         let (mut limited, mut shut_out): (Option<Timestamp>, Option<Error>) = (None, None);
         let mut told_now = false;
         for principal in self.principals(question) {
-            let admitted = endpoint.budget(principal.key(), |budget| budget.admit(question.purpose, self.clock.now()));
-            let until = match admitted {
+            let (key, now) = (principal.key(), self.clock.now());
+            let admitted = endpoint.budget(key, |budget| budget.admit(question.purpose, now));
+            let until = match admitted.and_then(|()| endpoint.rate_limits.check(now, &key, askers)) {
                 Ok(()) => match self.send_as(endpoint, &principal, question).await {
                     Err(Error::RateLimited { until }) => {
                         tracing::warn!(upstream = %self.name, host = %endpoint.client.host(), "the upstream limits the rate of requests; it is left alone for a while");
@@ -164,7 +163,7 @@ impl Upstream {
                 // First with nothing or what is held, then with what is asked for, then with what `/v2/` wants.
                 StatusCode::UNAUTHORIZED if own && tries > 0 => {
                     let wanted = endpoint.auth.wanted(login, repository, response.headers(), sent.as_ref(), askers).await;
-                    let better = match self.heeding(endpoint, askers, wanted)? {
+                    let better = match self.heeding(endpoint, login.key, askers, wanted)? {
                         Some(challenge) => endpoint.auth.meet(&challenge, login, askers).await?,
                         None => None,
                     };
@@ -189,20 +188,16 @@ impl Upstream {
                 }
                 _ => {
                     let judged = self.judge(&response, own, login.key, sent.as_ref());
-                    return self.heeding(endpoint, askers, judged).map(|()| response);
+                    return self.heeding(endpoint, login.key, askers, judged).map(|()| response);
                 }
             }
         }
     }
 
     /// Where someone on the way to the answer limits the rate, nothing more is asked for as long as it says.
-    fn heeding<T>(&self, endpoint: &Endpoint, askers: &Askers, said: Result<T, Error>) -> Result<T, Error> {
-        match &said {
-            Err(why @ Error::RateLimited { until }) => {
-                endpoint.limited.failed(self.clock.now(), why, Failure::Told(*until), Some(askers));
-            }
-            Err(_) => {}
-            Ok(_) => endpoint.limited.succeeded_for(askers),
+    fn heeding<T>(&self, endpoint: &Endpoint, login: LoginKey, askers: &Askers, said: Result<T, Error>) -> Result<T, Error> {
+        if let Err(Error::RateLimited { until }) = said {
+            endpoint.rate_limits.told(self.clock.now(), &login, askers, until);
         }
         said
     }

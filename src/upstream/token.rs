@@ -2,6 +2,7 @@
 //!
 //! <https://distribution.github.io/distribution/spec/auth/token/>, <https://distribution.github.io/distribution/spec/auth/oauth/>
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::AUTHORIZATION;
@@ -73,7 +74,13 @@ impl Request {
         Ok(Self { realm, service: key.service.clone(), scopes, credential: credential.cloned() })
     }
 
-    pub(super) async fn send(self, client: &Client, clock: &Clock, askers: &Askers) -> Result<Token, Error> {
+    /// Whether someone is there, whatever is asked for.
+    pub(super) fn knock(&self, client: &Arc<Client>) -> impl Future<Output = Result<(), Error>> + use<> {
+        let (client, realm) = (Arc::clone(client), self.realm.clone());
+        async move { client.get(&realm, HeaderMap::new(), &Askers::default()).await.map(drop) }
+    }
+
+    pub(super) async fn send(&self, client: &Client, clock: &Clock, askers: &Askers) -> Result<Token, Error> {
         let said = tokio::time::timeout(TIMEOUT, self.send_and_judge(client, clock, askers)).await;
         said.unwrap_or_else(|_| Err(Error::timed_out("the token service does not answer")))
     }

@@ -372,7 +372,7 @@ async fn without_its_upstream_it_serves_for_a_minute_and_then_nothing() {
     mirror.clock().advance(Duration::from_secs(10));
     upstream.forget_requests();
     pull(&alice, &image).await;
-    assert_eq!(upstream.count("GET", ""), 0, "all of it was here: {:#?}", upstream.requests());
+    assert_eq!(upstream.count("GET", "/team-a/"), 0, "all of it was here: {:#?}", upstream.requests());
 }
 
 #[tokio::test]

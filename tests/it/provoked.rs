@@ -1,7 +1,13 @@
 //! Who makes up what an upstream, or its token service, fails at: that keeps nobody else from it.
 
+use std::time::Duration;
+
+use futures_util::future::join;
+use larder::clock::Clock;
+
 use crate::support::{
-    ANONYMOUS, Answer, Auth, Blobs, Client, Fault, Image, Like, Match, Registry, Setup, StoppedMirror, TestMirror, basic, noise,
+    ANONYMOUS, Answer, Auth, Blobs, Client, Fault, Image, Like, Listener, Match, Registry, Setup, StoppedMirror, TestMirror,
+    User, basic, noise,
 };
 
 const HOST: &str = "hub.mirror.test";
@@ -180,4 +186,85 @@ async fn a_place_that_limits_the_rate_of_one_blob_keeps_nobody_else_from_another
     }
     assert_eq!(provoked.upstream.count("GET", &limited), 1);
     provoked.get(&path(&other), &[OTHER]).await.expect(200);
+}
+
+/// Who tried first whether an upstream was back kept it from everyone with what lets him wait there.
+#[tokio::test]
+async fn what_lets_one_wait_keeps_nobody_from_an_upstream_that_has_come_back() {
+    let upstream = Registry::start().await;
+    let images = [1, 2].map(|n| Image::new(n).put(&upstream, &format!("library/app{n}"), "latest"));
+    let mirror = TestMirror::builder().upstream("docker.io", &upstream).clock(Clock::still());
+    let provoked = Provoked::start(upstream, mirror).await;
+    provoked.upstream.stop().await;
+    provoked.get(&images[0].tag_path("latest"), &[OTHER]).await.expect(502);
+    provoked.upstream.restart().await;
+    provoked.upstream.on(Match::any("/evil/").times(1), Fault::Hang);
+    provoked.mirror.clock().advance(Duration::from_secs(5));
+    let waits = provoked.get("/v2/evil/x/manifests/latest", &[ATTACKER]);
+    let others = async {
+        provoked.upstream.held(1).await;
+        for image in &images {
+            provoked.get(&image.tag_path("latest"), &[OTHER]).await.expect(200);
+        }
+        provoked.upstream.release();
+    };
+    assert_ne!(join(waits, others).await.0.status, 200);
+    assert_eq!(provoked.upstream.requests().iter().filter(|seen| seen.path == "/v2/").count(), 1, "that it is back");
+}
+
+/// What is not there, asked for as soon as the limit was over, was taken for no answer, and kept everyone out for longer.
+#[tokio::test]
+async fn a_limit_of_the_rate_lasts_as_long_as_it_was_told() {
+    let upstream = Registry::with(Setup { blobs: Blobs::REDIRECTED, ..Setup::default() }).await;
+    let blobs: [_; 4] = std::array::from_fn(|n| upstream.put_blob("library/app", noise(n as u64, 1000)));
+    upstream.on(Match::storage(""), Fault::answer(429, &[("retry-after", "60")], ""));
+    let mirror = TestMirror::builder().upstream("docker.io", &upstream).clock(Clock::still());
+    let provoked = Provoked::start(upstream, mirror).await;
+    let path = |digest| format!("/v2/library/app/blobs/{digest}");
+    for (n, blob) in blobs.iter().enumerate() {
+        let from = format!("198.51.100.{}", n + 10);
+        provoked.get(&path(blob), &[("x-forwarded-for", &from)]).await.expect(429);
+    }
+    assert_eq!(provoked.upstream.count_at(Listener::Storage, "GET", ""), 3, "three are told, and it is so for everyone");
+    provoked.upstream.heal();
+    provoked.get(&path(&blobs[0]), &[OTHER]).await.expect(429);
+    provoked.mirror.clock().advance(Duration::from_mins(1));
+    provoked.get("/v2/evil/x/manifests/latest", &[ATTACKER]).await.expect(404);
+    provoked.get(&path(&blobs[0]), &[OTHER]).await.expect(200);
+}
+
+/// Clients behind one proxy have one address.
+#[tokio::test]
+async fn a_place_that_limits_the_rate_of_one_login_keeps_no_other_from_it() {
+    let setup = Like::DockerHub.setup().login("alice", "canary-of-alice").login("bob", "canary-of-bob");
+    let upstream = Registry::with(setup).await;
+    let [limited, other] = [1, 2].map(|seed| upstream.put_blob("library/app", noise(seed, 1000)));
+    upstream.on(Match::storage(&limited), Fault::answer(429, &[("retry-after", "600")], ""));
+    let mirror = TestMirror::builder().gate("docker.io", &upstream, HOST).start().await;
+    let [alice, bob] = [("alice", "canary-of-alice"), ("bob", "canary-of-bob")]
+        .map(|(user, password)| User::login(&mirror, HOST, user, password));
+    let (alice, bob) = join(alice, bob).await;
+    let path = |digest| format!("/v2/library/app/blobs/{digest}");
+    alice.get(&path(&limited)).await.expect(429);
+    alice.get(&path(&other)).await.expect(429);
+    bob.get(&path(&other)).await.expect(200);
+}
+
+/// What another address said then, that it has nothing, was taken for news of the first, and noted as a failure of the tag.
+#[tokio::test]
+async fn who_is_kept_from_the_first_address_keeps_nobody_else_from_a_tag_that_the_next_does_not_have() {
+    let (upstream, next) = (Registry::start().await, Registry::start().await);
+    upstream.on(Match::any("/evil/"), Fault::status(502));
+    let image = Image::new(1).put(&upstream, "library/app", "latest");
+    let mirror = TestMirror::builder()
+        .upstream("docker.io", &upstream)
+        .set(&format!("upstream.\"docker.io\".fallbacks = [{:?}]", next.url()));
+    let provoked = Provoked::start(upstream, mirror).await;
+    for n in 0..4 {
+        provoked.get(&format!("/v2/evil/n{n}/manifests/latest"), &[ATTACKER]).await.expect(502);
+    }
+    for _ in 0..10 {
+        provoked.get(&image.tag_path("latest"), &[ATTACKER]).await.expect(502);
+    }
+    provoked.get(&image.tag_path("latest"), &[OTHER]).await.expect(200);
 }

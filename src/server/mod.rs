@@ -19,6 +19,7 @@ mod fresh;
 mod gathered;
 mod handler;
 mod holders;
+mod lines;
 mod log;
 mod login;
 mod metrics;

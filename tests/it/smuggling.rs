@@ -41,7 +41,7 @@ async fn a_request_whose_end_is_in_doubt_is_the_last_of_its_connection() {
         ("two codings", "transfer-encoding: chunked\r\ntransfer-encoding: identity\r\n", "0\r\n\r\n", vec![400]),
         ("a coding twice", "transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n", "0\r\n\r\n", vec![200]),
         ("a coding before a space", "transfer-encoding : chunked\r\n", "0\r\n\r\n", vec![400]),
-        ("a length after a bare LF", "x: a\ncontent-length: 5\r\n", "hello", vec![200]),
+        ("a length after a bare LF", "x: a\ncontent-length: 5\r\n", "hello", vec![400]),
         ("chunks that are not the last coding", "transfer-encoding: chunked, identity\r\n", "0\r\n\r\n", vec![400]),
         ("a coding behind a vertical tab", "transfer-encoding: \x0bchunked\r\n", "0\r\n\r\n", vec![400]),
         ("a space before the colon", "content-length : 5\r\n", "", vec![400]),
@@ -81,8 +81,7 @@ async fn what_is_no_request_line_of_http_1_is_refused() {
     }
 }
 
-/// A line may end in LF alone (RFC 9112, section 2.2), as hyper has it: that nobody before larder sees another head there, who is before
-/// it has to see to.
+/// One that takes an LF alone for a part of a value sees no end of the head where another does.
 #[tokio::test]
 async fn a_head_that_others_may_read_in_another_way_is_refused_or_the_last() {
     for (head, expected) in [
@@ -91,9 +90,13 @@ async fn a_head_that_others_may_read_in_another_way_is_refused_or_the_last() {
         ("GET /v2/ HTTP/1.1\r\nhost: mirror\r\nhost: elsewhere\r\nconnection: close\r\n\r\n", vec![400]),
         ("GET http://elsewhere/v2/ HTTP/1.1\r\nhost: mirror\r\nconnection: close\r\n\r\n", vec![400]),
         ("GET http://mirror/v2/ HTTP/1.1\r\nhost: Mirror\r\nconnection: close\r\n\r\n", vec![200]),
-        ("GET /v2/ HTTP/1.1\nhost: mirror\nconnection: close\n\n", vec![200]),
-        ("GET /v2/ HTTP/1.1\r\nhost: mirror\r\nx: y\nconnection: close\r\n\r\n", vec![200]),
-        ("GET /v2/ HTTP/1.1\r\nhost: mirror\r\nx: y\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", vec![200]),
+        ("GET /v2/ HTTP/1.1\nhost: mirror\n\n", vec![400]),
+        ("\nGET /v2/ HTTP/1.1\r\nhost: mirror\r\n\r\n", vec![400]),
+        ("GET /v2/ HTTP/1.1\r\nhost: mirror\r\nx: y\n\n", vec![400]),
+        ("GET /v2/ HTTP/1.1\r\nhost: mirror\r\nx: y\nconnection: close\r\n\r\n", vec![400]),
+        ("GET /v2/ HTTP/1.1\r\nhost: mirror\r\nx: y\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", vec![400]),
+        ("GET /v2/ HTTP/1.1\r\nhost: mirror\r\n\n", vec![400]),
+        ("GET /v2/ HTTP/1.1\r\nhost: mirror\r\n\r\nGET /v2/ HTTP/1.1\nhost: mirror\r\n\r\n", vec![200, 400]),
     ] {
         assert_eq!(said_to(format!("{head}{HIDDEN}").as_bytes()).await, expected, "{head:?}");
     }
@@ -107,7 +110,6 @@ async fn a_request_whose_end_is_in_doubt_is_one_question_upstream() {
         ("chunks and a length", "transfer-encoding: chunked\r\ncontent-length: 70\r\n", "0\r\n\r\n"),
         ("a coding twice", "transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n", "0\r\n\r\n"),
         ("a chunk that lies about its size", "transfer-encoding: chunked\r\n", "1\r\nabc\r\n0\r\n\r\n"),
-        ("a length after a bare LF", "x: a\ncontent-length: 5\r\n", "hello"),
         ("a body", "content-length: 5\r\nexpect: 100-continue\r\n", "hello"),
     ] {
         let upstream = Registry::start().await;

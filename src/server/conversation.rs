@@ -27,7 +27,7 @@ use super::certificate::common_name;
 use super::connections::{Open, Underway, answer_unasked};
 use super::door::{Client, Peer, Terms};
 use super::gathered::Gathered;
-use super::lines::Lines;
+use super::line_ends::LineEnds;
 use super::passage::Passage;
 use super::respond;
 use super::shares::Connected;
@@ -257,7 +257,7 @@ where
                 Ok::<_, Infallible>(answer.map(|body| body.over(passage, length)))
             }
         });
-        let http = all.http.serve_connection(TokioIo::new(Lines::of(stream)), service).into_owned();
+        let http = all.http.serve_connection(TokioIo::new(LineEnds::of(stream)), service).into_owned();
         let (mut phase, deadline) = (Phase::Begun, sleep(HEAD_TIMEOUT));
         tokio::pin!(http, deadline);
         let to_leave = async {

@@ -19,7 +19,7 @@ mod fresh;
 mod gathered;
 mod handler;
 mod holders;
-mod lines;
+mod line_ends;
 mod log;
 mod login;
 mod metrics;

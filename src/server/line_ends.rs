@@ -6,10 +6,10 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// A stream whose lines end in no other way. To HTTP/1 an LF alone may end one as well (RFC 9112, section 2.2): where a proxy before larder
+/// A stream whose lines end in CR LF alone. To HTTP/1 an LF alone may end one as well (RFC 9112, section 2.2): where a proxy before larder
 /// takes it for a part of a value, two would read different requests, and answers would go to whom they are not for. Here it comes as a
 /// byte that no head may have in it. What is sent in a body ends the connection anyway, and HTTP/2 has no lines.
-pub(super) struct Lines<S> {
+pub(super) struct LineEnds<S> {
     stream: S,
     sent: Sent,
 }
@@ -27,15 +27,15 @@ enum Sent {
 /// Of HTTP/2 (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-// === impl Lines ===
+// === impl LineEnds ===
 
-impl<S> Lines<S> {
+impl<S> LineEnds<S> {
     pub(super) fn of(stream: S) -> Self {
         Self { stream, sent: Sent::Preface(0) }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Lines<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for LineEnds<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
@@ -44,7 +44,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Lines<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Lines<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for LineEnds<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }

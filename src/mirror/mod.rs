@@ -203,8 +203,8 @@ impl Refusal {
         }
     }
 
-    /// Whether it is said of the one who has asked, of the line that he stood in, of the way that he came by or of what else he has asked for, and not of what was
-    /// asked for.
+    /// Whether it is said of the one who has asked, of the line that he stood in, of the way that he came by or of what else he has asked
+    /// for, and not of what was asked for.
     fn is_of_who_asked(&self) -> bool {
         matches!(
             self,

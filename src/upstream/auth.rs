@@ -258,8 +258,8 @@ impl Auth {
         let (rate_limits, askers) = (Arc::clone(&self.rate_limits), askers.clone());
         let service = self.services.get_with(key.realm.clone(), || Breaker::new(self.clock.clone()));
         let fetched = self.fetching.join(for_key.clone(), || async move {
-            let left_alone = |until| Error::LeftAlone(Box::new(Error::RateLimited { until }));
-            rate_limits.check(clock.now(), &for_realm, &askers).map_err(left_alone)?;
+            let limited = rate_limits.check(clock.now(), &for_realm, &askers);
+            limited.map_err(|until| Error::RateLimited { until }.left_alone())?;
             let knock = || request.knock(&client);
             service.admit(&askers, knock).await?;
             let began = Instant::now();

@@ -188,7 +188,7 @@ impl State {
 }
 
 fn left_alone(why: &Error) -> Error {
-    Error::LeftAlone(Box::new(why.clone()))
+    why.clone().left_alone()
 }
 
 #[cfg(test)]

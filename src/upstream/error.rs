@@ -90,6 +90,11 @@ impl Error {
         }
     }
 
+    /// Nothing was asked: that was the matter a moment ago.
+    pub(super) fn left_alone(self) -> Self {
+        Self::LeftAlone(Box::new(self))
+    }
+
     /// What is the matter, found out now or a moment ago.
     #[must_use]
     pub fn cause(&self) -> &Self {

@@ -31,13 +31,13 @@ impl<K: Eq + Hash + Clone> RateLimits<K> {
     /// # Errors
     /// From when on.
     pub(super) fn check(&self, now: Timestamp, of: &K, askers: &Askers) -> Result<(), Timestamp> {
-        if self.lock().is_empty() {
+        let told = self.lock();
+        if told.is_empty() {
             return Ok(());
         }
-        if let Some(until) = self.for_everyone(now, of) {
+        if let Some(until) = for_everyone(&told, now, of) {
             return Err(until);
         }
-        let told = self.lock();
         let until = |who| told.get(&(of.clone(), crowd(who, SMALLEST))).copied().unwrap_or_default();
         let until = askers.answerable().into_iter().map(until).min().unwrap_or_default();
         if now < until { Err(until) } else { Ok(()) }
@@ -45,11 +45,7 @@ impl<K: Eq + Hash + Clone> RateLimits<K> {
 
     /// Until when it is so for everyone.
     pub(super) fn for_everyone(&self, now: Timestamp, of: &K) -> Option<Timestamp> {
-        let told = self.lock();
-        let told = told.iter().filter(|((told_of, _), until)| told_of == of && now < **until);
-        let mut networks: Vec<_> = networks(told.map(|((_, who), until)| (*who, *until))).into_values().collect();
-        networks.sort_unstable_by(|a, b| b.cmp(a));
-        networks.get(SEVERAL - 1).copied()
+        for_everyone(&self.lock(), now, of)
     }
 
     /// These are told to ask nothing before `until`.
@@ -69,6 +65,13 @@ impl<K: Eq + Hash + Clone> RateLimits<K> {
     fn lock(&self) -> MutexGuard<'_, HashMap<(K, Crowd), Timestamp>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn for_everyone<K: PartialEq>(told: &HashMap<(K, Crowd), Timestamp>, now: Timestamp, of: &K) -> Option<Timestamp> {
+    let told = told.iter().filter(|((told_of, _), until)| told_of == of && now < **until);
+    let mut networks: Vec<_> = networks(told.map(|((_, who), until)| (*who, *until))).into_values().collect();
+    networks.sort_unstable_by(|a, b| b.cmp(a));
+    networks.get(SEVERAL - 1).copied()
 }
 
 #[cfg(test)]

@@ -82,7 +82,7 @@ impl Upstream {
             limited = Some(limited.map_or(until, |earliest| earliest.min(until)));
         }
         let limited = limited.map(|until| Error::RateLimited { until });
-        let limited = limited.map(|why| if told_now { why } else { Error::LeftAlone(Box::new(why)) });
+        let limited = limited.map(|why| if told_now { why } else { why.left_alone() });
         Err(limited.or(shut_out).unwrap_or(Error::Offline))
     }
 
